@@ -1,0 +1,355 @@
+"""Everything that can be set, as frozen dataclasses. No torch here, so that the command line starts fast."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from fqgan.errors import UserError
+
+FORMAT_VERSION = 1
+T = TypeVar("T")
+
+# Class-token (or pooled) feature dimensions of the teachers that presets name, so that a model can be built
+# without loading its teachers.
+TEACHER_DIMS = {
+    "efficientnet-lite0": 1280,
+    "clip:openai/clip-vit-large-patch14": 1024,
+    "clip:openai/clip-vit-base-patch16": 768,
+    "dinov2:facebook/dinov2-small": 384,
+}
+
+
+@dataclass(frozen=True)
+class FactorConfig:
+    """One factor: a sub-codebook with its adapter (paper section 3.2)."""
+
+    name: str = "visual"
+    """Name in logs, reports and metrics; unique within a model."""
+    codebook_size: int = 16384
+    """Number of codes K."""
+    code_dim: int = 8
+    """Dimension D of a code."""
+    adapter_depth: int = 6
+    """Transformer blocks of the adapter F_i (Eq. 4); 0: no adapter, the factor reads the encoder directly."""
+    teacher: str = ""
+    """Frozen vision model whose class token this factor predicts (section 3.2.2); empty: none."""
+    teacher_dim: int = 0
+    """Dimension of the teacher's feature; 0: looked up, or asked of the teacher when training starts."""
+
+
+def teacher_dim(factor: FactorConfig) -> int:
+    """Feature dimension of a factor's teacher; `UserError` when it is neither given nor known."""
+    dim = factor.teacher_dim or TEACHER_DIMS.get(factor.teacher.partition("@")[0], 0)
+    if not dim:
+        raise UserError(
+            f"factor {factor.name}: the dimension of teacher {factor.teacher!r} is not known: set teacher_dim"
+        )
+    return dim
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Architecture of a tokenizer. The defaults are the paper's dual tokenizer at 16x."""
+
+    image_size: int = 256
+    """Pixels a side at training. Any other multiple of the downsampling factor works at inference."""
+    stem: int = 1
+    """Space-to-depth factor in front of the encoder (and behind the decoder); 1: the paper's convolutional stem.
+    Larger values trade detail for speed on small machines."""
+    channels: int = 128
+    """Base width of the convolutional encoder and decoder."""
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Width of each resolution level over `channels`; every level but the last halves the resolution."""
+    res_blocks: int = 2
+    """Residual blocks of an encoder level; the decoder has one more."""
+    attention: bool = True
+    """Self-attention at the lowest resolution, as VQGAN has it."""
+    z_channels: int = 256
+    """Width between the convolutional networks and the code projections."""
+    dropout: float = 0.0
+    """Dropout in the residual blocks."""
+    adapter_head_dim: int = 64
+    """Channels of an attention head in the adapters."""
+    feature_head_depth: int = 3
+    """Transformer blocks of a feature-prediction head."""
+    feature_head_heads: int = 8
+    """Attention heads of a feature-prediction head."""
+    feature_head_width: int = 0
+    """Width of a feature-prediction head; 0: the teacher's dimension, as in the released models. Any other width
+    ends in a linear map to the teacher's dimension."""
+    factors: tuple[FactorConfig, ...] = (
+        FactorConfig("visual"),
+        FactorConfig("semantic", teacher="clip:openai/clip-vit-large-patch14"),
+    )
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a side of one position."""
+        return self.stem * 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Positions a side at `image_size`."""
+        return self.image_size // self.downsampling
+
+    def check(self) -> None:
+        """Raise `UserError` for an architecture that cannot be built."""
+        if not self.factors:
+            raise UserError("model.factors is empty: a tokenizer needs at least one factor")
+        if self.image_size % self.downsampling:
+            raise UserError(
+                f"model.image_size {self.image_size} is no multiple of the downsampling factor {self.downsampling}"
+            )
+        names = [factor.name for factor in self.factors]
+        if len(set(names)) < len(names):
+            raise UserError(f"factor names must differ, got {', '.join(names)}")
+        if any(self.channels * multiplier % 32 for multiplier in self.channel_multipliers):
+            raise UserError(
+                f"model.channels {self.channels} times each multiplier must be a multiple of 32 (norm groups)"
+            )
+        width = self.channels * self.channel_multipliers[-1]
+        for factor in self.factors:
+            if min(factor.codebook_size, factor.code_dim) < 1 or factor.adapter_depth < 0:
+                raise UserError(f"factor {factor.name}: sizes must be positive, adapter_depth at least 0")
+            if factor.adapter_depth and width % self.adapter_head_dim:
+                raise UserError(f"model.adapter_head_dim {self.adapter_head_dim} does not divide the width {width}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how they are cut."""
+
+    source: str = ""
+    """`photos` (the packaged photographs), an image folder, a parquet file, or a folder of parquet files."""
+    validation: str = ""
+    """The same for validation; empty: the held-out regions of `photos`, else no validation."""
+    crop_min: float = 0.8
+    """ADM random crop: smallest crop as a fraction of the resized shorter side."""
+    crop_max: float = 1.0
+    """ADM random crop: largest crop as a fraction of the resized shorter side; 1 and 1: centre crop."""
+    flip: bool = True
+    """Mirror half of the images."""
+    upscale: bool = False
+    """Enlarge images whose shorter side is below model.image_size; otherwise they are refused."""
+    workers: int = 4
+    """Loader processes of each rank; 0: load in the training process."""
+    window: int = 16
+    """Blocks of a sequential source (row groups) that are shuffled together."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of Eq. 2 and Eq. 8, and the form of each term."""
+
+    reconstruction: Literal["l1", "l2"] = "l2"
+    """Pixel loss, in the [-1, 1] range."""
+    reconstruction_weight: float = 1.0
+    perceptual: Literal["lpips-vgg", "efficientnet-lite0", "none"] = "lpips-vgg"
+    """Perceptual distance: LPIPS on VGG-16, or the distance on the packaged EfficientNet's stages (offline)."""
+    perceptual_weight: float = 1.0
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+    entropy_weight: float = 0.03
+    entropy_temperature: float = 0.01
+    """Temperature tau of the soft assignment softmax(-d / tau)."""
+    disentangle_weight: float = 0.1
+    """lambda_1 of Eq. 8."""
+    disentangle_codebooks: bool = False
+    """Let the gradient of Eq. 7 reach the codebooks; in the released models it reaches adapters and encoder only."""
+    representation_weight: float = 0.5
+    """lambda_2 of Eq. 8."""
+    representation_temperature: float = 1.0
+    """Temperature of InfoNCE; the released models use none (1)."""
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The adversarial term of Eq. 2."""
+
+    start: int = 20_000
+    """Optimizer step from which discriminator and GAN loss are active."""
+    weight: float = 0.5
+    """Weight of the GAN loss in the generator's objective; 0: no discriminator is built."""
+    channels: int = 64
+    """Base width of the PatchGAN."""
+    layers: int = 3
+    """Strided layers of the PatchGAN after its first."""
+    norm: Literal["batch", "group"] = "batch"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam and its schedule, in optimizer steps."""
+
+    lr: float = 2e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    final_lr: float = 0.0
+    """Where the cosine ends, as a fraction of `lr`."""
+    clip: float = 1.0
+    """Largest gradient norm (of generator and discriminator each); 0: no clipping."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch, precision and bookkeeping of a training run."""
+
+    batch: int = 256
+    """Images of one optimizer step over all ranks."""
+    micro_batch: int = 0
+    """Images of a rank at a time; 0: batch / ranks. batch must be a multiple of micro_batch * ranks."""
+    epochs: float = 40
+    """Passes over the data; converted to steps once."""
+    steps: int = 0
+    """Optimizer steps; 0: from `epochs`."""
+    precision: Literal["bf16", "float32"] = "bf16"
+    """Autocast of the networks; quantizer and losses are float32 always."""
+    ema_decay: float = 0.0
+    """Decay of the weights' moving average a step; 0: none."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = False
+    """Deterministic kernels on a GPU, for bit-exact resume there."""
+    log_every: int = 50
+    """Steps between lines of stats.jsonl."""
+    image_every: int = 1000
+    """Steps between pictures of reconstructions; 0: none."""
+    validate_every: int = 5000
+    """Steps between validations; 0: none."""
+    validation_images: int = 2048
+    """Images of one validation at most."""
+    checkpoint_every: int = 5000
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: int = 2
+    """Checkpoints kept."""
+    wandb: str = ""
+    """Project to log to on Weights & Biases (needs the package wandb); empty: none."""
+
+
+@dataclass(frozen=True)
+class TokenizerRunConfig:
+    """A tokenizer training run. The defaults are the paper's recipe (section 4.1, reference B)."""
+
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def check(self) -> None:
+        """Raise `UserError` for settings that contradict each other."""
+        self.model.check()
+        dims = {factor.code_dim for factor in self.model.factors}
+        if self.loss.disentangle_weight and len(dims) > 1:
+            raise UserError("loss.disentangle_weight needs factors of one code_dim (Eq. 7): set it to 0 or align them")
+        if not 0 < self.data.crop_min <= self.data.crop_max <= 1:
+            raise UserError("data.crop_min and data.crop_max must satisfy 0 < crop_min <= crop_max <= 1")
+        if not self.loss.representation_weight and any(factor.teacher for factor in self.model.factors):
+            raise UserError('loss.representation_weight 0 would leave a feature head untrained: set its teacher to ""')
+        if self.train.batch < 1 or self.train.micro_batch < 0:
+            raise UserError("train.batch must be at least 1 and train.micro_batch at least 0")
+        if self.train.log_every < 1 or self.train.checkpoint_every < 1 or self.train.keep_last < 1:
+            raise UserError("train.log_every, train.checkpoint_every and train.keep_last must be at least 1")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain JSON-ready dict of a config, with `format_version`."""
+    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
+
+
+def from_dict(cls: type[T], data: dict[str, Any]) -> T:
+    """Build a config from `to_dict`'s form. Unknown keys and wrong types raise `UserError`."""
+    data = dict(data)
+    version = data.pop("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise UserError(f"config format_version {version} is not {FORMAT_VERSION}: written by another version of fqgan")
+    return _build(cls, data, "")
+
+
+def _build(cls: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(cls), typing.get_args(cls)
+    if dataclasses.is_dataclass(cls):
+        if not isinstance(value, dict):
+            raise UserError(f"config key {where or 'root'} must be an object, got {value!r}")
+        hints = typing.get_type_hints(cls)
+        for key in value:
+            if key not in hints:
+                raise UserError(f"unknown config key {where + key!r}{did_you_mean(key, hints)}")
+        return cls(**{key: _build(hints[key], item, f"{where}{key}.") for key, item in value.items()})
+    name = where.rstrip(".")
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"config key {name} must be a list, got {value!r}")
+        return tuple(_build(args[0], item, f"{where}{i}.") for i, item in enumerate(value))
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"config key {name} must be one of {', '.join(map(str, args))}; got {value!r}")
+        return value
+    if origin is types.UnionType:
+        cls = args[0]
+    if cls is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, cls) or (cls is int and isinstance(value, bool)):
+        raise UserError(f"config key {name} must be {cls.__name__}, got {value!r}")
+    return value
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """`; did you mean 'x'?` for the nearest known word, or nothing."""
+    nearest = difflib.get_close_matches(word, list(known), 1, 0.5)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Dotted name -> value of every leaf."""
+    return dict(_leaves(dataclasses.asdict(config), ""))
+
+
+def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) or (isinstance(value, list | tuple) and value and isinstance(value[0], dict)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _leaves(item, f"{where}.{key}" if where else str(key))
+    else:
+        yield where, value
+
+
+def diff(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (old, new) of every leaf in which two configs differ."""
+    a, b = flatten(old), flatten(new)
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+
+
+def save(config: Any, path: Path) -> None:
+    """Write a config as JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load(cls: type[T], path: Path) -> T:
+    """Read a config from JSON. Missing or broken files raise `UserError`."""
+    return from_dict(cls, load_json(path))
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `UserError` when it is missing or broken."""
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable JSON file: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return data

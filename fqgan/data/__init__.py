@@ -1,0 +1,1 @@
+"""Images in: sources, crops, sample order and loaders. Knows nothing of models."""

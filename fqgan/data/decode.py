@@ -1,0 +1,49 @@
+"""Picture files to upright RGB images."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fqgan.errors import UserError
+
+
+def decode_image(data: Path | bytes, name: str) -> Image.Image:
+    """Decode a file or its bytes to RGB (see `to_rgb`). `UserError` with `name` when that cannot be done."""
+    try:
+        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as image:
+            return to_rgb(image)
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{name} is no picture in a format that Pillow reads") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error and more on broken files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name} cannot be read as a picture: {reason}") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any Pillow mode to RGB: the first frame, upright after its EXIF orientation, transparency over white,
+    16-bit grey scaled to 8 bits."""
+    image = _upright(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255; it holds 16-bit files as "I;16" or, from PGM, as "I"
+        values = np.clip(np.asarray(image, dtype=np.float64), 0, 65535)
+        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data; if the pixels are broken too, loading them below says so
+        image.load()
+        return image

@@ -1,0 +1,61 @@
+"""Crops as guided diffusion (ADM) makes them, and the step between pictures and tensors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+def resize_shorter(image: Image.Image, target: int) -> Image.Image:
+    """Resize so that the shorter side has `target` pixels: halve with a box filter while the result stays at least
+    that large, which is fast and free of aliasing, then finish with the bicubic filter."""
+    while min(image.size) >= 2 * target:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = target / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to `size` pixels and cut the square in the middle."""
+    image = resize_shorter(image, size)
+    return _window(image, (image.width - size) // 2, (image.height - size) // 2, size)
+
+
+def random_crop(
+    image: Image.Image, size: int, rng: np.random.Generator, min_fraction: float, max_fraction: float
+) -> Image.Image:
+    """Cut a random square of `size` pixels that spans between `min_fraction` and `max_fraction` of the shorter side:
+    the shorter side is first resized to a whole number of pixels drawn from
+    [ceil(size / max_fraction), ceil(size / min_fraction)]."""
+    smallest, largest = math.ceil(size / max_fraction), math.ceil(size / min_fraction)
+    image = resize_shorter(image, int(rng.integers(smallest, largest + 1)))
+    left, top = rng.integers(0, [image.width - size + 1, image.height - size + 1])
+    return _window(image, int(left), int(top), size)
+
+
+def flip(image: Image.Image) -> Image.Image:
+    """Mirror left and right."""
+    return ImageOps.mirror(image)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture -> contiguous uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 in 0..255 -> float32 in [-1, 1], any shape."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [-1, 1], any shape -> uint8: rounded; values outside are clipped."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _window(image: Image.Image, left: int, top: int, size: int) -> Image.Image:
+    return image.crop((left, top, left + size, top + size))

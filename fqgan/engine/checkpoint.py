@@ -1,0 +1,145 @@
+"""Checkpoints: safetensors and JSON, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import print as say
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fqgan.config import load_json
+from fqgan.errors import UserError
+
+Tensors = Mapping[str, Tensor]
+_TEMPORARY = ".writing-"
+
+
+def save(root: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any], keep_last: int) -> Path:
+    """Write `root/step-NNNNNNNN` and delete all but the last `keep_last` checkpoints.
+
+    Every file is written and synced under a temporary name; the rename at the end makes the checkpoint exist.
+
+    Args:
+        tensors: file stem -> tensors of `stem.safetensors`.
+        state: JSON-ready rest; `config` in it is also written as config.json.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    final, folder = root / f"step-{step:08d}", root / f"{_TEMPORARY}step-{step:08d}"
+    for stale in root.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(stale)
+    folder.mkdir()
+    for stem, group in tensors.items():
+        save_file(_exportable(group), folder / f"{stem}.safetensors")
+    (folder / "config.json").write_text(json.dumps(state["config"], indent=2) + "\n")
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    (folder / "state.json").write_text(json.dumps({**state, "step": step, "files": sizes}, indent=2) + "\n")
+    for path in [*folder.iterdir(), folder]:
+        _sync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    folder.rename(final)
+    _sync(root)
+    for old in list(_steps(root))[keep_last:]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(root: Path) -> Path | None:
+    """The newest whole checkpoint under `root`; broken ones are passed over with a warning.
+
+    None where there is no checkpoint at all; `UserError` when there are some but none is whole.
+    """
+    broken = []
+    for folder in _steps(root):
+        problem = problem_of(folder)
+        if not problem:
+            return folder
+        say(f"[yellow]warning:[/] skipping checkpoint {folder}: {problem}")
+        broken.append(folder)
+    if broken:
+        raise UserError(f"no whole checkpoint in {root}: {problem_of(broken[0])}")
+    return None
+
+
+def problem_of(folder: Path) -> str:
+    """What is wrong with a checkpoint's files; empty if nothing is."""
+    try:
+        files = load_json(folder / "state.json").get("files", {})
+    except UserError as error:
+        return str(error)
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} is truncated ({path.stat().st_size} of {size} bytes)"
+    return ""
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Tensors of a safetensors file; `UserError` when it is missing, truncated or something else."""
+    try:
+        return load_file(path, device=str(device))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
+
+
+def load_module(module: nn.Module, tensors: Tensors, where: str) -> None:
+    """Copy tensors into a module; `UserError` names the first tensor that is missing, unknown or of another shape."""
+    own = module.state_dict()
+    for name, tensor in own.items():
+        if name not in tensors:
+            raise UserError(f"{where} has no tensor {name}: it belongs to another model")
+        if tensors[name].shape != tensor.shape:
+            shapes = f"{tuple(tensors[name].shape)}, the model wants {tuple(tensor.shape)}"
+            raise UserError(f"{where}: tensor {name} has shape {shapes}")
+    if unknown := set(tensors) - set(own):
+        raise UserError(f"{where} has an unknown tensor {min(unknown)}: it belongs to another model")
+    module.load_state_dict(dict(tensors))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """An optimizer's per-parameter state as `parameter/entry` -> tensor."""
+    return {
+        f"{name}/{entry}": value
+        for name, parameter in module.named_parameters()
+        for entry, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Tensors) -> None:
+    """Restore what `optimizer_tensors` gave. Learning rates come from the schedule, not from the file."""
+    index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    names = {name: index[id(parameter)] for name, parameter in module.named_parameters()}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        state.setdefault(names[name], {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _steps(root: Path) -> Iterator[Path]:
+    """Checkpoint folders, newest first."""
+    return iter(sorted(root.glob("step-*"), reverse=True))
+
+
+def _exportable(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,116 @@
+"""Process groups without ceremony: nothing to set up for one process, `torchrun` for more."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fqgan.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the ranks."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and prints."""
+        return self.rank == 0
+
+
+def start(device: str = "auto") -> World:
+    """Join the process group that torchrun's environment describes, if any, and pick this rank's device."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is available: use --train.device cpu")
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+    if device == "cuda":
+        torch.cuda.set_device(chosen)
+    if size > 1:
+        # the first collective waits for rank 0's slow start (weights, compilation), so the limit is generous
+        backend = "nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    return World(int(os.environ.get("RANK", "0")), size, chosen)
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if is_distributed():
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    """Whether more than one rank takes part."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if is_distributed():
+        dist.barrier()
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's picklable value, on every rank."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum a tensor over ranks, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Average a tensor over ranks, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+    return tensor
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """Rows of all ranks, in rank order, with gradient to this rank's own rows.
+
+    Returns ((ranks * n, ...) tensor, index of this rank's first row). The backward pass sums what every rank's
+    loss says of these rows, so that DDP's average over ranks is the gradient of the ranks' mean loss.
+    """
+    if not is_distributed():
+        return rows, 0
+    return _GatherRows.apply(rows), dist.get_rank() * len(rows)  # pyright: ignore[reportReturnType]
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.n = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        first = dist.get_rank() * ctx.n
+        return grad[first : first + ctx.n]

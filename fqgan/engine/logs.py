@@ -1,0 +1,108 @@
+"""Progress and statistics: a bar or lines on the terminal, stats.jsonl, TensorBoard, W&B if asked for."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import fqgan.config as configs
+from fqgan.config import TrainConfig
+from fqgan.engine.distributed import World
+from fqgan.engine.run import RunFolder
+from fqgan.errors import UserError
+
+_SHOWN = ("reconstruction_loss", "perceptual_loss", "loss", "val_psnr")
+
+
+class Log:
+    """The main rank's reporting; on other ranks every call does nothing."""
+
+    def __init__(self, run: RunFolder, world: World, start: int, steps: int, config: TrainConfig):
+        self.active, self.steps, self.batch = world.is_main, steps, config.batch
+        self.run = run
+        self._done, self._first, self._began = start, start, time.monotonic()
+        self._marked, self._marked_at = start, self._began
+        self._bar: Progress | None = None
+        if not self.active:
+            return
+        run.open_stats(start)
+        # imported late: it is slow, and only training needs it
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._board = SummaryWriter(run.path / "tensorboard", purge_step=start + 1)
+        self._wandb = _wandb(config.wandb, run) if config.wandb else None
+        if sys.stdout.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+            )
+            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console())
+            self._bar.start()
+            self._row = self._bar.add_task("training", total=steps, completed=start, rate="")
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._done += 1
+        if self._bar:
+            self._bar.update(self._row, completed=self._done, rate=f"{self._images_per_second(False):.1f} images/s")
+
+    def note(self, text: str) -> None:
+        """Say something beside the progress."""
+        if not self.active:
+            return
+        if self._bar:
+            self._bar.console.print(text)
+        elif not text.startswith("validating"):
+            print(text, flush=True)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Record one step's statistics."""
+        if not self.active:
+            return
+        rate = self._images_per_second(True)
+        self.run.log({"step": step, **values, "images_per_second": round(rate, 2)})
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
+        shown = "  ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
+        left = (time.monotonic() - self._began) / max(1, self._done - self._first) * (self.steps - self._done)
+        self.note(f"step {step}/{self.steps}  {shown}  {rate:.1f} images/s  ETA {elapsed(left)}")
+
+    def close(self) -> None:
+        """Flush and end the bar."""
+        if not self.active:
+            return
+        self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+        if self._bar:
+            self._bar.stop()
+
+    def _images_per_second(self, mark: bool) -> float:
+        """Rate since the last mark."""
+        now = time.monotonic()
+        rate = (self._done - self._marked) * self.batch / max(1e-9, now - self._marked_at)
+        if mark:
+            self._marked, self._marked_at = self._done, now
+        return rate
+
+
+def elapsed(seconds: float) -> str:
+    """`1:02:03` or `02:03`; days as hours."""
+    hours, rest = divmod(int(max(0, seconds)), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
+
+
+def _wandb(project: str, run: RunFolder) -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError("train.wandb needs the package wandb: pip install wandb, or leave train.wandb empty") from None
+    return wandb.init(project=project, name=run.path.name, config=configs.to_dict(run.config), resume="allow")

@@ -1,0 +1,40 @@
+"""Learning-rate schedule and the weights' moving average."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from fqgan.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Rate of optimizer step `step` in [0, steps): linear warm-up, then constant or half a cosine."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+class Ema:
+    """Exponential moving average of a module's weights; buffers are copied.
+
+    The decay rises as (1 + step) / (10 + step) up to `decay`, so that the first weights are soon forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take in the weights after optimizer step `step` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
+        for own, new in zip(self.module.buffers(), module.buffers(), strict=True):
+            own.copy_(new)

@@ -1,0 +1,105 @@
+"""A run folder: its lock, its config, its statistics."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import IO, Any
+
+import fqgan.config as configs
+from fqgan.engine import checkpoint
+from fqgan.errors import UserError
+
+# what a resumed run may change: how long, where and how it is watched, but nothing that it computes
+CHANGEABLE = {
+    "data.workers",
+    "train.checkpoint_every",
+    "train.device",
+    "train.epochs",
+    "train.image_every",
+    "train.keep_last",
+    "train.log_every",
+    "train.micro_batch",
+    "train.steps",
+    "train.validate_every",
+    "train.validation_images",
+    "train.wandb",
+}
+
+
+class RunFolder:
+    """`config.json`, `stats.jsonl`, `tensorboard/`, `checkpoints/`, `images/` of one training run."""
+
+    def __init__(self, path: Path, config: Any):
+        self.path = path
+        self.config = config
+        self._lock: IO[str] | None = None
+        self._stats: IO[str] | None = None
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--run {path} is a file, not a folder")
+        if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
+            raise UserError(f"--run {path} exists and is no run folder: choose another name")
+        if (path / "config.json").exists():
+            self._check_unchanged()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def _check_unchanged(self) -> None:
+        old = configs.load(type(self.config), self.path / "config.json")
+        changed = {k: v for k, v in configs.diff(old, self.config).items() if k not in CHANGEABLE}
+        if changed:
+            changes = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items())
+            raise UserError(f"{self.path} was started with other settings ({changes}): restore them or use a new --run")
+
+    def open(self) -> Path | None:
+        """Take the lock, write the config, and return the checkpoint to resume from, if there is one."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{self.path} is in use by another process: wait for it or use a new --run") from None
+        found = checkpoint.latest(self.checkpoints)
+        write_text(self.path / "config.json", json.dumps(configs.to_dict(self.config), indent=2) + "\n")
+        return found
+
+    def open_stats(self, step: int) -> None:
+        """Continue stats.jsonl after `step`: later lines, of steps that are done again, are dropped."""
+        path = self.path / "stats.jsonl"
+        lines = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        lines.append(line + "\n")
+                except (ValueError, KeyError):
+                    break  # a line that a kill cut off; nothing after it counts
+        write_text(path, "".join(lines))
+        self._stats = path.open("a")
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Append one step's values to stats.jsonl."""
+        assert self._stats is not None, "open_stats comes first"
+        self._stats.write(json.dumps(values) + "\n")
+        self._stats.flush()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        for handle in (self._stats, self._lock):
+            if handle is not None:
+                handle.close()
+
+
+def read_stats(path: Path) -> list[dict[str, Any]]:
+    """All lines of a run's stats.jsonl."""
+    return [json.loads(line) for line in (path / "stats.jsonl").read_text().splitlines()]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text in one step."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,292 @@
+"""The training loop that tokenizers and generators share."""
+
+from __future__ import annotations
+
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import fqgan.config as configs
+from fqgan.config import OptimizerConfig, TrainConfig
+from fqgan.engine import checkpoint, distributed
+from fqgan.engine.distributed import World
+from fqgan.engine.logs import Log
+from fqgan.engine.optim import Ema, learning_rate
+from fqgan.engine.run import RunFolder
+from fqgan.errors import UserError
+
+Terms = dict[str, Tensor]
+
+
+@dataclass
+class Phase:
+    """A network with its optimizer and loss; a step runs all phases in turn.
+
+    `loss(network, batch)` returns (what to differentiate, detached terms to log). `network` is the module, wrapped
+    for several ranks. Phases before their `start` step are left out.
+    """
+
+    name: str
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[nn.Module, Any], tuple[Tensor, Terms]]
+    start: int = 0
+    network: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network = self.module
+
+
+class Task(ABC):
+    """What is trained: phases, batches, and what to report."""
+
+    phases: list[Phase]
+    step: int = 0
+    """The optimizer step under way, from 0."""
+
+    @abstractmethod
+    def batches(self, start_step: int) -> Iterator[Any]:
+        """This rank's micro-batches from a step on, on its device."""
+
+    @abstractmethod
+    def meters(self) -> dict[str, float]:
+        """Statistics since the last call, over all ranks; called by all ranks at log steps."""
+
+    @abstractmethod
+    def meter_state(self) -> dict[str, Tensor]:
+        """This rank's state of the meters: tensors that add up over ranks."""
+
+    @abstractmethod
+    def load_meter_state(self, state: dict[str, Tensor]) -> None:
+        """Restore `meter_state`."""
+
+    @abstractmethod
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Validation metrics of the first phase's network (its average, where there is one); called by all ranks."""
+
+    @abstractmethod
+    def picture(self, model: nn.Module, path: Path) -> None:
+        """Save a picture of what the network does; called by the main rank."""
+
+
+class Trainer:
+    """Runs a task for `steps` optimizer steps, from its last checkpoint if there is one."""
+
+    def __init__(
+        self, task: Task, run: RunFolder, world: World, steps: int, train: TrainConfig, optimizer: OptimizerConfig
+    ):
+        self.task, self.run, self.world, self.steps = task, run, world, steps
+        self.config, self.optimizer_config = train, optimizer
+        self.accumulate = train.batch // (micro_batch(train, world.size) * world.size)
+        self.ema = Ema(task.phases[0].module, train.ema_decay) if train.ema_decay else None
+        self.window: dict[str, Tensor] = {}
+        self.signal = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """The network to use: the moving average where there is one."""
+        return self.ema.module if self.ema else self.task.phases[0].module
+
+    def fit(self, resume: Path | None) -> None:
+        """Train to the last step. SIGTERM and Ctrl-C save, then raise SystemExit."""
+        start = self._restore(resume) if resume else 0
+        if start >= self.steps and self.world.is_main:
+            print(f"{self.run.path} has already done its {self.steps} steps", flush=True)
+        for phase in self.task.phases:
+            phase.network = _wrap(phase.module, self.world)
+        log = Log(self.run, self.world, start, self.steps, self.config)
+        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self._loop(start, log)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            log.close()
+
+    def _loop(self, start: int, log: Log) -> None:
+        saved = start
+        if start >= self.steps:
+            return
+        batches = self.task.batches(start)
+        for step in range(start, self.steps):
+            done = step + 1
+            self._optimize(step, batches)
+            log.advance()
+            stop = self._agreed_signal()
+            ended = done == self.steps or stop
+            values = {}
+            if _due(self.config.validate_every, done) or done == self.steps:
+                log.note("validating")
+                values |= {f"val_{name}": value for name, value in self.task.validate(self.model.eval()).items()}
+            if _due(self.config.log_every, done) or values:
+                log.write(done, self._statistics(step) | values)
+            if self.world.is_main and (_due(self.config.image_every, done) or done == self.steps):
+                self.task.picture(self.model.eval(), self.run.path / "images" / f"step-{done:08d}.png")
+            if _due(self.config.checkpoint_every, done) or ended:
+                self._save(done)
+                saved = done
+            if stop:
+                log.note(f"stopped at step {saved}; the same command resumes")
+                raise SystemExit(128 + stop)
+
+    def _optimize(self, step: int, batches: Iterator[Any]) -> None:
+        """One optimizer step over its micro-batches."""
+        self.task.step = step
+        phases = [phase for phase in self.task.phases if step >= phase.start]
+        # dropout and the like depend on the step only, not on the steps that this process has seen
+        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.world.rank, step]).generate_state(1)[0]))
+        rate = learning_rate(self.optimizer_config, step, self.steps)
+        for phase in phases:
+            phase.module.train()
+            phase.optimizer.zero_grad(set_to_none=True)
+            for group in phase.optimizer.param_groups:
+                group["lr"] = rate
+        terms: Terms = {}
+        for i in range(self.accumulate):
+            batch = next(batches)
+            for phase in phases:
+                synchronize = i == self.accumulate - 1
+                with nullcontext() if synchronize else _no_sync(phase.network):
+                    loss, new = phase.loss(phase.network, batch)
+                    (loss / self.accumulate).backward()
+                for name, value in new.items():
+                    terms[name] = terms[name] + value if name in terms else value
+        norms = {phase.name: _gradient_norm(phase.module) for phase in phases}
+        self._check_finite(step, terms, norms)
+        for phase in phases:
+            if self.optimizer_config.clip:
+                parameters = phase.module.parameters()
+                nn.utils.clip_grads_with_norm_(parameters, self.optimizer_config.clip, norms[phase.name])
+            phase.optimizer.step()
+        if self.ema:
+            self.ema.update(self.task.phases[0].module, step)
+        self._count(terms, norms)
+
+    def _check_finite(self, step: int, terms: Terms, norms: dict[str, Tensor]) -> None:
+        """Stop before the update when a loss or a gradient is not finite, on whichever rank."""
+        named = {**terms, **{f"gradient of the {name}": norm for name, norm in norms.items()}}
+        finite = torch.isfinite(torch.stack([value.float() for value in named.values()]))
+        bad = distributed.all_reduce_sum((~finite).float())
+        if bad.sum() > 0:
+            names = ", ".join(name for name, count in zip(named, bad.tolist(), strict=True) if count)
+            raise UserError(
+                f"step {step + 1}: not finite: {names}; stopped before the update. Lower optimizer.lr, or look at the "
+                f"data of this step; the last checkpoint in {self.run.checkpoints} is untouched"
+            )
+
+    def _count(self, terms: Terms, norms: dict[str, Tensor]) -> None:
+        """Add one step to the sums behind the next line of statistics."""
+        values = {name: value / self.accumulate for name, value in terms.items()}
+        values |= {f"{name}_gradient_norm": norm for name, norm in norms.items()}
+        for name, value in values.items():
+            for key, amount in ((name, value.detach().float()), (f"{name}/count", torch.ones_like(value.float()))):
+                self.window[key] = self.window[key] + amount if key in self.window else amount
+
+    def _statistics(self, step: int) -> dict[str, float]:
+        """Means over the steps and ranks since the last line."""
+        done, batch = step + 1, self.config.batch
+        keys = sorted(self.window)
+        sums = distributed.all_reduce_sum(torch.stack([self.window[key] for key in keys])).tolist()
+        totals = dict(zip(keys, sums, strict=True))
+        self.window = {}
+        means = {key: totals[key] / totals[f"{key}/count"] for key in keys if not key.endswith("/count")}
+        rate = learning_rate(self.optimizer_config, step, self.steps)
+        return {"images_seen": done * batch, "lr": rate, **means, **self.task.meters()}
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint; every rank takes part, the main rank writes."""
+        meters = {f"meter/{name}": value for name, value in self.task.meter_state().items()}
+        window = {f"window/{name}": value.reshape(1) for name, value in self.window.items()}
+        sums = {name: distributed.all_reduce_sum(value.clone()) for name, value in sorted({**meters, **window}.items())}
+        if self.world.is_main:
+            tensors: dict[str, Any] = {"statistics": sums}
+            for phase in self.task.phases:
+                tensors[phase.name] = phase.module.state_dict()
+                tensors[f"{phase.name}-optimizer"] = checkpoint.optimizer_tensors(phase.optimizer, phase.module)
+            if self.ema:
+                tensors["ema"] = self.ema.module.state_dict()
+            state = {"config": configs.to_dict(self.run.config), "images_seen": step * self.config.batch}
+            checkpoint.save(self.run.checkpoints, step, tensors, state, self.config.keep_last)
+        distributed.barrier()
+
+    def _restore(self, folder: Path) -> int:
+        """Load a checkpoint into all phases; returns the number of steps done."""
+        for phase in self.task.phases:
+            tensors = checkpoint.load_tensors(folder / f"{phase.name}.safetensors", self.world.device)
+            checkpoint.load_module(phase.module, tensors, str(folder / f"{phase.name}.safetensors"))
+            tensors = checkpoint.load_tensors(folder / f"{phase.name}-optimizer.safetensors")
+            checkpoint.load_optimizer(phase.optimizer, phase.module, tensors)
+        if self.ema:
+            path = folder / "ema.safetensors"
+            checkpoint.load_module(self.ema.module, checkpoint.load_tensors(path, self.world.device), str(path))
+        if self.world.is_main:  # sums over ranks: one rank carries them on
+            sums = checkpoint.load_tensors(folder / "statistics.safetensors", self.world.device)
+            groups: dict[str, dict[str, Tensor]] = {"meter": {}, "window": {}}
+            for key, value in sums.items():
+                group, _, name = key.partition("/")
+                groups[group][name] = value
+            self.task.load_meter_state(groups["meter"])
+            self.window = {name: value[0] for name, value in groups["window"].items()}
+        step = configs.load_json(folder / "state.json")["step"]
+        if self.world.is_main:
+            print(f"resuming {self.run.path} at step {step}", flush=True)
+        return step
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:  # the second one means it
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def _agreed_signal(self) -> int:
+        """The signal that any rank has received, known to all at the same step."""
+        if not distributed.is_distributed():
+            return self.signal
+        flag = torch.tensor([float(self.signal)], device=self.world.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return int(flag.item())
+
+
+def micro_batch(config: TrainConfig, ranks: int) -> int:
+    """Images of a rank at a time; `UserError` when the global batch does not split."""
+    micro = config.micro_batch or config.batch // ranks
+    if not micro or config.batch % (micro * ranks):
+        raise UserError(
+            f"train.batch {config.batch} is no multiple of train.micro_batch {micro or 1} times {ranks} rank(s)"
+        )
+    return micro
+
+
+def total_steps(config: TrainConfig, images: int) -> int:
+    """Optimizer steps of a run: as set, or from the epochs."""
+    return config.steps or max(1, round(config.epochs * images / config.batch))
+
+
+def _due(every: int, done: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _gradient_norm(module: nn.Module) -> Tensor:
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return nn.utils.get_total_norm(gradients)
+
+
+def _no_sync(network: nn.Module) -> Any:
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+
+def _wrap(module: nn.Module, world: World) -> nn.Module:
+    if world.size == 1:
+        return module
+    # the GAN's running statistics are written by one phase only: nothing to broadcast
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)

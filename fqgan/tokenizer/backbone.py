@@ -1,0 +1,161 @@
+"""VQGAN's convolutional encoder and decoder (Eq. 3 and 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Normalize(nn.GroupNorm):
+    """GroupNorm over 32 groups, eps 1e-6."""
+
+    def __init__(self, channels: int):
+        super().__init__(32, channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions around a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float):
+        super().__init__()
+        self.norm1 = Normalize(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = Normalize(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all positions, residual."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = Normalize(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm(x)
+        q, k, v = (layer(n).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.out(h)
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution after padding right and bottom by one."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling and a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _level(channels: Sequence[int], attention: bool, dropout: float) -> nn.Sequential:
+    """Residual blocks from each width to the next, with attention after each if asked for."""
+    layers: list[nn.Module] = []
+    for in_channels, out_channels in pairwise(channels):
+        layers.append(ResBlock(in_channels, out_channels, dropout))
+        if attention:
+            layers.append(Attention(out_channels))
+    return nn.Sequential(*layers)
+
+
+def _middle(channels: int, attention: bool, dropout: float) -> nn.Sequential:
+    blocks = [ResBlock(channels, channels, dropout), ResBlock(channels, channels, dropout)]
+    return nn.Sequential(blocks[0], Attention(channels), blocks[1]) if attention else nn.Sequential(*blocks)
+
+
+class Encoder(nn.Module):
+    """Images (b, 3, H, W) -> base features (b, channels * multipliers[-1], H/f, W/f) (Eq. 3).
+
+    f = stem * 2^(levels - 1). The output is not normalised; each branch does that for itself.
+    """
+
+    def __init__(
+        self, channels: int, multipliers: Sequence[int], res_blocks: int, attention: bool, stem: int, dropout: float
+    ):
+        super().__init__()
+        widths = [channels * m for m in multipliers]
+        self.stem = stem
+        self.conv_in = nn.Conv2d(3 * stem**2, channels, 3, padding=1)
+        self.levels = nn.ModuleList()
+        last, in_channels = len(widths) - 1, channels
+        for i, width in enumerate(widths):
+            level = _level([in_channels] + [width] * res_blocks, attention and i == last, dropout)
+            if i < last:
+                level.append(Downsample(width))
+            self.levels.append(level)
+            in_channels = width
+        self.middle = _middle(in_channels, attention, dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv_in(F.pixel_unshuffle(images, self.stem) if self.stem > 1 else images)
+        for level in self.levels:
+            x = level(x)
+        return self.middle(x)
+
+
+class Decoder(nn.Module):
+    """Latent features (b, z_channels, h, w) -> images (b, 3, h * f, w * f), not clipped (Eq. 6)."""
+
+    def __init__(
+        self,
+        channels: int,
+        multipliers: Sequence[int],
+        res_blocks: int,
+        attention: bool,
+        stem: int,
+        z_channels: int,
+        dropout: float,
+    ):
+        super().__init__()
+        widths = [channels * m for m in reversed(multipliers)]
+        self.stem = stem
+        self.conv_in = nn.Conv2d(z_channels, widths[0], 3, padding=1)
+        self.middle = _middle(widths[0], attention, dropout)
+        self.levels = nn.ModuleList()
+        last, in_channels = len(widths) - 1, widths[0]
+        for i, width in enumerate(widths):
+            level = _level([in_channels] + [width] * (res_blocks + 1), attention and i == 0, dropout)
+            if i < last:
+                level.append(Upsample(width))
+            self.levels.append(level)
+            in_channels = width
+        self.norm_out = Normalize(in_channels)
+        self.conv_out = nn.Conv2d(in_channels, 3 * stem**2, 3, padding=1)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight in front of the pixels."""
+        return self.conv_out.weight
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.middle(self.conv_in(z))
+        for level in self.levels:
+            x = level(x)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x

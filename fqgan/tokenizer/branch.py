@@ -1,0 +1,75 @@
+"""One factor: adapter, projection, quantizer and feature-prediction head (Eq. 4, 5; section 3.2.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fqgan.tokenizer.backbone import Normalize
+from fqgan.tokenizer.blocks import LearnedPositions, TransformerBlock
+from fqgan.tokenizer.quantize import Quantized, VectorQuantizer
+
+
+class Adapter(nn.Module):
+    """F_i of Eq. 4: a transformer over the positions. (b, width, h, w) -> (b, width, h, w)."""
+
+    def __init__(self, width: int, grid: int, depth: int, heads: int):
+        super().__init__()
+        self.positions = LearnedPositions(grid, width)
+        self.norm_in = nn.LayerNorm(width)
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
+        self.norm_out = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[2:]
+        tokens = x.flatten(2).transpose(1, 2) + self.positions(h, w)
+        tokens = self.norm_out(self.blocks(self.norm_in(tokens)))
+        return tokens.transpose(1, 2).unflatten(2, (h, w))
+
+
+class FeaturePredictionHead(nn.Module):
+    """Predicts a teacher's class token from quantized vectors. (b, code_dim, h, w) -> (b, teacher_dim)."""
+
+    def __init__(self, code_dim: int, teacher_dim: int, width: int, grid: int, depth: int, heads: int):
+        super().__init__()
+        width = width or teacher_dim
+        self.upscale = nn.Sequential(nn.Linear(code_dim, width), nn.ReLU(), nn.Linear(width, width))
+        self.class_token = nn.Parameter(torch.randn(1, width) * width**-0.5)
+        self.class_position = nn.Parameter(torch.randn(1, width) * width**-0.5)
+        self.positions = LearnedPositions(grid, width)
+        self.norm_in = nn.LayerNorm(width)
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
+        self.norm_out = nn.LayerNorm(width)
+        self.out = nn.Linear(width, teacher_dim) if width != teacher_dim else nn.Identity()
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        b, _, h, w = vectors.shape
+        tokens = self.upscale(vectors.flatten(2).transpose(1, 2)) + self.positions(h, w)
+        first = (self.class_token + self.class_position).expand(b, 1, -1).to(tokens.dtype)
+        tokens = self.blocks(self.norm_in(torch.cat([first, tokens], 1)))
+        return self.out(self.norm_out(tokens[:, 0]))
+
+
+class Branch(nn.Module):
+    """Base features -> one factor's codes. The normalisation before the projection keeps the codes from collapsing."""
+
+    def __init__(
+        self, adapter: nn.Module, width: int, z_channels: int, quantizer: VectorQuantizer, head: nn.Module | None
+    ):
+        super().__init__()
+        self.adapter = adapter
+        self.norm = Normalize(width)
+        self.conv = nn.Conv2d(width, z_channels, 3, padding=1)
+        self.projection = nn.Conv2d(z_channels, quantizer.codebook.shape[1], 1)
+        self.quantizer = quantizer
+        self.head = head
+
+    def project(self, base: Tensor) -> Tensor:
+        """(b, width, h, w) base features -> (b, code_dim, h, w) features, not normalised."""
+        return self.projection(self.conv(F.silu(self.norm(self.adapter(base)))))
+
+    def forward(self, base: Tensor, entropy: bool) -> tuple[Quantized, Tensor | None]:
+        """Quantized features and the predicted teacher feature (None without a teacher)."""
+        quantized = self.quantizer(self.project(base), entropy)
+        return quantized, None if self.head is None else self.head(quantized.vectors)

@@ -1,0 +1,131 @@
+"""How well images are reproduced, by a tokenizer or by anything else that maps images to images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fqgan.data.transforms import normalize
+from fqgan.engine.distributed import all_reduce_sum
+from fqgan.metrics.frechet import FeatureStatistics, frechet_distance
+from fqgan.metrics.psnr import PSNR
+from fqgan.metrics.ssim import SSIM
+from fqgan.metrics.usage import CodeUsage
+from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.vision.efficientnet import POOLED_DIM, EfficientNetLite0
+
+Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+class Mean:
+    """A running mean of per-image values."""
+
+    def __init__(self, device: torch.device | str):
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def update(self, values: Tensor) -> None:
+        """Add (b,) values."""
+        self._sums += torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
+
+    def compute(self) -> float:
+        """The mean over all ranks."""
+        total, count = all_reduce_sum(self._sums.clone()).tolist()
+        return total / count
+
+
+class Scores:
+    """Compares images with their reconstructions, over all ranks.
+
+    Args:
+        perceptual: distance of two batches (b, 3, H, W) -> (b,), if wanted.
+        network: for the Frechet distance on the packaged EfficientNet's pooled features (not FID), if wanted.
+        classes: names, for scores of each class; labels must then lie in [0, len(classes)).
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        perceptual: Distance | None = None,
+        network: EfficientNetLite0 | None = None,
+        classes: Sequence[str] = (),
+    ):
+        self.perceptual, self.network = perceptual, network
+        self._psnr, self._ssim, self._distance = PSNR(device), SSIM(device), Mean(device)
+        self._real, self._fake = FeatureStatistics(POOLED_DIM, device), FeatureStatistics(POOLED_DIM, device)
+        self._classes = {name: (PSNR(device), Mean(device)) for name in classes}
+
+    @torch.no_grad()
+    def update(self, images: Tensor, reconstructions: Tensor, labels: Tensor) -> None:
+        """Add a batch of images (b, 3, H, W) in [-1, 1], their reconstructions and their labels (b,)."""
+        reconstructions = reconstructions.float().clamp(-1, 1)
+        self._psnr.update(images, reconstructions)
+        self._ssim.update(images, reconstructions)
+        distances = self.perceptual(reconstructions, images) if self.perceptual else None
+        if distances is not None:
+            self._distance.update(distances)
+        if self.network:
+            self._real.update(self.network.pooled(images))
+            self._fake.update(self.network.pooled(reconstructions))
+        for label, (psnr, mean) in enumerate(self._classes.values()):
+            chosen = labels == label
+            if chosen.any():
+                psnr.update(images[chosen], reconstructions[chosen])
+                if distances is not None:
+                    mean.update(distances[chosen])
+
+    def compute(self) -> dict[str, Any]:
+        """`psnr` and `psnr_pooled` in dB, `ssim`, and what was asked for: `perceptual`, `frechet_efficientnet`, and
+        under `classes` the pooled PSNR and the perceptual distance of each class."""
+        pixels = self._psnr.compute(all_reduce_sum)
+        scores: dict[str, Any] = {name: pixels[name] for name in ("psnr", "psnr_pooled")}
+        scores |= self._ssim.compute(all_reduce_sum)
+        if self.perceptual:
+            scores["perceptual"] = self._distance.compute()
+        if self.network:
+            real, fake = self._real.compute(all_reduce_sum), self._fake.compute(all_reduce_sum)
+            scores["frechet_efficientnet"] = frechet_distance(real, fake)
+        if self._classes:
+            scores["classes"] = {}
+            for name, (psnr, mean) in self._classes.items():
+                scores["classes"][name] = {"psnr_pooled": psnr.compute(all_reduce_sum)["psnr_pooled"]}
+                if self.perceptual:
+                    scores["classes"][name]["perceptual"] = mean.compute()
+        return scores
+
+
+@torch.inference_mode()
+def evaluate_tokenizer(
+    model: nn.Module, batches: Batches, scores: Scores, device: torch.device | str
+) -> dict[str, Any]:
+    """Scores of a tokenizer's reconstructions, and under `factors` the use of each codebook."""
+    assert isinstance(model, FactorizedTokenizer)
+    meters = [CodeUsage(quantizer.codebook_size, device) for quantizer in model.quantizers]
+    for raw, labels, _ in batches:
+        images = normalize(raw.to(device))
+        codes = model.encode(images)
+        for i, meter in enumerate(meters):
+            meter.update(codes[:, i])
+        scores.update(images, model.decode(codes), labels.to(device))
+    factors = {
+        factor.name: meter.compute(all_reduce_sum) for factor, meter in zip(model.config.factors, meters, strict=True)
+    }
+    return {**scores.compute(), "factors": factors}
+
+
+@torch.inference_mode()
+def evaluate_mean_colour(patch: int, batches: Batches, scores: Scores, device: torch.device | str) -> dict[str, Any]:
+    """Scores of the baseline that replaces each patch of `patch` pixels a side by its mean colour."""
+    for raw, labels, _ in batches:
+        images = normalize(raw.to(device))
+        scores.update(images, mean_colour(images, patch), labels.to(device))
+    return scores.compute()
+
+
+def mean_colour(images: Tensor, patch: int) -> Tensor:
+    """(b, 3, H, W) with each patch replaced by its mean colour, in full precision: no code is as free as this."""
+    means = nn.functional.avg_pool2d(images, patch)
+    return nn.functional.interpolate(means, scale_factor=float(patch), mode="nearest")

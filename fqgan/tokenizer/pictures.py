@@ -1,0 +1,42 @@
+"""Pictures of what a tokenizer does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from fqgan.data.transforms import to_uint8
+from fqgan.tokenizer.model import FactorizedTokenizer
+
+
+@torch.inference_mode()
+def reconstruction_rows(model: FactorizedTokenizer, codes: Tensor) -> list[Tensor]:
+    """Reconstructions from codes (b, k, h, w): of all factors, then (k > 1) of each factor alone (Fig. 3)."""
+    alone = [model.decode(codes, keep=[i]) for i in range(model.num_factors)] if model.num_factors > 1 else []
+    return [model.decode(codes), *alone]
+
+
+@torch.inference_mode()
+def reconstruction_grid(model: nn.Module, images: Tensor) -> Tensor:
+    """(3, H', W') in [-1, 1]: a column an image; rows: original, reconstruction, each factor alone."""
+    assert isinstance(model, FactorizedTokenizer)
+    rows = [images, *reconstruction_rows(model, model.encode(images))]
+    stacked = torch.cat([row.float().clamp(-1, 1) for row in rows])
+    return make_grid(stacked, nrow=len(images), padding=2, pad_value=1.0)
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """A PIL image of a (3, H, W) tensor in [-1, 1]."""
+    return Image.fromarray(to_uint8(image.float()).permute(1, 2, 0).cpu().numpy())
+
+
+def save_picture(image: Tensor, path: Path) -> None:
+    """Write a (3, H, W) tensor in [-1, 1] as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    to_image(image).save(temporary, format="PNG")
+    temporary.replace(path)

@@ -1,0 +1,170 @@
+"""Vector quantization (Eq. 1, 5) with a lookup and an entropy loss that never hold an N x K matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fqgan.engine.distributed import all_reduce_mean
+
+_EPS = 1e-5  # inside the logarithm of the mean code probability, as in the released models
+
+
+@dataclass
+class Quantized:
+    """What a quantizer makes of features. Vectors are (b, d, h, w), of unit length over d."""
+
+    codes: Tensor
+    """(b, h, w) int64 in [0, K)."""
+    features: Tensor
+    """The l2-normalised input."""
+    embeddings: Tensor
+    """The chosen codebook rows, with gradient to the codebook."""
+    entropy_loss: Tensor
+    """Mean entropy of the soft assignments minus the entropy of their mean; 0 unless asked for."""
+
+    @property
+    def vectors(self) -> Tensor:
+        """The embeddings by the straight-through estimator: the gradient goes to the features."""
+        return self.features + (self.embeddings - self.features).detach()
+
+    @property
+    def codebook_loss(self) -> Tensor:
+        """Pulls the chosen codes to the features, mean over elements."""
+        return F.mse_loss(self.embeddings, self.features.detach())
+
+    @property
+    def commitment_loss(self) -> Tensor:
+        """Pulls the features to their codes, mean over elements."""
+        return F.mse_loss(self.features, self.embeddings.detach())
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest code on the unit sphere (Eq. 1), one codebook (Eq. 5 has k of these).
+
+    Args:
+        codebook_size: K.
+        code_dim: D.
+        entropy_temperature: tau of the soft assignment softmax(-d / tau).
+    """
+
+    def __init__(self, codebook_size: int, code_dim: int, entropy_temperature: float = 0.01):
+        super().__init__()
+        self.entropy_temperature = entropy_temperature
+        self.codebook = nn.Parameter(F.normalize(torch.randn(codebook_size, code_dim), dim=1))
+
+    @property
+    def codebook_size(self) -> int:
+        """K."""
+        return self.codebook.shape[0]
+
+    def normalized_codebook(self) -> Tensor:
+        """(K, D) rows of unit length, at least float32."""
+        return F.normalize(_full_precision(self.codebook), dim=1)
+
+    def normalize(self, z: Tensor) -> Tensor:
+        """(b, d, h, w) features of unit length over d, at least float32."""
+        return F.normalize(_full_precision(z), dim=1)
+
+    def forward(self, z: Tensor, entropy: bool = False) -> Quantized:
+        """Quantize (b, d, h, w) features; `entropy` also computes the entropy loss.
+
+        Runs in float32 whatever the autocast: in bf16 most codes tie and the codebook collapses.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            features, codebook = self.normalize(z), self.normalized_codebook()
+            b, d, h, w = features.shape
+            rows = features.permute(0, 2, 3, 1).reshape(-1, d)
+            if entropy:
+                codes, entropy_loss = _SoftAssignment.apply(rows, codebook, self.entropy_temperature)  # pyright: ignore
+            else:
+                codes, entropy_loss = nearest_codes(rows, codebook), rows.new_zeros(())
+            codes = codes.view(b, h, w)
+            return Quantized(codes, features, F.embedding(codes, codebook).permute(0, 3, 1, 2), entropy_loss)
+
+    def encode(self, z: Tensor) -> Tensor:
+        """Codes (b, h, w) of (b, d, h, w) features."""
+        return self(z).codes
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """(b, d, h, w) unit vectors of (b, h, w) codes."""
+        return F.embedding(codes, self.normalized_codebook()).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def nearest_codes(rows: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest row of `codebook` (K, D) for each of `rows` (N, D), both of unit length; (N,) int64.
+
+    On the unit sphere the smallest distance is the largest dot product.
+    """
+    codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    for chunk in _chunks(len(rows), len(codebook), rows.device):
+        codes[chunk] = (rows[chunk] @ codebook.T).argmax(1)
+    return codes
+
+
+class _SoftAssignment(torch.autograd.Function):
+    """Codes and entropy loss in one pass over chunks of rows; the backward pass recomputes the chunks.
+
+    With s = -d / tau and p = softmax(s), over N rows and the mean probability pbar of all ranks:
+
+        L = mean_n H(p_n) + sum_k pbar_k log(pbar_k + eps)
+        dL/ds_nk = p_nk / N * [a_nk - sum_j p_nj a_nj]
+        a_nk = g_k - log p_nk,  g = log(pbar + eps) + pbar / (pbar + eps)
+
+    The terms of d that are constant for unit vectors cancel in p and in the gradients after normalisation, so
+    s = 2 z.e / tau. pbar enters the gradient only through g: averaging over ranks needs no second communication.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        n, scaled = len(rows), rows * (2 / temperature)
+        codes = torch.empty(n, dtype=torch.int64, device=rows.device)
+        log_sums, entropies = rows.new_empty(n), rows.new_empty(n)
+        mean = rows.new_zeros(len(codebook))
+        for chunk in _chunks(n, len(codebook), rows.device):
+            scores = scaled[chunk] @ codebook.T
+            codes[chunk] = scores.argmax(1)
+            log_sums[chunk] = scores.logsumexp(1)
+            log_p = scores.sub_(log_sums[chunk, None])
+            p = log_p.exp()
+            mean += p.sum(0)
+            entropies[chunk] = -torch.linalg.vecdot(p, log_p)
+        mean = all_reduce_mean(mean.div_(n))
+        ctx.save_for_backward(scaled, codebook, log_sums, mean)
+        ctx.scale = 2 / temperature
+        ctx.mark_non_differentiable(codes)
+        return codes, entropies.mean() + torch.dot(mean, (mean + _EPS).log())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        scaled, codebook, log_sums, mean = ctx.saved_tensors
+        g = (mean + _EPS).log() + mean / (mean + _EPS)
+        grad_rows, grad_codebook = torch.empty_like(scaled), torch.zeros_like(codebook)
+        for chunk in _chunks(len(scaled), len(codebook), scaled.device):
+            log_p = torch.addmm(log_sums[chunk, None], scaled[chunk], codebook.T, beta=-1)
+            p = log_p.exp()
+            a = torch.sub(g, log_p, out=log_p)
+            grad_scores = p.mul_(a.sub_(torch.linalg.vecdot(p, a)[:, None]))
+            torch.mm(grad_scores, codebook, out=grad_rows[chunk])
+            grad_codebook.addmm_(grad_scores.T, scaled[chunk])
+        weight = grads[1] / len(scaled)
+        return grad_rows.mul_(weight * ctx.scale), grad_codebook.mul_(weight), None
+
+
+def _chunks(n: int, columns: int, device: torch.device) -> Iterator[slice]:
+    """Row slices whose score matrix stays in a CPU's cache or fills a GPU."""
+    elements = 2**21 if device.type == "cpu" else 2**26
+    rows = max(1, elements // columns)
+    return (slice(start, start + rows) for start in range(0, n, rows))
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

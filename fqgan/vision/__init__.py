@@ -1,0 +1,1 @@
+"""Frozen pretrained networks: teachers and perceptual distances, loaded in one place."""

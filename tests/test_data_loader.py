@@ -1,0 +1,249 @@
+"""Batches: the same images for any ranks, workers and interruption; clean errors; workers that behave."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fqgan.config import DataConfig
+from fqgan.data.images import open_source
+from fqgan.data.loader import TrainingSet, evaluation_batches, training_batches
+from fqgan.data.order import SampleStream
+from fqgan.data.transforms import center_crop, flip, to_tensor
+from fqgan.errors import UserError
+
+
+class Noise:
+    """Random pictures; the index is the label. Pictures of the indices in `broken` raise."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, blocks: list[int], side: int = 40, broken: tuple[int, ...] = ()) -> None:
+        self.name = "noise"
+        self.blocks = blocks
+        self.labels = np.arange(sum(blocks))
+        self.side = side
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        if index in self.broken:
+            raise UserError(f"{self.describe(index)} is broken")
+        pixels = np.random.default_rng(index).integers(0, 256, (self.side, self.side + 10, 3), dtype=np.uint8)
+        return Image.fromarray(pixels), index
+
+    def describe(self, index: int) -> str:
+        return f"noise {index}"
+
+    def reserve(self, blocks: int) -> None:
+        pass
+
+
+def batches(source: Any, steps: int, config: DataConfig | None = None, **options: Any) -> list[Any]:
+    """The micro-batches of `steps` optimizer steps of 12 images."""
+    arguments = {"size": 32, "seed": 3, "batch": 12, "micro_batch": 12, "rank": 0, "world": 1, "start_step": 0}
+    arguments |= options
+    stream = training_batches(source, config or DataConfig(workers=0, window=2), **arguments)
+    return list(islice(stream, steps * 12 // (arguments["micro_batch"] * arguments["world"])))
+
+
+def equal(left: list[Any], right: list[Any]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_shapes_and_order() -> None:
+    source = Noise([7, 9, 4])
+    result = batches(source, 5)
+    assert [(images.shape, images.dtype) for images, _ in result] == [((12, 3, 32, 32), torch.uint8)] * 5
+    stream = SampleStream(source.blocks, seed=3, window=2)
+    labels = torch.cat([labels for _, labels in result])
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [index for _, index in stream.take(0, 60)]
+
+
+def test_any_number_of_ranks_and_micro_batches_covers_the_same_stream() -> None:
+    source = Noise([7, 9, 4])
+    whole = torch.cat([images for images, _ in batches(source, 4)])
+    for world, micro in ((1, 4), (2, 6), (2, 3), (3, 2), (4, 1)):
+        ranks = [batches(source, 4, micro_batch=micro, rank=rank, world=world) for rank in range(world)]
+        interleaved = torch.cat([images for turn in zip(*ranks, strict=True) for images, _ in turn])
+        assert torch.equal(interleaved, whole), (world, micro)
+
+
+def test_resume_is_the_tail() -> None:
+    source = Noise([7, 9, 4])
+    assert equal(batches(source, 3, start_step=4), batches(source, 7)[4:])
+
+
+def test_workers_change_nothing() -> None:
+    source, config = Noise([7, 9, 4]), DataConfig(workers=2, window=2)
+    assert equal(batches(source, 4, config, micro_batch=4), batches(source, 4, micro_batch=4))
+    assert not multiprocessing.active_children()
+
+
+def test_global_random_state_is_left_alone() -> None:
+    """`iter(DataLoader)` draws from torch's global generator unless it has its own: a resumed run would differ."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    batches(Noise([20]), 2)
+    list(evaluation_batches(Noise([20]), size=32, batch=8))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batch_must_be_divisible() -> None:
+    with pytest.raises(UserError, match=r"^batch 12 is no multiple of micro_batch 5 times 2 ranks$"):
+        batches(Noise([20]), 1, micro_batch=5, world=2)
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
+    config = DataConfig(workers=0)
+    images = {
+        (seed, epoch, index): TrainingSet(Noise([4]), config, 32, seed)[epoch, index][0]
+        for seed in range(2)
+        for epoch in range(2)
+        for index in range(2)
+    }
+    again = TrainingSet(Noise([4]), config, 32, 1)
+    again[0, 0]
+    assert torch.equal(again[1, 1][0], images[1, 1, 1])
+    assert len({image.numpy().tobytes() for image in images.values()}) == 8
+
+
+def test_fractions_of_one_are_centre_crops_and_half_are_mirrored() -> None:
+    source = Noise([200])
+    dataset = TrainingSet(source, DataConfig(crop_min=1, crop_max=1), 32, seed=0)
+    mirrored = 0
+    for index in range(200):
+        crop = center_crop(source.read(index)[0], 32)
+        image = dataset[0, index][0]
+        mirrored += torch.equal(image, to_tensor(flip(crop)))
+        assert torch.equal(image, to_tensor(crop)) or torch.equal(image, to_tensor(flip(crop)))
+    assert 65 <= mirrored <= 135
+    plain = TrainingSet(source, DataConfig(crop_min=1, crop_max=1, flip=False), 32, seed=0)
+    assert torch.equal(plain[0, 0][0], to_tensor(center_crop(source.read(0)[0], 32)))
+
+
+def test_small_pictures_are_refused_unless_enlarged() -> None:
+    source, message = Noise([4], side=20), r"^noise \d is 30x20 pixels, below the image size 32: .*--data\.upscale$"
+    with pytest.raises(UserError, match=message):
+        batches(source, 1)
+    with pytest.raises(UserError, match=message):
+        list(evaluation_batches(source, size=32, batch=2))
+    assert batches(source, 1, DataConfig(workers=0, upscale=True))[0][0].shape == (12, 3, 32, 32)
+    assert next(evaluation_batches(source, size=32, batch=2, upscale=True))[0].shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_in_workers_are_one_clean_line(workers: int) -> None:
+    stream = evaluation_batches(Noise([8], broken=(5, 6)), size=32, batch=2, workers=workers)
+    assert [next(stream)[2].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
+    with pytest.raises(UserError) as caught:
+        next(stream)
+    assert str(caught.value) == "noise 5 is broken"
+
+
+def test_evaluation_is_centre_crops_in_order() -> None:
+    source = Noise([6, 5])
+    result = list(evaluation_batches(source, size=32, batch=4))
+    assert [len(labels) for _, labels, _ in result] == [4, 4, 3]
+    images, labels, indices = (torch.cat(column) for column in zip(*result, strict=True))
+    assert labels.tolist() == indices.tolist() == list(range(11))
+    assert torch.equal(images, torch.stack([to_tensor(center_crop(source.read(i)[0], 32)) for i in range(11)]))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 4, 10, 99])
+@pytest.mark.parametrize("world", [1, 3, 12])
+def test_evaluation_limit_and_ranks(limit: int, world: int) -> None:
+    shares = [
+        [i for _, _, indices in evaluation_batches(Noise([10]), size=32, batch=2, limit=limit, rank=rank, world=world)
+         for i in indices.tolist()]
+        for rank in range(world)
+    ]  # fmt: skip
+    everything = [i for share in shares for i in share]
+    assert everything == {1: [0], 4: [0, 2, 5, 7]}.get(limit, list(range(10)))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_closing_ends_the_workers() -> None:
+    arguments = {"size": 32, "seed": 0, "batch": 2, "micro_batch": 2, "rank": 0, "world": 1, "start_step": 0}
+    stream = training_batches(Noise([20]), DataConfig(workers=2), **arguments)
+    next(stream)
+    assert len(multiprocessing.active_children()) == 2
+    stream.close()  # type: ignore[attr-defined]
+    assert not multiprocessing.active_children()
+
+
+def test_parquet_in_spawned_and_forked_workers(tmp_path: Path) -> None:
+    from tests.test_data_images import write_parquet
+
+    source = open_source(str(write_parquet(tmp_path / "a.parquet", list(range(40)))))
+    source.read(0)
+    config = DataConfig(workers=2, upscale=True, window=2)
+    result = batches(source, 4, config, size=8)
+    for images, labels in result:
+        assert (images == labels[:, None, None, None]).all()
+    assert sorted(torch.cat([labels for _, labels in result]).tolist()[:40]) == list(range(40))
+
+
+SCRIPT = """
+import time
+from fqgan.config import DataConfig
+from fqgan.data.images import open_source
+from fqgan.data.loader import training_batches
+stream = training_batches(open_source("photos"), DataConfig(workers=2), size=64, seed=0, batch=4, micro_batch=4,
+                          rank=0, world=1, start_step=0)
+next(stream)
+print("ready", flush=True)
+time.sleep(2)
+next(stream)
+print("alive", flush=True)
+time.sleep(60)
+"""
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_workers_ignore_signals_and_outlive_no_killed_parent() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, start_new_session=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"ready\n"
+    workers = children(parent.pid)
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker, signal.SIGINT)
+        os.kill(worker, signal.SIGTERM)
+    assert parent.stdout.readline() == b"alive\n"
+    assert all(map(runs, workers))
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20  # torch's workers look for their parent every 5 s
+    while any(map(runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(runs, workers))
