@@ -280,7 +280,7 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
 
 def _build(cls: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(cls), typing.get_args(cls)
-    if dataclasses.is_dataclass(cls):
+    if hasattr(cls, "__dataclass_fields__"):
         if not isinstance(value, dict):
             raise UserError(f"config key {where or 'root'} must be an object, got {value!r}")
         hints = typing.get_type_hints(cls)

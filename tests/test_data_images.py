@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from fqgan.data.images import FolderSource, load_images, open_source
+from fqgan.data.loader import evaluation_batches
 from fqgan.data.order import epoch_order
 from fqgan.data.parquet import ParquetSource
 from fqgan.errors import UserError
@@ -161,6 +162,14 @@ def test_sources_survive_pickling(tmp_path: Path) -> None:
     assert len(pickle.dumps(parquet)) == empty
 
 
+def test_parquet_in_workers(tmp_path: Path) -> None:
+    source = open_source(str(write_parquet(tmp_path / "a.parquet", list(range(40)))))
+    source.read(7)  # the main process has read before its workers start
+    for images, labels, indices in evaluation_batches(source, size=8, batch=6, workers=2):
+        assert (images == labels[:, None, None, None]).all()
+        assert torch.equal(labels, indices)
+
+
 def test_errors_of_paths(tmp_path: Path) -> None:
     (tmp_path / "imagenette").mkdir()
     assert error(tmp_path / "imagenete") == f"{tmp_path}/imagenete does not exist; did you mean 'imagenette'?"
@@ -196,9 +205,9 @@ def test_data_damaged_after_opening_is_a_user_error(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match=r"a\.parquet cannot be read as parquet"):
         source.read(0)
-    picture = save(tmp_path / "pictures/a.png")
+    picture = save(tmp_path / "pictures/a.png", size=(400, 400))
     folder = FolderSource(picture.parent, "pictures")
-    picture.write_bytes(picture.read_bytes()[:40])
+    picture.write_bytes(picture.read_bytes()[:200])
     with pytest.raises(UserError, match=r"pictures/a\.png cannot be read as a picture: [^\n]+$"):
         folder.read(0)
 

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from fqgan.config import DataConfig
-from fqgan.data.images import open_source
 from fqgan.data.loader import TrainingSet, evaluation_batches, training_batches
 from fqgan.data.order import SampleStream
 from fqgan.data.transforms import center_crop, flip, to_tensor
@@ -156,6 +155,7 @@ def test_errors_in_workers_are_one_clean_line(workers: int) -> None:
     with pytest.raises(UserError) as caught:
         next(stream)
     assert str(caught.value) == "noise 5 is broken"
+    assert not multiprocessing.active_children()
 
 
 def test_evaluation_is_centre_crops_in_order() -> None:
@@ -185,35 +185,23 @@ def test_closing_ends_the_workers() -> None:
     stream = training_batches(Noise([20]), DataConfig(workers=2), **arguments)
     next(stream)
     assert len(multiprocessing.active_children()) == 2
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert not multiprocessing.active_children()
 
 
-def test_parquet_in_spawned_and_forked_workers(tmp_path: Path) -> None:
-    from tests.test_data_images import write_parquet
-
-    source = open_source(str(write_parquet(tmp_path / "a.parquet", list(range(40)))))
-    source.read(0)
-    config = DataConfig(workers=2, upscale=True, window=2)
-    result = batches(source, 4, config, size=8)
-    for images, labels in result:
-        assert (images == labels[:, None, None, None]).all()
-    assert sorted(torch.cat([labels for _, labels in result]).tolist()[:40]) == list(range(40))
-
-
 SCRIPT = """
-import time
+import sys, time
 from fqgan.config import DataConfig
 from fqgan.data.images import open_source
 from fqgan.data.loader import training_batches
 stream = training_batches(open_source("photos"), DataConfig(workers=2), size=64, seed=0, batch=4, micro_batch=4,
                           rank=0, world=1, start_step=0)
-next(stream)
-print("ready", flush=True)
-time.sleep(2)
-next(stream)
+print("started", flush=True)
+sys.stdin.readline()
+for _ in range(8):
+    next(stream)
 print("alive", flush=True)
-time.sleep(60)
+sys.stdin.readline()
 """
 
 
@@ -230,19 +218,30 @@ def runs(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_workers_ignore_signals_and_outlive_no_killed_parent() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, start_new_session=True)
-    assert parent.stdout is not None
-    assert parent.stdout.readline() == b"ready\n"
-    workers = children(parent.pid)
-    assert len(workers) == 2
-    for worker in workers:
-        os.kill(worker, signal.SIGINT)
-        os.kill(worker, signal.SIGTERM)
-    assert parent.stdout.readline() == b"alive\n"
-    assert all(map(runs, workers))
-    parent.kill()
-    parent.wait()
+@pytest.mark.parametrize("end", ["killed", "exits"])
+def test_workers_ignore_signals_and_end_with_their_parent(end: str) -> None:
+    """Signals arrive while the workers start, when they once killed them; and a parent that exits with its stream
+    still open once waited without end for workers that ignore SIGTERM."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=pipe, stdout=pipe, start_new_session=True) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        try:
+            assert parent.stdout.readline() == b"started\n"
+            workers = children(parent.pid)
+            assert len(workers) == 2
+            for worker in workers:
+                os.kill(worker, signal.SIGINT)
+                os.kill(worker, signal.SIGTERM)
+            parent.stdin.write(b"\n")
+            parent.stdin.flush()
+            assert parent.stdout.readline() == b"alive\n"
+            assert all(map(runs, workers))
+            if end == "exits":
+                parent.stdin.close()
+                assert parent.wait(timeout=10) == 0
+        finally:
+            parent.kill()
     deadline = time.monotonic() + 20  # torch's workers look for their parent every 5 s
     while any(map(runs, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)

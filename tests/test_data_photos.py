@@ -53,4 +53,3 @@ def test_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"need skimage's data/astronaut\.png: run pip install 'fqgan\[offline\]'$"):
         PhotoSource()
-    photos._load.cache_clear()

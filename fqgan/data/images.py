@@ -64,7 +64,8 @@ class FolderSource:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
-        flat = any(_is_picture(entry.name) for entry in os.scandir(folder))
+        with os.scandir(folder) as entries:
+            flat = any(_is_picture(entry.name) for entry in entries)
         groups = [folder] if flat else _subfolders(folder)
         files = [_pictures_below(group) for group in groups]
         self._files = list(itertools.chain(*files))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import signal
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +25,29 @@ from fqgan.errors import UserError
 
 # Keeps this use of (seed, epoch, index) apart from others; not 0, as SeedSequence pads short keys with zeros.
 _AUGMENTATION_TAG = 0xA06
+
+T = TypeVar("T")
+
+
+class Batches(Iterator[T]):
+    """Iterator over batches. `close` ends its worker processes, as does the end of the last reference to it."""
+
+    def __init__(self, batches: Iterator[T | UserError]) -> None:
+        self._batches = batches
+        _open_batches.add(self)
+
+    def __next__(self) -> T:
+        batch = next(self._batches)
+        if isinstance(batch, UserError):
+            self.close()
+            raise batch
+        return batch
+
+    def close(self) -> None:
+        self._batches = iter(())  # drops the loader's iterator, which ends the workers
+
+
+_open_batches: weakref.WeakSet[Batches[Any]] = weakref.WeakSet()
 
 
 class TrainingSet(Dataset[tuple[Tensor, int]]):
@@ -77,7 +103,7 @@ def training_batches(
     world: int,
     start_step: int,
     pin_memory: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Batches[tuple[Tensor, Tensor]]:
     """This rank's micro-batches from optimizer step `start_step` on, without end: uint8 images
     (micro_batch, 3, size, size) and int64 labels (micro_batch,).
 
@@ -107,7 +133,7 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
     pin_memory: bool = False,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+) -> Batches[tuple[Tensor, Tensor, Tensor]]:
     """Every picture once and in order: uint8 centre crops (b, 3, size, size), int64 labels (b,), int64 indices (b,).
 
     `limit` above 0 takes that many evenly spaced pictures. Each rank gets a consecutive share; shares differ by one
@@ -130,30 +156,20 @@ def _read(source: ImageSource, index: int, size: int, upscale: bool) -> tuple[Im
     return image, label
 
 
-def _load(dataset: Dataset[Any], keys: Iterable[list[Any]], workers: int, pin_memory: bool) -> Iterator[Any]:
-    """Batches of `dataset` for lists of its keys, in that order, made by `workers` processes that start at once.
-    Closing the iterator ends them."""
-    with warnings.catch_warnings():
+def _load(dataset: Dataset[Any], keys: Iterable[list[Any]], workers: int, pin_memory: bool) -> Batches[Any]:
+    """Batches of `dataset` for lists of its keys, in that order, made by `workers` processes that start at once."""
+    loader_options: dict[str, Any] = {
+        "num_workers": workers,
+        "pin_memory": pin_memory,
+        "worker_init_fn": _block_signals,
+        # a loader without its own generator draws from torch's global one: a resumed run would draw once more
+        "generator": torch.Generator(),
+    }
+    with warnings.catch_warnings(), _signals_blocked():
         # more workers than cores is the user's choice: it helps where storage is slow
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        loader = DataLoader(
-            _ErrorsAsValues(dataset),
-            batch_sampler=keys,
-            num_workers=workers,
-            collate_fn=_collate,
-            pin_memory=pin_memory,
-            worker_init_fn=_ignore_signals,
-            # a loader without its own generator draws from torch's global one: a resumed run would draw once more
-            generator=torch.Generator(),
-        )
-        return _raising(iter(loader))
-
-
-def _raising(batches: Iterator[Any]) -> Iterator[Any]:
-    for batch in batches:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+        loader = DataLoader(_ErrorsAsValues(dataset), batch_sampler=keys, collate_fn=_collate, **loader_options)
+        return Batches(iter(loader))
 
 
 class _ErrorsAsValues(Dataset[Any]):
@@ -174,8 +190,24 @@ def _collate(samples: list[Any]) -> tuple[Tensor, ...] | UserError:
     return next(errors, None) or tuple(default_collate(samples))
 
 
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group, but what follows is the trainer's decision: it still needs its
-    workers to finish the step. They notice by themselves when it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes started in here never see Ctrl-C or SIGTERM, not even while they start. Both reach the whole process
+    group, but what follows is the trainer's decision, and it needs its workers to finish the step. Workers notice by
+    themselves when it is gone."""
+    before = _block_signals()
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _block_signals(worker: int = 0) -> set[Any]:
+    return signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+@atexit.register
+def _close_all() -> None:
+    # at exit, multiprocessing would send SIGTERM to workers still running and wait for them without end
+    for batches in list(_open_batches):
+        batches.close()

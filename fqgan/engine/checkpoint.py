@@ -84,6 +84,13 @@ def problem_of(folder: Path) -> str:
     return ""
 
 
+def save_tensors(tensors: Tensors, path: Path) -> None:
+    """Write a safetensors file, whole or not at all."""
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    save_file(_exportable(tensors), temporary)
+    temporary.replace(path)
+
+
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Tensors of a safetensors file; `UserError` when it is missing, truncated or something else."""
     try:

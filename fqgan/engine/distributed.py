@@ -29,12 +29,16 @@ class World:
         return self.rank == 0
 
 
-def start(device: str = "auto") -> World:
+def pick_device(name: str) -> torch.device:
+    """`auto`: CUDA where there is one. Asking for CUDA in vain raises `UserError`."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is available: choose the device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def start(name: str = "auto") -> World:
     """Join the process group that torchrun's environment describes, if any, and pick this rank's device."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is available: use --train.device cpu")
+    device = pick_device(name).type
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = torch.device(device, local_rank) if device == "cuda" else torch.device(device)

@@ -148,11 +148,6 @@ class Decoder(nn.Module):
         self.norm_out = Normalize(in_channels)
         self.conv_out = nn.Conv2d(in_channels, 3 * stem**2, 3, padding=1)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weight in front of the pixels."""
-        return self.conv_out.weight
-
     def forward(self, z: Tensor) -> Tensor:
         x = self.middle(self.conv_in(z))
         for level in self.levels:

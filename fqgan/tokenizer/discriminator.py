@@ -34,10 +34,9 @@ class PatchGAN(nn.Module):
         self.main = nn.Sequential(*main)
         self.apply(_initialize)
 
-    def forward(self, *images: Tensor) -> tuple[Tensor, ...] | Tensor:
+    def forward(self, *batches: Tensor) -> list[Tensor]:
         """Logits of each batch of images; batches are normalised apart from each other."""
-        logits = tuple(self.main(batch) for batch in images)
-        return logits if len(logits) > 1 else logits[0]
+        return [self.main(images) for images in batches]
 
 
 def _initialize(module: nn.Module) -> None:

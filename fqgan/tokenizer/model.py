@@ -102,13 +102,16 @@ class FactorizedTokenizer(nn.Module):
                 raise UserError(f"codes of factor {i} must lie in [0, {quantizer.codebook_size})")
         return [quantizer.embed(codes[:, i]) for i, quantizer in enumerate(self.quantizers)]
 
-    def _base(self, images: Tensor) -> Tensor:
+    def check_size(self, height: int, width: int) -> None:
+        """`UserError` unless both are positive multiples of the downsampling factor."""
         f = self.config.downsampling
+        if height % f or width % f or not height * width:
+            raise UserError(f"image size {width}x{height} is no multiple of the tokenizer's downsampling factor {f}")
+
+    def _base(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise UserError(f"images must be (b, 3, H, W), got {tuple(images.shape)}")
-        if images.shape[2] % f or images.shape[3] % f:
-            size = f"{images.shape[3]}x{images.shape[2]}"
-            raise UserError(f"image size {size} is no multiple of the tokenizer's downsampling factor {f}")
+        self.check_size(images.shape[2], images.shape[3])
         return self.encoder(images)
 
     def _decode(self, vectors: list[Tensor]) -> Tensor:

@@ -24,9 +24,18 @@ def reconstruction_rows(model: FactorizedTokenizer, codes: Tensor) -> list[Tenso
 def reconstruction_grid(model: nn.Module, images: Tensor) -> Tensor:
     """(3, H', W') in [-1, 1]: a column an image; rows: original, reconstruction, each factor alone."""
     assert isinstance(model, FactorizedTokenizer)
-    rows = [images, *reconstruction_rows(model, model.encode(images))]
+    return grid_of([images, *reconstruction_rows(model, model.encode(images))])
+
+
+def grid_of(rows: list[Tensor]) -> Tensor:
+    """(3, H', W') in [-1, 1]: each of the batches (b, 3, H, W) as a row."""
     stacked = torch.cat([row.float().clamp(-1, 1) for row in rows])
-    return make_grid(stacked, nrow=len(images), padding=2, pad_value=1.0)
+    return make_grid(stacked, nrow=len(rows[0]), padding=2, pad_value=1.0)
+
+
+def row_of(images: list[Tensor]) -> Tensor:
+    """(3, H', W') in [-1, 1]: batches of one image (1, 3, H, W) beside each other."""
+    return grid_of([torch.cat([image.float() for image in images])])
 
 
 def to_image(image: Tensor) -> Image.Image:

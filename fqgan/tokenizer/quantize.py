@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -126,18 +127,15 @@ class _SoftAssignment(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         n, scaled = len(rows), rows * (2 / temperature)
         codes = torch.empty(n, dtype=torch.int64, device=rows.device)
-        log_sums, entropies = rows.new_empty(n), rows.new_empty(n)
-        mean = rows.new_zeros(len(codebook))
+        entropies, mean = rows.new_empty(n), rows.new_zeros(len(codebook))
         for chunk in _chunks(n, len(codebook), rows.device):
-            scores = scaled[chunk] @ codebook.T
-            codes[chunk] = scores.argmax(1)
-            log_sums[chunk] = scores.logsumexp(1)
-            log_p = scores.sub_(log_sums[chunk, None])
-            p = log_p.exp()
+            log_p = (scaled[chunk] @ codebook.T).log_softmax(1)
+            codes[chunk] = log_p.argmax(1)
+            p = _exp(log_p)
             mean += p.sum(0)
             entropies[chunk] = -torch.linalg.vecdot(p, log_p)
         mean = all_reduce_mean(mean.div_(n))
-        ctx.save_for_backward(scaled, codebook, log_sums, mean)
+        ctx.save_for_backward(scaled, codebook, mean)
         ctx.scale = 2 / temperature
         ctx.mark_non_differentiable(codes)
         return codes, entropies.mean() + torch.dot(mean, (mean + _EPS).log())
@@ -145,18 +143,23 @@ class _SoftAssignment(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        scaled, codebook, log_sums, mean = ctx.saved_tensors
+        scaled, codebook, mean = ctx.saved_tensors
         g = (mean + _EPS).log() + mean / (mean + _EPS)
         grad_rows, grad_codebook = torch.empty_like(scaled), torch.zeros_like(codebook)
         for chunk in _chunks(len(scaled), len(codebook), scaled.device):
-            log_p = torch.addmm(log_sums[chunk, None], scaled[chunk], codebook.T, beta=-1)
-            p = log_p.exp()
+            log_p = (scaled[chunk] @ codebook.T).log_softmax(1)
+            p = _exp(log_p)
             a = torch.sub(g, log_p, out=log_p)
             grad_scores = p.mul_(a.sub_(torch.linalg.vecdot(p, a)[:, None]))
             torch.mm(grad_scores, codebook, out=grad_rows[chunk])
             grad_codebook.addmm_(grad_scores.T, scaled[chunk])
         weight = grads[1] / len(scaled)
         return grad_rows.mul_(weight * ctx.scale), grad_codebook.mul_(weight), None
+
+
+def _exp(log_p: Tensor) -> Tensor:
+    """e^log_p by way of exp2: on a CPU exp falls to a slow path for the many results below the normal range."""
+    return (log_p * math.log2(math.e)).exp2_()
 
 
 def _chunks(n: int, columns: int, device: torch.device) -> Iterator[slice]:

@@ -1,0 +1,7 @@
+"""`python -m fqgan`."""
+
+import sys
+
+from fqgan.cli import main
+
+sys.exit(main())

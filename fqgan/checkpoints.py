@@ -1,0 +1,84 @@
+"""From a path to a model: runs, their checkpoints, and exported folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+import fqgan.config as configs
+from fqgan.config import FORMAT_VERSION, TokenizerConfig
+from fqgan.engine import checkpoint
+from fqgan.engine.run import write_text
+from fqgan.errors import UserError
+from fqgan.tokenizer.model import FactorizedTokenizer
+
+_WEIGHTS = "tokenizer.safetensors"
+
+
+def load_tokenizer(path: str | Path, device: str | torch.device = "cpu", weights: str = "auto") -> FactorizedTokenizer:
+    """A tokenizer in eval mode and float32.
+
+    Args:
+        path: a run folder (its newest whole checkpoint), one of its checkpoints, or an exported folder.
+        weights: `auto` (the moving average where there is one), `ema` or `raw`.
+
+    Raises:
+        UserError: nothing there, truncated files, or files of something else.
+    """
+    folder = _resolve(Path(path))
+    file = folder / ("ema.safetensors" if weights == "ema" else _WEIGHTS)
+    if weights == "auto" and (folder / "ema.safetensors").exists():
+        file = folder / "ema.safetensors"
+    elif weights == "ema" and not file.exists():
+        raise UserError(f"{folder} has no moving average: it was trained with train.ema_decay 0")
+    elif weights not in ("auto", "ema", "raw"):
+        raise UserError(f"weights must be auto, ema or raw, got {weights!r}")
+    config = tokenizer_config(folder)
+    with torch.device("meta"):
+        model = FactorizedTokenizer(config)
+    model.to_empty(device=device)
+    checkpoint.load_module(model, checkpoint.load_tensors(file, device), str(file))
+    return model.eval()
+
+
+def save_tokenizer(tokenizer: FactorizedTokenizer, folder: str | Path) -> Path:
+    """Export a tokenizer: `config.json` and `tokenizer.safetensors`, all that `load_tokenizer` needs."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_tensors(tokenizer.state_dict(), folder / _WEIGHTS)
+    content = configs.to_dict(tokenizer.config)
+    del content["format_version"]
+    write_text(
+        folder / "config.json", json.dumps({"format_version": FORMAT_VERSION, "model": content}, indent=2) + "\n"
+    )
+    return folder
+
+
+def tokenizer_config(folder: Path) -> TokenizerConfig:
+    """The architecture in a folder's config.json."""
+    content = configs.load_json(folder / "config.json")
+    if content.get("format_version") != FORMAT_VERSION or not isinstance(content.get("model"), dict):
+        raise UserError(
+            f"{folder / 'config.json'} is no tokenizer's config (format_version {FORMAT_VERSION} with a model)"
+        )
+    return configs.from_dict(TokenizerConfig, content["model"])
+
+
+def _resolve(path: Path) -> Path:
+    """The folder that holds the weights."""
+    if not path.exists():
+        raise UserError(f"checkpoint {path} does not exist")
+    if path.is_file():
+        raise UserError(f"{path} is a file: name a run folder, a checkpoint folder or an exported folder")
+    if (path / "checkpoints").is_dir():
+        newest = checkpoint.latest(path / "checkpoints")
+        if newest is None:
+            raise UserError(f"run {path} has no checkpoint yet")
+        return newest
+    if (path / "state.json").exists() and (problem := checkpoint.problem_of(path)):
+        raise UserError(f"checkpoint {path}: {problem}")
+    if not (path / _WEIGHTS).exists():
+        raise UserError(f"{path} is no run, checkpoint or exported tokenizer: it has no {_WEIGHTS}")
+    return path

@@ -1,0 +1,46 @@
+"""The command table. Commands are imported when they are called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from fqgan import __version__
+from fqgan.config import did_you_mean
+from fqgan.errors import UserError
+
+COMMANDS = {
+    "quickstart": ("fqgan.commands.quickstart", "train, evaluate and show a small tokenizer, in minutes on a laptop"),
+    "train-tokenizer": ("fqgan.commands.train_tokenizer", "train a tokenizer from a preset, or resume a run"),
+    "reconstruct": ("fqgan.commands.reconstruct", "pictures through a tokenizer and back, each factor alone"),
+    "evaluate": ("fqgan.commands.evaluate", "metrics of a tokenizer on a set of images"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (2: a user's error, told in one line)."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(_help())
+        elif argv[0] in ("-V", "--version"):
+            print(f"fqgan {__version__}")
+        elif argv[0] not in COMMANDS:
+            raise UserError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; see fqgan --help")
+        else:
+            import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    except UserError as error:
+        print(f"fqgan: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<18}{text}" for name, (_, text) in COMMANDS.items())
+    return f"usage: fqgan COMMAND ...\n\nFactorized visual tokenization and generation.\n\n{rows}\n\nfqgan COMMAND --help says more."

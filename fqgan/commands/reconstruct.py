@@ -1,0 +1,84 @@
+"""`fqgan reconstruct CKPT IMAGE... --out DIR`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fqgan.commands.arguments import parse
+from fqgan.errors import UserError
+
+PROG = "fqgan reconstruct"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of the command."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A run folder, one of its checkpoints, or an exported tokenizer."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Picture files."""
+    out: Path = Path("reconstructions")
+    """Folder for a PNG and the codes (.npz) of each picture."""
+    size: int = 0
+    """Pixels a side of the centre crop; 0: the size that the tokenizer was trained on."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """Moving average (auto: where there is one) or raw weights."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def main(argv: list[str]) -> None:
+    """Entry point."""
+    arguments = parse(
+        Arguments,
+        argv,
+        PROG,
+        "Pictures through a tokenizer and back: original, reconstruction, each "
+        "factor alone (Fig. 3); their codes and PSNR.",
+    )
+    if not arguments.images:
+        raise UserError(f"name at least one picture: {PROG} CHECKPOINT PICTURE ... --out DIR")
+    import numpy as np
+    import torch
+
+    from fqgan.checkpoints import load_tokenizer
+    from fqgan.data.images import load_images
+    from fqgan.engine.distributed import pick_device
+    from fqgan.metrics.psnr import psnr
+    from fqgan.tokenizer.pictures import reconstruction_rows, row_of, save_picture
+
+    device = pick_device(arguments.device)
+    tokenizer = load_tokenizer(arguments.checkpoint, device, arguments.weights)
+    size = arguments.size or tokenizer.config.image_size
+    tokenizer.check_size(size, size)
+    # all pictures are read before anything is written, so that a bad one leaves nothing half done
+    images = load_images(arguments.images, size)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    names = [factor.name for factor in tokenizer.config.factors]
+    columns = ["original", "reconstruction", *([f"{name} alone" for name in names] if len(names) > 1 else [])]
+    print(f"columns: {', '.join(columns)}")
+    stems = _distinct(arguments.images)
+    for stem, image in zip(stems, images.split(1), strict=True):
+        image = image.to(device)
+        with torch.inference_mode():
+            codes = tokenizer.encode(image)
+            rows = reconstruction_rows(tokenizer, codes)
+        save_picture(row_of([image, *rows]), arguments.out / f"{stem}.png")
+        np.savez(arguments.out / f"{stem}.npz", codes=codes[0].cpu().numpy(), factors=np.array(names))
+        print(f"{arguments.out / stem}.png  PSNR {psnr(image, rows[0]).item():.2f} dB")
+    print(arguments.out)
+
+
+def _distinct(paths: tuple[Path, ...]) -> list[str]:
+    """File stems, numbered where two pictures share one."""
+    stems: list[str] = []
+    for path in paths:
+        stem, number = path.stem, 2
+        while stem in stems:
+            stem, number = f"{path.stem}-{number}", number + 1
+        stems.append(stem)
+    return stems

@@ -1,0 +1,250 @@
+"""Exact resume, kills at bad moments, and ranks: through the real command line, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import fqgan.config as configs
+from fqgan.config import FactorConfig, TokenizerRunConfig
+from fqgan.engine.run import read_stats
+from fqgan.presets import child
+
+pytestmark = pytest.mark.slow
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        yy, xx = np.mgrid[0:40, 0:48] / 40
+        waves = np.stack([np.sin((3 + i) * xx + c) + np.cos((2 + i) * yy - c) for c in range(3)], -1)
+        pixels = 128 + 50 * waves + rng.normal(0, 8, waves.shape)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def everything(pictures: Path) -> TokenizerRunConfig:
+    """GAN, entropy, InfoNCE, EMA, augmentation, dropout, accumulation and workers, all at once and tiny."""
+    return child(
+        TokenizerRunConfig(),
+        model={
+            "image_size": 32,
+            "channels": 32,
+            "channel_multipliers": (1, 1, 1),
+            "res_blocks": 1,
+            "z_channels": 32,
+            "dropout": 0.1,
+            "adapter_head_dim": 16,
+            "feature_head_width": 32,
+            "feature_head_depth": 1,
+            "factors": (
+                FactorConfig("visual", 32, 4, 1),
+                FactorConfig("semantic", 48, 4, 1, teacher="efficientnet-lite0@32"),
+            ),
+        },
+        data={"source": str(pictures), "workers": 2},
+        loss={"perceptual": "efficientnet-lite0"},
+        discriminator={"start": 2, "channels": 32, "layers": 2},
+        optimizer={"warmup_steps": 2, "schedule": "cosine"},
+        train={
+            "batch": 8,
+            "micro_batch": 4,
+            "steps": STEPS,
+            "ema_decay": 0.9,
+            "log_every": 1,
+            "checkpoint_every": 3,
+            "keep_last": 3,
+            "precision": "float32",
+            "device": "cpu",
+        },
+    )
+
+
+def command(config: TokenizerRunConfig, run: Path, *options: str) -> list[str]:
+    file = run.with_suffix(".config.json")
+    configs.save(config, file)
+    return ["train-tokenizer", "photos-dual", "--config", str(file), "--run", str(run), *options]
+
+
+def start(arguments: list[str], launcher: tuple[str, ...] = ("-m", "fqgan"), **env: str) -> subprocess.Popen[str]:
+    """A process with one thread: sums in the same order every time, and no fight over the cores."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.Popen(
+        [sys.executable, *launcher, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+
+
+def contents(run: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    files = sorted(folder.glob("*.safetensors"))
+    assert {file.stem for file in files} == {
+        "discriminator",
+        "discriminator-optimizer",
+        "ema",
+        "statistics",
+        "tokenizer",
+        "tokenizer-optimizer",
+    }
+    return {f"{file.stem}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    """stats.jsonl but for the speed."""
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_stats(run)]
+
+
+def assert_same(run: Path, other: Path) -> None:
+    a, b = contents(run, STEPS), contents(other, STEPS)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))
+    assert lines(run) == lines(other)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "straight"
+    finish(start(command(everything(pictures), run)))
+    return run
+
+
+def test_everything_is_on(uninterrupted: Path) -> None:
+    line = lines(uninterrupted)[-1]
+    for term in ("reconstruction", "perceptual", "codebook", "commitment", "entropy", "disentangle", "representation"):
+        assert np.isfinite(line[f"{term}_loss"])
+    assert np.isfinite(line["gan_loss"]) and np.isfinite(line["discriminator_loss"])
+    assert "gan_loss" not in lines(uninterrupted)[1] and "gan_loss" in lines(uninterrupted)[2]
+
+
+def test_kill_at_a_random_moment(uninterrupted: Path, pictures: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    arguments = command(everything(pictures), run)
+    process = start(arguments)
+    wait_for(run / "checkpoints" / "step-00000003", process)
+    time.sleep(random.uniform(0, 0.5))
+    process.kill()
+    process.communicate()
+    output = finish(start(arguments))
+    assert "resuming" in output or "already done" in output
+    assert_same(run, uninterrupted)
+
+
+DIE_WHILE_SAVING = """
+import os, signal, sys
+import fqgan.engine.checkpoint as checkpoint
+from fqgan.cli import main
+whole = checkpoint.save_file
+def save_file(tensors, path):
+    whole(tensors, path)
+    if "step-00000006" in str(path) and path.name.startswith("ema"):
+        with open(path, "r+b") as file:
+            file.truncate(100)
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save_file = save_file
+main(sys.argv[1:])
+"""
+
+
+def test_kill_while_a_checkpoint_is_written(uninterrupted: Path, pictures: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    arguments = command(everything(pictures), run)
+    process = start(arguments, launcher=("-c", DIE_WHILE_SAVING))
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    assert [path.name for path in sorted((run / "checkpoints").glob("step-*"))] == ["step-00000003"]
+    assert "at step 3" in finish(start(arguments))
+    assert_same(run, uninterrupted)
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_then_stop(uninterrupted: Path, pictures: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "stopped"
+    config = everything(pictures)
+    config = replace(config, train=replace(config.train, checkpoint_every=100))
+    process = start(command(config, run))
+    wait_for(run / "stats.jsonl", process)
+    while not (run / "stats.jsonl").read_text():
+        time.sleep(0.005)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + number, output
+    done = sorted((run / "checkpoints").glob("step-*"))
+    assert len(done) == 1 and "the same command resumes" in output
+    finish(start(command(config, run)))
+    assert_same(run, uninterrupted)
+
+
+def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path) -> None:
+    """Entropy and InfoNCE act on the global micro-batch: two ranks of 2 images are one process of 4."""
+    config = everything(pictures)
+    config = child(
+        config,
+        model={"dropout": 0.0},
+        discriminator={"norm": "group"},
+        train={"micro_batch": 0, "validate_every": 3, "validation_images": 6},
+        data={"workers": 0, "validation": str(pictures)},
+    )
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    finish(start(command(config, alone)))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fqgan")
+    output = finish(start(command(config, together), launcher=launcher))
+    assert "2 x cpu" in output
+    for one, two in zip(lines(alone), lines(together), strict=True):
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert two[name] == pytest.approx(value, rel=2e-3, abs=2e-4), (name, one["step"])
+    a, b = contents(alone, STEPS), contents(together, STEPS)
+    before = contents(alone, 3)
+    for name, tensor in a.items():
+        if name.startswith(("tokenizer/", "discriminator/")):
+            moved = (tensor - before[name]).abs().mean()
+            assert (tensor - b[name]).abs().mean() < 0.02 * moved + 1e-7, name
+
+
+def test_a_finished_run_stays_as_it_is(uninterrupted: Path, pictures: Path) -> None:
+    stats = (uninterrupted / "stats.jsonl").read_bytes()
+    output = finish(start(command(everything(pictures), uninterrupted)))
+    assert "already done" in output
+    assert (uninterrupted / "stats.jsonl").read_bytes() == stats
+
+
+def test_more_steps_go_on_from_the_end(uninterrupted: Path, pictures: Path, tmp_path: Path) -> None:
+    run = tmp_path / "longer"
+    finish(start(command(everything(pictures), run, "--train.steps", "4")))
+    finish(start(command(everything(pictures), run, "--train.steps", "5")))
+    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4, 5]
+    state = json.loads((run / "checkpoints" / "step-00000005" / "state.json").read_text())
+    assert state["images_seen"] == 40
