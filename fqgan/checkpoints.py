@@ -59,11 +59,10 @@ def save_tokenizer(tokenizer: FactorizedTokenizer, folder: str | Path) -> Path:
 def tokenizer_config(folder: Path) -> TokenizerConfig:
     """The architecture in a folder's config.json."""
     content = configs.load_json(folder / "config.json")
-    if content.get("format_version") != FORMAT_VERSION or not isinstance(content.get("model"), dict):
-        raise UserError(
-            f"{folder / 'config.json'} is no tokenizer's config (format_version {FORMAT_VERSION} with a model)"
-        )
-    return configs.from_dict(TokenizerConfig, content["model"])
+    if not isinstance(content.get("model"), dict) or "format_version" not in content:
+        raise UserError(f"{folder / 'config.json'} is no tokenizer's config: it needs format_version and model")
+    model = {"format_version": content["format_version"], **content["model"]}
+    return configs.from_dict(TokenizerConfig, model, str(folder / "config.json"))
 
 
 def _resolve(path: Path) -> Path:

@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     except UserError as error:
-        print(f"fqgan: error: {error}", file=sys.stderr)
+        # one line, whatever the message quotes
+        print(f"fqgan: error: {' '.join(line.strip() for line in str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
+import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -102,8 +104,9 @@ class TokenizerConfig:
 
     def check(self) -> None:
         """Raise `UserError` for an architecture that cannot be built."""
-        if not self.factors:
-            raise UserError("model.factors is empty: a tokenizer needs at least one factor")
+        if not self.factors or not self.channel_multipliers:
+            raise UserError("model.factors and model.channel_multipliers need at least one entry each")
+        _check_ranges(self, "model.")
         if self.image_size % self.downsampling:
             raise UserError(
                 f"model.image_size {self.image_size} is no multiple of the downsampling factor {self.downsampling}"
@@ -117,10 +120,13 @@ class TokenizerConfig:
             )
         width = self.channels * self.channel_multipliers[-1]
         for factor in self.factors:
-            if min(factor.codebook_size, factor.code_dim) < 1 or factor.adapter_depth < 0:
-                raise UserError(f"factor {factor.name}: sizes must be positive, adapter_depth at least 0")
             if factor.adapter_depth and width % self.adapter_head_dim:
                 raise UserError(f"model.adapter_head_dim {self.adapter_head_dim} does not divide the width {width}")
+            if factor.teacher and self.feature_head_width % self.feature_head_heads:
+                raise UserError(
+                    f"model.feature_head_heads {self.feature_head_heads} does not divide model.feature_head_width "
+                    f"{self.feature_head_width}"
+                )
 
 
 @dataclass(frozen=True)
@@ -251,6 +257,7 @@ class TokenizerRunConfig:
     def check(self) -> None:
         """Raise `UserError` for settings that contradict each other."""
         self.model.check()
+        _check_ranges(self)
         dims = {factor.code_dim for factor in self.model.factors}
         if self.loss.disentangle_weight and len(dims) > 1:
             raise UserError("loss.disentangle_weight needs factors of one code_dim (Eq. 7): set it to 0 or align them")
@@ -258,10 +265,54 @@ class TokenizerRunConfig:
             raise UserError("data.crop_min and data.crop_max must satisfy 0 < crop_min <= crop_max <= 1")
         if not self.loss.representation_weight and any(factor.teacher for factor in self.model.factors):
             raise UserError('loss.representation_weight 0 would leave a feature head untrained: set its teacher to ""')
-        if self.train.batch < 1 or self.train.micro_batch < 0:
-            raise UserError("train.batch must be at least 1 and train.micro_batch at least 0")
-        if self.train.log_every < 1 or self.train.checkpoint_every < 1 or self.train.keep_last < 1:
-            raise UserError("train.log_every, train.checkpoint_every and train.keep_last must be at least 1")
+        if not self.train.steps and not self.train.epochs:
+            raise UserError("train.steps and train.epochs are both 0: set one of them")
+        gan, size = self.discriminator, self.model.image_size
+        if gan.norm == "group" and gan.channels % 16:
+            raise UserError(f"discriminator.channels {gan.channels} must be a multiple of 16 with group norm")
+        if gan.weight and size < 3 * 2**gan.layers:
+            raise UserError(f"discriminator.layers {gan.layers} is too deep for model.image_size {size}")
+
+
+# what numbers may be, and the fields that must be so
+_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "at least 1",
+        lambda x: x >= 1,
+        "model.image_size model.stem model.channels model.channel_multipliers model.res_blocks model.z_channels "
+        "model.adapter_head_dim model.feature_head_depth model.feature_head_heads model.factors.codebook_size "
+        "model.factors.code_dim data.window discriminator.channels discriminator.layers train.batch train.log_every "
+        "train.checkpoint_every train.keep_last",
+    ),
+    (
+        "at least 0",
+        lambda x: 0 <= x < math.inf,
+        "model.feature_head_width model.factors.adapter_depth model.factors.teacher_dim data.workers "
+        "loss.reconstruction_weight loss.perceptual_weight loss.codebook_weight loss.commitment_weight "
+        "loss.entropy_weight loss.disentangle_weight loss.representation_weight discriminator.start "
+        "discriminator.weight optimizer.warmup_steps optimizer.final_lr optimizer.clip train.micro_batch train.epochs "
+        "train.steps train.seed train.image_every train.validate_every train.validation_images",
+    ),
+    (
+        "above 0",
+        lambda x: 0 < x < math.inf,
+        "loss.entropy_temperature loss.representation_temperature optimizer.lr",
+    ),
+    (
+        "at least 0 and below 1",
+        lambda x: 0 <= x < 1,
+        "model.dropout optimizer.beta1 optimizer.beta2 train.ema_decay",
+    ),
+)
+
+
+def _check_ranges(config: Any, prefix: str = "") -> None:
+    """`UserError` for the first number outside its range; not-a-number is outside every range."""
+    rules = {name: (what, holds) for what, holds, names in _RANGES for name in names.split()}
+    for leaf, value in flatten(config).items():
+        what, holds = rules.get(re.sub(r"\.\d+", "", prefix + leaf), ("", lambda x: True))
+        if not all(map(holds, value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"{prefix}{leaf} must be {what}, got {value}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -269,40 +320,43 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
 
 
-def from_dict(cls: type[T], data: dict[str, Any]) -> T:
-    """Build a config from `to_dict`'s form. Unknown keys and wrong types raise `UserError`."""
+def from_dict(cls: type[T], data: dict[str, Any], source: str = "config") -> T:
+    """Build a config from `to_dict`'s form. Unknown keys and wrong types raise `UserError`, which names `source`."""
     data = dict(data)
     version = data.pop("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        raise UserError(f"config format_version {version} is not {FORMAT_VERSION}: written by another version of fqgan")
-    return _build(cls, data, "")
+        raise UserError(f"{source}: format_version {version} is not {FORMAT_VERSION}: of another version of fqgan")
+    try:
+        return _build(cls, data, "")
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def _build(cls: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(cls), typing.get_args(cls)
     if hasattr(cls, "__dataclass_fields__"):
         if not isinstance(value, dict):
-            raise UserError(f"config key {where or 'root'} must be an object, got {value!r}")
+            raise UserError(f"key {where.rstrip('.') or 'root'} must be an object, got {value!r}")
         hints = typing.get_type_hints(cls)
         for key in value:
             if key not in hints:
-                raise UserError(f"unknown config key {where + key!r}{did_you_mean(key, hints)}")
+                raise UserError(f"unknown key {where + key!r}{did_you_mean(key, hints)}")
         return cls(**{key: _build(hints[key], item, f"{where}{key}.") for key, item in value.items()})
     name = where.rstrip(".")
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"config key {name} must be a list, got {value!r}")
+            raise UserError(f"key {name} must be a list, got {value!r}")
         return tuple(_build(args[0], item, f"{where}{i}.") for i, item in enumerate(value))
     if origin is Literal:
         if value not in args:
-            raise UserError(f"config key {name} must be one of {', '.join(map(str, args))}; got {value!r}")
+            raise UserError(f"key {name} must be one of {', '.join(map(str, args))}; got {value!r}")
         return value
     if origin is types.UnionType:
         cls = args[0]
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, cls) or (cls is int and isinstance(value, bool)):
-        raise UserError(f"config key {name} must be {cls.__name__}, got {value!r}")
+        raise UserError(f"key {name} must be {cls.__name__}, got {value!r}")
     return value
 
 
@@ -339,7 +393,7 @@ def save(config: Any, path: Path) -> None:
 
 def load(cls: type[T], path: Path) -> T:
     """Read a config from JSON. Missing or broken files raise `UserError`."""
-    return from_dict(cls, load_json(path))
+    return from_dict(cls, load_json(path), str(path))
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -19,16 +22,34 @@ T = TypeVar("T")
 def parse(cls: type[T], argv: list[str], prog: str, description: str, default: T | None = None) -> T:
     """Parse `argv` into `cls`, from the values of `default` where one is given."""
     _check_options(argv, _option_names(cls, default), prog)
+    options: dict[str, Any] = {"args": argv, "prog": prog, "description": description}
+    if default is not None:
+        options["default"] = default
+    width = contextlib.nullcontext() if {"-h", "--help"} & set(argv) else _wide_terminal()
     captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(captured):
-            if default is None:
-                return tyro.cli(cls, args=argv, prog=prog, description=description)
-            return tyro.cli(cls, args=argv, prog=prog, description=description, default=default)
+        with contextlib.redirect_stderr(captured), width:
+            return tyro.cli(cls, **options)
     except SystemExit as end:
         if not end.code:
             raise
         raise UserError(f"{_first_sentence(captured.getvalue())}; see {prog} --help") from None
+
+
+def at_least(smallest: int, **values: int) -> None:
+    """`UserError` that names the first option below `smallest`."""
+    for name, value in values.items():
+        if value < smallest:
+            raise UserError(f"--{name} must be at least {smallest}, got {value}")
+
+
+def check_output(path: Path, *, folder: bool) -> None:
+    """`UserError` for an output path that cannot be written; told before the work, not after it."""
+    if path.exists() and path.is_dir() != folder:
+        raise UserError(f"--out {path} is a {'file' if folder else 'folder'}: name a {'folder' if folder else 'file'}")
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f"--out {path}: {parent} is a file, not a folder")
 
 
 def _option_names(cls: type, default: Any) -> set[str]:
@@ -42,6 +63,8 @@ def _option_names(cls: type, default: Any) -> set[str]:
 def _check_options(argv: list[str], known: set[str], prog: str) -> None:
     """Unknown options are told with the nearest known one, in one line."""
     for argument in argv:
+        if re.match(r"-[a-zA-Z]", argument) and argument not in ("-h", "-inf", "-nan"):
+            raise UserError(f"unknown option {argument}; see {prog} --help")
         if not argument.startswith("--"):
             continue
         name = argument[2:].partition("=")[0].replace("_", "-")
@@ -53,7 +76,7 @@ def _check_options(argv: list[str], known: set[str], prog: str) -> None:
 
 def _first_sentence(box: str) -> str:
     """The message inside the parser's box, on one line."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines()]
+    lines = [line.strip("│ ").strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     message: list[str] = []
     for line in lines:
         if line.startswith(("╭", "╰", "─")):
@@ -62,3 +85,16 @@ def _first_sentence(box: str) -> str:
             continue
         message.append(line)
     return " ".join(message).rstrip(".")
+
+
+@contextlib.contextmanager
+def _wide_terminal() -> Iterator[None]:
+    """The parser breaks its messages to the terminal's width, in the middle of a long path too: make it wide."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before

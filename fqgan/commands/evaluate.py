@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fqgan.commands.arguments import parse
+from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.config import did_you_mean
 from fqgan.errors import UserError
 
@@ -22,7 +22,7 @@ SUBJECTS = ("tokenizer",)
 class Arguments:
     """Options of the command."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, one of its checkpoints, or an exported tokenizer."""
     data: str
     """Images: `photos` (held-out regions), a folder, or parquet files."""
@@ -54,6 +54,10 @@ def main(argv: list[str]) -> None:
         found = f"cannot evaluate {argv[0]!r}{did_you_mean(argv[0], SUBJECTS)}" if argv else "name what to evaluate"
         raise UserError(f"{found}: {PROG} CHECKPOINT --data DATA")
     arguments = parse(Arguments, argv[1:], PROG, "Reconstruction metrics and codebook use of a tokenizer.")
+    at_least(1, batch=arguments.batch)
+    at_least(0, size=arguments.size, limit=arguments.limit, workers=arguments.workers)
+    if arguments.out != Path():
+        check_output(arguments.out, folder=False)
     numbers = evaluate(arguments)
     print(table(numbers))
     print(_write(numbers, arguments))

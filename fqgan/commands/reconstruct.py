@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fqgan.commands.arguments import parse
+from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.errors import UserError
 
 PROG = "fqgan reconstruct"
@@ -18,9 +18,9 @@ PROG = "fqgan reconstruct"
 class Arguments:
     """Options of the command."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, one of its checkpoints, or an exported tokenizer."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE ...")]
     """Picture files."""
     out: Path = Path("reconstructions")
     """Folder for a PNG and the codes (.npz) of each picture."""
@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
     )
     if not arguments.images:
         raise UserError(f"name at least one picture: {PROG} CHECKPOINT PICTURE ... --out DIR")
+    at_least(0, size=arguments.size)
+    check_output(arguments.out, folder=True)
     import numpy as np
     import torch
 

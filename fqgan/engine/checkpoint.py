@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich import print as say
+from rich.markup import escape
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def latest(root: Path) -> Path | None:
         problem = problem_of(folder)
         if not problem:
             return folder
-        say(f"[yellow]warning:[/] skipping checkpoint {folder}: {problem}")
+        say(f"[yellow]warning:[/] skipping checkpoint {escape(f'{folder}: {problem}')}")
         broken.append(folder)
     if broken:
         raise UserError(f"no whole checkpoint in {root}: {problem_of(broken[0])}")
@@ -72,9 +73,11 @@ def latest(root: Path) -> Path | None:
 def problem_of(folder: Path) -> str:
     """What is wrong with a checkpoint's files; empty if nothing is."""
     try:
-        files = load_json(folder / "state.json").get("files", {})
+        files = load_json(folder / "state.json").get("files")
     except UserError as error:
         return str(error)
+    if not files:
+        return "state.json lists no files"
     for name, size in files.items():
         path = folder / name
         if not path.is_file():

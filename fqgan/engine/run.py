@@ -38,9 +38,9 @@ class RunFolder:
         self._stats: IO[str] | None = None
         if path.exists() and not path.is_dir():
             raise UserError(f"--run {path} is a file, not a folder")
-        if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
+        if path.is_dir() and any(path.iterdir()) and not ((path / "lock").exists() or self.checkpoints.is_dir()):
             raise UserError(f"--run {path} exists and is no run folder: choose another name")
-        if (path / "config.json").exists():
+        if next(self.checkpoints.glob("step-*"), None):  # before the first checkpoint there is nothing to go on with
             self._check_unchanged()
 
     @property
@@ -56,8 +56,11 @@ class RunFolder:
 
     def open(self) -> Path | None:
         """Take the lock, write the config, and return the checkpoint to resume from, if there is one."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "lock").open("w")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("w")
+        except OSError as error:
+            raise UserError(f"--run {self.path} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -1,0 +1,1 @@
+"""The page that `fqgan quickstart` writes: one HTML file that needs nothing else."""
