@@ -44,4 +44,5 @@ def main(argv: list[str] | None = None) -> int:
 
 def _help() -> str:
     rows = "\n".join(f"  {name:<18}{text}" for name, (_, text) in COMMANDS.items())
-    return f"usage: fqgan COMMAND ...\n\nFactorized visual tokenization and generation.\n\n{rows}\n\nfqgan COMMAND --help says more."
+    about = "Factorized visual tokenization and generation."
+    return f"usage: fqgan COMMAND ...\n\n{about}\n\n{rows}\n\nfqgan COMMAND --help says more."

@@ -9,7 +9,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -274,45 +274,27 @@ class TokenizerRunConfig:
             raise UserError(f"discriminator.layers {gan.layers} is too deep for model.image_size {size}")
 
 
-# what numbers may be, and the fields that must be so
-_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    (
-        "at least 1",
-        lambda x: x >= 1,
-        "model.image_size model.stem model.channels model.channel_multipliers model.res_blocks model.z_channels "
-        "model.adapter_head_dim model.feature_head_depth model.feature_head_heads model.factors.codebook_size "
-        "model.factors.code_dim data.window discriminator.channels discriminator.layers train.batch train.log_every "
-        "train.checkpoint_every train.keep_last",
-    ),
-    (
-        "at least 0",
-        lambda x: 0 <= x < math.inf,
-        "model.feature_head_width model.factors.adapter_depth model.factors.teacher_dim data.workers "
-        "loss.reconstruction_weight loss.perceptual_weight loss.codebook_weight loss.commitment_weight "
-        "loss.entropy_weight loss.disentangle_weight loss.representation_weight discriminator.start "
-        "discriminator.weight optimizer.warmup_steps optimizer.final_lr optimizer.clip train.micro_batch train.epochs "
-        "train.steps train.seed train.image_every train.validate_every train.validation_images",
-    ),
-    (
-        "above 0",
-        lambda x: 0 < x < math.inf,
-        "loss.entropy_temperature loss.representation_temperature optimizer.lr",
-    ),
-    (
-        "at least 0 and below 1",
-        lambda x: 0 <= x < 1,
-        "model.dropout optimizer.beta1 optimizer.beta2 train.ema_decay",
-    ),
+# what numbers may be; all others must be at least 0
+_AT_LEAST_1 = re.compile(
+    r"model\.(image_size|stem|channels|channel_multipliers|res_blocks|z_channels|adapter_head_dim|feature_head_depth|"
+    r"feature_head_heads|factors\.\d+\.(codebook_size|code_dim))|data\.window|discriminator\.(channels|layers)|"
+    r"train\.(batch|log_every|checkpoint_every|keep_last)"
 )
+_ABOVE_0 = ("loss.entropy_temperature", "loss.representation_temperature", "optimizer.lr")
+_BELOW_1 = ("model.dropout", "optimizer.beta1", "optimizer.beta2", "train.ema_decay")
 
 
 def _check_ranges(config: Any, prefix: str = "") -> None:
-    """`UserError` for the first number outside its range; not-a-number is outside every range."""
-    rules = {name: (what, holds) for what, holds, names in _RANGES for name in names.split()}
+    """`UserError` for the first number outside its range; infinity and not-a-number are outside every range."""
     for leaf, value in flatten(config).items():
-        what, holds = rules.get(re.sub(r"\.\d+", "", prefix + leaf), ("", lambda x: True))
-        if not all(map(holds, value if isinstance(value, tuple) else (value,))):
-            raise UserError(f"{prefix}{leaf} must be {what}, got {value}")
+        name = prefix + leaf
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, str):
+                continue
+            low, high = int(bool(_AT_LEAST_1.fullmatch(name))), 1 if name in _BELOW_1 else math.inf
+            if not low <= number < high or (name in _ABOVE_0 and not number):
+                rule = "above 0" if name in _ABOVE_0 else f"at least {low}" + (" and below 1" if high == 1 else "")
+                raise UserError(f"{name} must be {rule}, got {number}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

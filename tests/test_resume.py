@@ -208,30 +208,33 @@ def test_signals_save_then_stop(uninterrupted: Path, pictures: Path, tmp_path: P
 
 
 def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path) -> None:
-    """Entropy and InfoNCE act on the global micro-batch: two ranks of 2 images are one process of 4."""
-    config = everything(pictures)
+    """Entropy and InfoNCE act on the global micro-batch: two ranks of 2 images are one process of 4.
+
+    Three steps only: later a code flips on a difference in the seventh digit, and Adam makes it grow.
+    """
     config = child(
-        config,
+        everything(pictures),
         model={"dropout": 0.0},
-        discriminator={"norm": "group"},
-        train={"micro_batch": 0, "validate_every": 3, "validation_images": 6},
+        discriminator={"norm": "group", "start": 1},
+        train={"micro_batch": 0, "steps": 3, "checkpoint_every": 1, "validate_every": 3, "validation_images": 6},
         data={"workers": 0, "validation": str(pictures)},
     )
     alone, together = tmp_path / "alone", tmp_path / "together"
     finish(start(command(config, alone)))
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fqgan")
-    output = finish(start(command(config, together), launcher=launcher))
-    assert "2 x cpu" in output
+    # "--" keeps torchrun from taking --run for an option of its own
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fqgan", "--")
+    assert "2 x cpu" in finish(start(command(config, together), launcher=launcher))
     for one, two in zip(lines(alone), lines(together), strict=True):
         assert one.keys() == two.keys()
         for name, value in one.items():
-            assert two[name] == pytest.approx(value, rel=2e-3, abs=2e-4), (name, one["step"])
-    a, b = contents(alone, STEPS), contents(together, STEPS)
-    before = contents(alone, 3)
-    for name, tensor in a.items():
-        if name.startswith(("tokenizer/", "discriminator/")):
-            moved = (tensor - before[name]).abs().mean()
-            assert (tensor - b[name]).abs().mean() < 0.02 * moved + 1e-7, name
+            assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (name, one["step"])
+    assert {"gan_loss", "val_psnr", "val_semantic_usage"} <= lines(together)[-1].keys()
+    before, a, b = contents(alone, 1), contents(alone, 3), contents(together, 3)
+    for network in ("tokenizer/", "discriminator/"):
+        names = [name for name in a if name.startswith(network)]
+        moved = torch.cat([(a[name] - before[name]).flatten() for name in names])
+        apart = torch.cat([(a[name] - b[name]).flatten() for name in names])
+        assert 0 < moved.norm() and apart.norm() < 0.02 * moved.norm(), network
 
 
 def test_a_finished_run_stays_as_it_is(uninterrupted: Path, pictures: Path) -> None:

@@ -53,10 +53,7 @@ def check_output(path: Path, *, folder: bool) -> None:
 
 
 def _option_names(cls: type, default: Any) -> set[str]:
-    if default is not None:
-        names = flatten(default).keys()
-    else:
-        names = [field.name for field in dataclasses.fields(cls)]
+    names = [field.name for field in dataclasses.fields(cls)] if default is None else list(flatten(default))
     return {name.replace("_", "-") for name in names}
 
 

@@ -98,12 +98,14 @@ def progress(batches: Any, images: int) -> Any:
     """The batches, with a bar that counts images."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:.1f} images/s"))
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
-        row = bar.add_task("", total=images)
+        row = bar.add_task("", total=images, rate="")
         for batch in batches:
             yield batch
             bar.advance(row, len(batch[0]))
+            speed = bar.tasks[row].speed  # None until there are two points in time
+            bar.update(row, rate=f"{speed:.1f} images/s" if speed else "")
 
 
 def table(numbers: dict[str, Any]) -> str:

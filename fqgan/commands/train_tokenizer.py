@@ -39,9 +39,8 @@ def parse_run(argv: list[str]) -> tuple[TokenizerRunConfig, Path]:
     """Preset < --config < options; returns the config and the run folder."""
     if not argv or argv[0].startswith("-"):
         if {"-h", "--help"} & set(argv):
-            print(
-                f"usage: {PROG} PRESET [OPTIONS]\n\npresets: {', '.join(presets.PRESETS)}\n\n{PROG} PRESET --help says more."
-            )
+            known = ", ".join(presets.PRESETS)
+            print(f"usage: {PROG} PRESET [OPTIONS]\n\npresets: {known}\n\n{PROG} PRESET --help says more.")
             raise SystemExit(0)
         raise UserError(f"name a preset first: {PROG} PRESET ... (presets: {', '.join(presets.PRESETS)})")
     base, rest = presets.get(argv[0]), argv[1:]

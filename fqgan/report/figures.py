@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FACTOR_COLOURS = ("#2563eb", "#d97706", "#0f9d77", "#9333ea", "#dc2660", "#4b5563")
 INK, MUTED, LINES = "#1b2536", "#5d6979", "#e3e7ee"
 _SIZE = (3.5, 2.15)  # inches; the page scales them
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.edgecolor": "#b9c1cd",

@@ -129,6 +129,7 @@ class TokenizerTask(Task):
             rank=self.world.rank,
             world=self.world.size,
             start_step=start_step,
+            pin_memory=self.world.device.type == "cuda",
         )
         for raw, _ in loader:
             images = normalize(raw.to(self.world.device, non_blocking=True))

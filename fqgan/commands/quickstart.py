@@ -1,0 +1,217 @@
+"""`fqgan quickstart`: train a small tokenizer on the packaged photographs, measure it, and show it on one page."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fqgan import presets
+from fqgan.commands.arguments import parse
+from fqgan.commands.evaluate import finite
+from fqgan.config import TokenizerRunConfig
+from fqgan.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from fqgan.data.images import ImageSource
+    from fqgan.report.content import Report
+    from fqgan.tokenizer.model import FactorizedTokenizer
+
+PROG = "fqgan quickstart"
+PRESET = "photos-dual"
+BATCH = 32
+"""Images at a time in the evaluation."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Options of the command."""
+
+    run: Path = Path("runs/quickstart")
+    """Run folder. The same command resumes the run; when it is trained, only the evaluation and the page are redone."""
+    steps: int = 0
+    """Optimizer steps, for a shorter or longer trial; 0: as many as the preset has."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def main(argv: list[str]) -> None:
+    """Entry point."""
+    began = time.monotonic()
+    arguments = parse(
+        Arguments,
+        argv,
+        PROG,
+        f"Train preset {PRESET} on ten packaged photographs, measure it against a baseline on held-out crops, and show "
+        "everything on one page. Works offline.",
+    )
+    config = run_config(arguments)
+    _check_surroundings()
+
+    from fqgan.checkpoints import load_tokenizer
+    from fqgan.data.images import PHOTOS, open_source
+    from fqgan.engine import checkpoint
+    from fqgan.engine.distributed import pick_device
+    from fqgan.engine.run import write_text
+    from fqgan.report.page import page
+    from fqgan.tokenizer.training import train_tokenizer
+
+    device = pick_device(arguments.device)
+    newest = checkpoint.latest(arguments.run / "checkpoints")
+    steps_before = _step_of(newest) if newest else 0
+    _say(1, f"training preset {PRESET} in {arguments.run}")
+    train_tokenizer(config, arguments.run)
+
+    tokenizer = load_tokenizer(arguments.run, device)
+    source = open_source(PHOTOS, "validation")
+    _say(2, f"evaluating the tokenizer and the mean-colour baseline on {len(source)} held-out crops")
+    weights = "moving-average" if config.train.ema_decay else "raw"
+    evaluation = {
+        "checkpoint": str(checkpoint.latest(arguments.run / "checkpoints")),
+        "weights": weights,
+        **evaluate(tokenizer, source, device),
+    }
+    evaluation_path = arguments.run / "eval.json"
+    write_text(evaluation_path, json.dumps(finite(evaluation), indent=2) + "\n")
+
+    path = arguments.run / "report.html"
+    _say(3, f"drawing the report {path}")
+    command = shlex.join(["fqgan", "quickstart", *argv])
+    report = _report(tokenizer, source, device, evaluation, command, steps_before, arguments.run, began)
+    write_text(path, page(report))
+    print(summary(report))
+    print(evaluation_path)
+    print(path)
+
+
+def run_config(arguments: Arguments) -> TokenizerRunConfig:
+    """The preset on the chosen device; a trial of other length is logged and validated often enough for curves."""
+    if arguments.steps < 0:
+        raise UserError(f"--steps must be positive, or 0 for the preset's number, got {arguments.steps}")
+    preset = presets.get(PRESET)
+    train: dict[str, Any] = {"device": arguments.device}
+    if arguments.steps:
+        train["steps"] = arguments.steps
+        for name, times in (("log_every", 20), ("validate_every", 5)):
+            train[name] = min(getattr(preset.train, name), max(1, arguments.steps // times))
+    return presets.child(preset, train=train)
+
+
+def _check_surroundings() -> None:
+    """Everything that is needed after minutes of training is asked for before it."""
+    from fqgan.data.images import PHOTOS, open_source
+    from fqgan.report.figures import require_matplotlib
+    from fqgan.vision.efficientnet import load_efficientnet_lite0
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{PROG} runs as one process: for several, torchrun fqgan train-tokenizer {PRESET} ...")
+    require_matplotlib()
+    load_efficientnet_lite0()
+    open_source(PHOTOS, "validation")
+
+
+def evaluate(tokenizer: FactorizedTokenizer, source: ImageSource, device: torch.device) -> dict[str, Any]:
+    """Scores of the `tokenizer` and of the `baseline` on a source, overall and for each class."""
+    from fqgan.data.loader import evaluation_batches
+    from fqgan.tokenizer.evaluation import Scores, evaluate_mean_colour, evaluate_tokenizer
+    from fqgan.vision.efficientnet import load_efficientnet_lite0
+    from fqgan.vision.perceptual import load_perceptual
+
+    size, patch = tokenizer.config.image_size, tokenizer.config.downsampling
+    perceptual = load_perceptual("efficientnet-lite0")
+    assert perceptual is not None
+    perceptual, network = perceptual.to(device), load_efficientnet_lite0().to(device)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return evaluation_batches(source, size=size, batch=BATCH)
+
+    def scores() -> Scores:
+        return Scores(device, perceptual, network, source.classes)
+
+    return {
+        "data": source.name,
+        "size": size,
+        "images": len(source),
+        "tokenizer": evaluate_tokenizer(tokenizer, batches(), scores(), device),
+        "baseline": {
+            "description": f"mean colour of each patch of {patch} x {patch} pixels, not quantized",
+            **evaluate_mean_colour(patch, batches(), scores(), device),
+        },
+    }
+
+
+def _report(
+    tokenizer: FactorizedTokenizer,
+    source: ImageSource,
+    device: torch.device,
+    evaluation: dict[str, Any],
+    command: str,
+    steps_before: int,
+    run: Path,
+    began: float,
+) -> Report:
+    import fqgan.config as configs
+    from fqgan.engine.run import read_stats
+    from fqgan.report.content import Report
+    from fqgan.report.evidence import gather
+    from fqgan.tokenizer.branch import FeaturePredictionHead
+    from fqgan.tokenizer.model import num_parameters
+
+    heads = [module for module in tokenizer.modules() if isinstance(module, FeaturePredictionHead)]
+    return Report(
+        preset=PRESET,
+        command=command,
+        run=str(run),
+        config=configs.load(TokenizerRunConfig, run / "config.json"),
+        parameters=num_parameters(tokenizer),
+        training_parameters=sum(map(num_parameters, heads)),
+        device=_device_name(device),
+        steps=_step_of(Path(evaluation["checkpoint"])),
+        steps_before=steps_before,
+        evaluation=evaluation,
+        stats=read_stats(run),
+        evidence=gather(tokenizer, source, device, BATCH),
+        command_seconds=time.monotonic() - began,
+    )
+
+
+def summary(report: Report) -> str:
+    """The result in a few aligned lines."""
+    from fqgan.report.content import training_seconds
+    from fqgan.report.markup import duration, percent
+    from fqgan.report.scores import PERCEPTUAL, PSNR
+
+    ours, theirs = report.tokenizer, report.baseline
+    trained = f"{report.steps:,} steps in {duration(training_seconds(report.stats))}"
+    rows = [("time", f"{duration(report.command_seconds)} for this command; training: {trained} in all")]
+    for metric in (PSNR, PERCEPTUAL):
+        values = f"{metric.shown(ours)}, baseline {metric.shown(theirs)} ({metric.comparison(ours, theirs)})"
+        rows.append((metric.title.replace("PSNR", "PSNR (pooled)"), values))
+    usage = ", ".join(f"{name} {percent(use['usage'])}" for name, use in ours["factors"].items())
+    rows.append(("codebook usage", usage))
+    return "\n".join(f"  {name.lower() if name[1:].islower() else name:<21}{value}" for name, value in rows)
+
+
+def _step_of(checkpoint: Path) -> int:
+    import fqgan.config as configs
+
+    return configs.load_json(checkpoint / "state.json")["step"]
+
+
+def _device_name(device: torch.device) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+
+
+def _say(step: int, text: str) -> None:
+    print(f"[{step}/3] {text}", flush=True)

@@ -1,0 +1,96 @@
+"""What tests share: a tiny tokenizer, made-up pictures, and the command line in this process."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub: a missing model costs 23 s of retries otherwise
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fqgan
+from fqgan.cli import main
+from fqgan.config import FactorConfig, TokenizerRunConfig
+from fqgan.presets import child
+from fqgan.tokenizer.model import FactorizedTokenizer
+
+torch.set_num_threads(1)  # small networks on more threads than free cores are 10 to 100 times as slow
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of eight pictures of 48x40 pixels: smooth gradients with noise."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:40, 0:48] / 40
+    for i in range(8):
+        waves = np.stack([np.sin((2 + i) * x + c) + np.cos((1 + i) * y - c) for c in range(3)], -1)
+        pixels = 128 + 50 * waves + rng.normal(0, 6, waves.shape)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(pictures: Path) -> TokenizerRunConfig:
+    """Two steps of a dual tokenizer at 4x with some thousand weights: no teacher, no GAN, no perceptual distance."""
+    return child(
+        TokenizerRunConfig(),
+        model={
+            "image_size": 32,
+            "stem": 2,
+            "channels": 32,
+            "channel_multipliers": (1, 2),
+            "res_blocks": 1,
+            "z_channels": 32,
+            "adapter_head_dim": 32,
+            "factors": (FactorConfig("visual", 32, 4, adapter_depth=0), FactorConfig("semantic", 16, 4, 1)),
+        },
+        data={"source": str(pictures), "workers": 0},
+        loss={"perceptual": "none"},
+        discriminator={"weight": 0.0},
+        train={
+            "batch": 4,
+            "steps": 2,
+            "precision": "float32",
+            "device": "cpu",
+            "log_every": 1,
+            "image_every": 0,
+            "validate_every": 0,
+            "checkpoint_every": 1,
+        },
+    )
+
+
+@pytest.fixture
+def tokenizer(tiny: TokenizerRunConfig) -> FactorizedTokenizer:
+    """An untrained tokenizer of the tiny model."""
+    torch.manual_seed(0)
+    return FactorizedTokenizer(tiny.model).eval()
+
+
+@pytest.fixture
+def exported(tokenizer: FactorizedTokenizer, tmp_path: Path) -> Path:
+    """The folder of the exported `tokenizer`."""
+    return fqgan.save_tokenizer(tokenizer, tmp_path / "exported")
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Call it with a command line that must fail as a user's error: exit status 2 and one line, which it returns."""
+
+    def call(*argv: object) -> str:
+        capsys.readouterr()
+        status = main([str(argument) for argument in argv])
+        lines = capsys.readouterr().err.splitlines()
+        assert status == 2
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("fqgan: error: ")
+        return lines[0]
+
+    return call

@@ -1,0 +1,215 @@
+"""The command line: help, mistakes in one line, and training, reconstructing and evaluating on tiny pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fqgan
+import fqgan.config as configs
+from fqgan.cli import COMMANDS, main
+from fqgan.commands import arguments
+from fqgan.config import TokenizerRunConfig
+from fqgan.data.transforms import to_uint8
+from fqgan.engine.run import read_stats
+from fqgan.errors import UserError
+from fqgan.presets import PRESETS
+
+Refused = Callable[..., str]
+
+
+def output(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What a successful command prints; the parser's help ends in SystemExit(0)."""
+    try:
+        status = main(list(argv))
+    except SystemExit as end:
+        status = end.code
+    printed = capsys.readouterr()
+    assert (status, printed.err) == (0, "")
+    return printed.out
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["-h"], ["--help"], ["help"]):
+        text = output(capsys, *argv)
+        assert all(name in text for name in COMMANDS)
+    assert output(capsys, "--version") == f"fqgan {fqgan.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"usage: fqgan {command}" in output(capsys, command, "--help")
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("reconstruct", "(default: reconstructions)"),
+        ("evaluate tokenizer", "(default: 32)"),
+        ("train-tokenizer photos-dual", "(default: 0.001)"),
+        ("train-tokenizer dual-ds16", "(default: 0.0002)"),
+    ],
+)
+def test_help_shows_the_defaults(command: str, default: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, *command.split(), "--help")
+    assert f"usage: fqgan {command}" in text
+    assert default in text
+
+
+def test_the_help_of_training_names_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, "train-tokenizer", "--help")
+    assert all(name in text for name in PRESETS)
+
+
+TRAIN = "train-tokenizer photos-dual --run x"
+
+
+@pytest.mark.parametrize(
+    ("line", "messages"),
+    [
+        ("train-tokeniser", ["unknown command 'train-tokeniser'; did you mean 'train-tokenizer'?"]),
+        ("train-tokenizer", ["name a preset first", "photos-dual"]),
+        ("train-tokenizer dual-ds15", ["unknown preset 'dual-ds15'; did you mean 'dual-ds16'?"]),
+        ("train-tokenizer photos-dual", ["--run is missing"]),
+        (f"{TRAIN} --optimiser.lr 1", ["unknown option --optimiser.lr; did you mean '--optimizer.lr'?"]),
+        (f"{TRAIN} --model.factors.2.name x", ["unknown option --model.factors.2.name; did you mean"]),
+        (f"{TRAIN} --optimizer.lr fast", ["--optimizer.lr", "'fast'"]),
+        (f"{TRAIN} --train.device gpu", ["--train.device", "'gpu'", "'auto', 'cpu', 'cuda'"]),
+        (f"{TRAIN} --train.steps", ["Missing value", "--train.steps"]),
+        (f"{TRAIN} stray", ["stray"]),
+        (f"{TRAIN} -q", ["unknown option -q"]),
+        (f"{TRAIN} --num-factors 0", ["--num-factors must be a positive integer, got '0'"]),
+        (f"{TRAIN} --config nowhere.json", ["nowhere.json does not exist"]),
+        (f"{TRAIN} --optimizer.lr -1", ["optimizer.lr must be above 0, got -1.0"]),
+        ("reconstruct", ["CHECKPOINT"]),
+        ("reconstruct x", ["name at least one picture"]),
+        ("reconstruct x y.png --sizes 3", ["unknown option --sizes; did you mean '--size'?"]),
+        ("reconstruct x y.png --size -4", ["--size must be at least 0, got -4"]),
+        ("evaluate", ["name what to evaluate"]),
+        ("evaluate tokeniser x", ["cannot evaluate 'tokeniser'; did you mean 'tokenizer'?"]),
+        ("evaluate tokenizer x", ["--data"]),
+        ("evaluate tokenizer x --data y --weights both", ["--weights", "'both'"]),
+        ("evaluate tokenizer x --data y --batch 0", ["--batch must be at least 1, got 0"]),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    line: str, messages: list[str], refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = refused(*line.split())
+    assert all(message in told for message in messages), told
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_parsers_messages_are_plain_text_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal the message was the parser's whole box with its colours, and broken inside long words."""
+    value = "a" * 200
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout.isatty", lambda: True)
+        patch.setenv("TERM", "xterm-256color")
+        patch.setenv("COLUMNS", "40")
+        with pytest.raises(UserError) as error:
+            arguments.parse(Options, ["--count", value], "fqgan test", "")
+    assert str(error.value).startswith("Error parsing --count: invalid literal")
+    assert f"'{value}'" in str(error.value)
+    assert str(error.value).endswith("; see fqgan test --help")
+    assert str(error.value).isascii()
+    assert str(error.value).isprintable()
+
+
+@configs.dataclass(frozen=True)
+class Options:
+    """Options of no command."""
+
+    count: int = 3
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def run(request: pytest.FixtureRequest, tiny: TokenizerRunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps with k = 1, 2 and 3 factors, trained by the command."""
+    folder = tmp_path_factory.mktemp(f"k{request.param}")
+    configs.save(tiny, folder / "tiny.json")
+    options = ["--config", str(folder / "tiny.json"), "--num-factors", str(request.param), "--train.ema-decay", "0.5"]
+    assert main(["train-tokenizer", "dual-ds16", "--run", str(folder / "run"), *options]) == 0
+    return folder / "run"
+
+
+def test_training_leaves_a_run_folder(run: Path) -> None:
+    assert [line["step"] for line in read_stats(run)] == [1, 2]
+    line = read_stats(run)[-1]
+    assert {"lr", "images_seen", "reconstruction_loss", "entropy_loss", "visual_usage"} <= set(line)
+    num_factors = len(configs.load(TokenizerRunConfig, run / "config.json").model.factors)
+    assert ("disentangle_loss" in line) == (num_factors > 1)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+    assert (run / "images" / "step-00000002.png").is_file()
+    assert any((run / "tensorboard").iterdir())
+    assert not [path.name for path in run.rglob("*") if path.name.startswith(".")], "nothing half-written"
+
+
+def test_reconstruct_writes_pictures_codes_and_psnr(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [pictures / "0.png", pictures / "1.png", pictures / "0.png"]
+    lines = output(capsys, "reconstruct", str(run), *map(str, files), "--out", str(tmp_path / "out")).splitlines()
+    stems = ["0", "1", "0-2"]  # pictures of one name do not overwrite each other
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{stem}{suffix}" for stem in stems for suffix in (".png", ".npz")
+    )
+    tokenizer = fqgan.load_tokenizer(run)
+    images = fqgan.load_images(files, size=32)
+    codes = tokenizer.encode(images)
+    with torch.no_grad():
+        eight_bits = [to_uint8(x).double() for x in (images, tokenizer.decode(codes))]
+    psnr = 10 * torch.log10(255**2 / (eight_bits[0] - eight_bits[1]).square().mean((1, 2, 3)))
+    for i, stem in enumerate(stems):
+        stored = np.load(tmp_path / "out" / f"{stem}.npz")
+        np.testing.assert_array_equal(stored["codes"], codes[i].numpy())
+        assert list(stored["factors"]) == [factor.name for factor in tokenizer.config.factors]
+        assert lines[i + 1].startswith(str(tmp_path / "out" / f"{stem}.png"))
+        assert float(lines[i + 1].split("PSNR ")[1].split(" dB")[0]) == pytest.approx(psnr[i].item(), abs=0.006)
+        columns = 2 + (tokenizer.num_factors if tokenizer.num_factors > 1 else 0)
+        with Image.open(tmp_path / "out" / f"{stem}.png") as picture:
+            assert picture.size == (columns * 34 + 2, 36)
+        assert len(lines[0].split(", ")) == columns
+    assert lines[-1] == str(tmp_path / "out")
+
+
+def test_the_exported_tokenizer_makes_the_same_codes(run: Path, pictures: Path, tmp_path: Path) -> None:
+    images = fqgan.load_images(sorted(pictures.iterdir()), size=32)
+    tokenizer = fqgan.load_tokenizer(run)
+    exported = fqgan.load_tokenizer(fqgan.save_tokenizer(tokenizer, tmp_path / "exported"))
+    codes = tokenizer.encode(images)
+    assert torch.equal(exported.encode(images), codes)
+    assert torch.equal(exported.decode(codes), tokenizer.decode(codes))
+    assert len(codes[:, 0].unique()) > 1, "more than one code, or equality says nothing"
+    raw = fqgan.load_tokenizer(run, weights="raw").state_dict()
+    assert any(not torch.equal(tensor, raw[name]) for name, tensor in tokenizer.state_dict().items()), "auto is the EMA"
+
+
+def test_evaluate_writes_and_prints_the_numbers(
+    run: Path, pictures: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ["--data", str(pictures), "--workers", "0", "--limit", "6"]
+    text = output(capsys, "evaluate", "tokenizer", str(run), *options)
+    assert text.splitlines()[-1] == str(run / "eval.json")
+    numbers = json.loads((run / "eval.json").read_text())
+    assert set(numbers) == {
+        *("checkpoint", "data", "size", "images", "psnr", "psnr_pooled", "ssim", "perceptual"),
+        *("frechet_efficientnet", "factors"),
+    }
+    assert (numbers["checkpoint"], numbers["data"]) == (str(run), str(pictures))
+    assert (numbers["size"], numbers["images"]) == (32, 6)
+    names = [factor.name for factor in configs.load(TokenizerRunConfig, run / "config.json").model.factors]
+    assert list(numbers["factors"]) == names
+    assert {"usage", "perplexity", "bits"} <= set(numbers["factors"]["visual"])
+    assert f"{numbers['psnr']:.2f} dB" in text
+
+    one = ["evaluate", "tokenizer", str(run / "checkpoints" / "step-00000001"), *options]
+    assert output(capsys, *one, "--out", str(tmp_path / "one.json")).splitlines()[-1] == str(tmp_path / "one.json")
+    assert json.loads((tmp_path / "one.json").read_text())["psnr"] != numbers["psnr"]

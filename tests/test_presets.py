@@ -1,0 +1,79 @@
+"""Presets: all build and parse, and those of the paper are the paper's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fqgan.commands.train_tokenizer import parse_run
+from fqgan.errors import UserError
+from fqgan.presets import PRESETS, child, get
+from fqgan.tokenizer.model import FactorizedTokenizer, num_parameters
+
+PAPER = [name for name in PRESETS if re.match(r"(dual|triple|vqgan)-ds\d", name)]
+PARAMETERS = {
+    "dual-ds16": 150_410_131,
+    "dual-ds8": 150_209_427,
+    "triple-ds16": 159_295_515,
+    "triple-ds8": 159_586_331,
+    "vqgan-ds16": 71_883_403,
+    "vqgan-ds16-32k": 71_883_403 + 16_384 * 8,
+    "vqgan-ds8": 70_109_835,
+}
+
+
+def build(name: str) -> FactorizedTokenizer:
+    with torch.device("meta"):
+        return FactorizedTokenizer(get(name).model)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_parses_through_the_command_line_and_builds(name: str) -> None:
+    config, run = parse_run([name, "--run", "x", "--data.source", "photos"])
+    assert run == Path("x")
+    assert config == child(get(name), data={"source": "photos"})
+    assert build(name).num_factors == len(config.model.factors)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_models_have_their_size_and_shape(name: str) -> None:
+    model, config = build(name), get(name).model
+    assert num_parameters(model) == PARAMETERS[name]
+    assert config.image_size == 256
+    assert config.downsampling == (8 if "ds8" in name else 16)
+    assert len(config.factors) == {"vqgan": 1, "dual": 2, "triple": 3}[name.split("-")[0]]
+    assert {factor.codebook_size for factor in config.factors} == {32768 if "32k" in name else 16384}
+    assert {factor.code_dim for factor in config.factors} == {8}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_recipe_is_pinned(name: str) -> None:
+    """Section 4.1 of the paper; changing it in one preset would go unnoticed."""
+    config = get(name)
+    train, optimizer, loss, gan, data = config.train, config.optimizer, config.loss, config.discriminator, config.data
+    assert (train.batch, train.epochs, train.steps) == (256, 40, 0)
+    assert (optimizer.lr, optimizer.beta1, optimizer.beta2) == (2e-4, 0.9, 0.95)
+    assert (optimizer.schedule, optimizer.warmup_steps) == ("constant", 0)
+    assert (loss.disentangle_weight, loss.representation_weight) == (0.1, 0.5), "lambda_1, lambda_2 of Eq. 8"
+    assert (loss.reconstruction, loss.perceptual) == ("l2", "lpips-vgg")
+    assert (loss.reconstruction_weight, loss.perceptual_weight) == (1, 1)
+    assert (loss.codebook_weight, loss.commitment_weight, loss.entropy_weight) == (1, 0.25, 0.03)
+    assert (gan.start, gan.weight) == (20_000, 0.5)
+    assert (data.crop_min, data.crop_max, data.flip) == (0.8, 1.0, True)
+
+
+def test_the_factors_and_teachers_of_the_paper() -> None:
+    """CLIP for the semantic factor of two; DINOv2 and CLIP for the middle and high ones of three."""
+    teachers = {name: [factor.teacher for factor in get(name).model.factors] for name in PAPER}
+    clip_large, clip_base = "clip:openai/clip-vit-large-patch14", "clip:openai/clip-vit-base-patch16"
+    assert teachers["dual-ds16"] == teachers["dual-ds8"] == ["", clip_large]
+    assert teachers["triple-ds16"] == teachers["triple-ds8"] == ["", "dinov2:facebook/dinov2-small", clip_base]
+    assert all(teachers[name] == [""] for name in PAPER if name.startswith("vqgan"))
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown preset 'dual-ds15'; did you mean 'dual-ds16'\?"):
+        get("dual-ds15")
