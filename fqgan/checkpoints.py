@@ -32,7 +32,7 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu", weights
     if weights == "auto" and (folder / "ema.safetensors").exists():
         file = folder / "ema.safetensors"
     elif weights == "ema" and not file.exists():
-        raise UserError(f"{folder} has no moving average: it was trained with train.ema_decay 0")
+        raise UserError(f"{folder} has no moving average: it was exported, or trained with train.ema_decay 0")
     elif weights not in ("auto", "ema", "raw"):
         raise UserError(f"weights must be auto, ema or raw, got {weights!r}")
     config = tokenizer_config(folder)

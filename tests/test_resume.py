@@ -234,7 +234,7 @@ def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path) -> None:
         names = [name for name in a if name.startswith(network)]
         moved = torch.cat([(a[name] - before[name]).flatten() for name in names])
         apart = torch.cat([(a[name] - b[name]).flatten() for name in names])
-        assert 0 < moved.norm() and apart.norm() < 0.02 * moved.norm(), network
+        assert moved.norm() > 0 and apart.norm() < 0.02 * moved.norm(), network
 
 
 def test_a_finished_run_stays_as_it_is(uninterrupted: Path, pictures: Path) -> None:

@@ -72,16 +72,14 @@ def _check_options(argv: list[str], known: set[str], prog: str) -> None:
 
 
 def _first_sentence(box: str) -> str:
-    """The message inside the parser's box, on one line."""
-    lines = [line.strip("│ ").strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    message: list[str] = []
-    for line in lines:
-        if line.startswith(("╭", "╰", "─")):
-            if message:
-                break
-            continue
-        message.append(line)
-    return " ".join(message).rstrip(".")
+    """The message in the parser's box, which stands between its first two rules, on one line.
+
+    The box has colours on a terminal, and rules of ASCII where the output's encoding is not UTF-8.
+    """
+    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    rules = [i for i, line in enumerate(lines) if re.match(r"[╭╰─]|-{5,}$", line)]
+    first, last = (*rules, len(lines), len(lines))[:2] if rules else (-1, len(lines))
+    return " ".join(filter(None, lines[first + 1 : last])).rstrip(".")
 
 
 @contextlib.contextmanager

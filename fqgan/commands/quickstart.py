@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from fqgan.data.images import ImageSource
     from fqgan.report.content import Report
+    from fqgan.report.evidence import Evidence
     from fqgan.tokenizer.model import FactorizedTokenizer
 
 PROG = "fqgan quickstart"
@@ -40,6 +41,7 @@ class Arguments:
     steps: int = 0
     """Optimizer steps, for a shorter or longer trial; 0: as many as the preset has."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train and evaluate; auto: a GPU where there is one."""
 
 
 def main(argv: list[str]) -> None:
@@ -60,22 +62,22 @@ def main(argv: list[str]) -> None:
     from fqgan.engine import checkpoint
     from fqgan.engine.distributed import pick_device
     from fqgan.engine.run import write_text
+    from fqgan.report.evidence import gather
     from fqgan.report.page import page
     from fqgan.tokenizer.training import train_tokenizer
 
     device = pick_device(arguments.device)
     newest = checkpoint.latest(arguments.run / "checkpoints")
     steps_before = _step_of(newest) if newest else 0
-    _say(1, f"training preset {PRESET} in {arguments.run}")
+    _say(1, f"training preset {PRESET} in {arguments.run} (Ctrl-C saves; the same command goes on)")
     train_tokenizer(config, arguments.run)
 
     tokenizer = load_tokenizer(arguments.run, device)
     source = open_source(PHOTOS, "validation")
     _say(2, f"evaluating the tokenizer and the mean-colour baseline on {len(source)} held-out crops")
-    weights = "moving-average" if config.train.ema_decay else "raw"
     evaluation = {
         "checkpoint": str(checkpoint.latest(arguments.run / "checkpoints")),
-        "weights": weights,
+        "weights": "moving-average" if config.train.ema_decay else "raw",
         **evaluate(tokenizer, source, device),
     }
     evaluation_path = arguments.run / "eval.json"
@@ -83,8 +85,9 @@ def main(argv: list[str]) -> None:
 
     path = arguments.run / "report.html"
     _say(3, f"drawing the report {path}")
-    command = shlex.join(["fqgan", "quickstart", *argv])
-    report = _report(tokenizer, source, device, evaluation, command, steps_before, arguments.run, began)
+    evidence = gather(tokenizer, source, device, BATCH)
+    command = shlex.join([*PROG.split(), *argv])
+    report = _report(arguments.run, tokenizer, evaluation, evidence, command, steps_before, time.monotonic() - began)
     write_text(path, page(report))
     print(summary(report))
     print(evaluation_path)
@@ -148,19 +151,17 @@ def evaluate(tokenizer: FactorizedTokenizer, source: ImageSource, device: torch.
 
 
 def _report(
+    run: Path,
     tokenizer: FactorizedTokenizer,
-    source: ImageSource,
-    device: torch.device,
     evaluation: dict[str, Any],
+    evidence: Evidence,
     command: str,
     steps_before: int,
-    run: Path,
-    began: float,
+    seconds: float,
 ) -> Report:
     import fqgan.config as configs
     from fqgan.engine.run import read_stats
     from fqgan.report.content import Report
-    from fqgan.report.evidence import gather
     from fqgan.tokenizer.branch import FeaturePredictionHead
     from fqgan.tokenizer.model import num_parameters
 
@@ -172,13 +173,13 @@ def _report(
         config=configs.load(TokenizerRunConfig, run / "config.json"),
         parameters=num_parameters(tokenizer),
         training_parameters=sum(map(num_parameters, heads)),
-        device=_device_name(device),
+        device=_device_name(next(tokenizer.parameters()).device),
         steps=_step_of(Path(evaluation["checkpoint"])),
         steps_before=steps_before,
+        command_seconds=seconds,
         evaluation=evaluation,
         stats=read_stats(run),
-        evidence=gather(tokenizer, source, device, BATCH),
-        command_seconds=time.monotonic() - began,
+        evidence=evidence,
     )
 
 
@@ -189,14 +190,12 @@ def summary(report: Report) -> str:
     from fqgan.report.scores import PERCEPTUAL, PSNR
 
     ours, theirs = report.tokenizer, report.baseline
-    trained = f"{report.steps:,} steps in {duration(training_seconds(report.stats))}"
-    rows = [("time", f"{duration(report.command_seconds)} for this command; training: {trained} in all")]
-    for metric in (PSNR, PERCEPTUAL):
-        values = f"{metric.shown(ours)}, baseline {metric.shown(theirs)} ({metric.comparison(ours, theirs)})"
-        rows.append((metric.title.replace("PSNR", "PSNR (pooled)"), values))
-    usage = ", ".join(f"{name} {percent(use['usage'])}" for name, use in ours["factors"].items())
-    rows.append(("codebook usage", usage))
-    return "\n".join(f"  {name.lower() if name[1:].islower() else name:<21}{value}" for name, value in rows)
+    training = f"{report.steps:,} steps in {duration(training_seconds(report.stats))}"
+    rows = {"time": f"{duration(report.command_seconds)} for this command; training in all: {training}"}
+    for name, metric in (("PSNR (pooled)", PSNR), ("perceptual distance", PERCEPTUAL)):
+        rows[name] = f"{metric.shown(ours)}, baseline {metric.shown(theirs)} ({metric.comparison(ours, theirs)})"
+    rows["codebook usage"] = ", ".join(f"{name} {percent(use['usage'])}" for name, use in ours["factors"].items())
+    return "\n".join(f"  {name:<21}{value}" for name, value in rows.items())
 
 
 def _step_of(checkpoint: Path) -> int:

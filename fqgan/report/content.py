@@ -55,8 +55,8 @@ class Report:
 
     @property
     def patch(self) -> str:
-        """Pixels of one position, as `8 × 8`."""
-        return f"{self.config.model.downsampling} × {self.config.model.downsampling}"
+        """Pixels of one position, as `8×8`."""
+        return f"{self.config.model.downsampling}×{self.config.model.downsampling}"
 
     @property
     def codebooks(self) -> str:

