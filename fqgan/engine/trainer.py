@@ -123,21 +123,31 @@ class Trainer:
             self._optimize(step, batches)
             log.advance()
             stop = self._agreed_signal()
-            ended = done == self.steps or stop
+            last = done == self.steps
             values = {}
-            if _due(self.config.validate_every, done) or done == self.steps:
+            if _due(self.config.validate_every, done) or last:
                 log.note("validating")
-                values |= {f"val_{name}": value for name, value in self.task.validate(self.model.eval()).items()}
-            if _due(self.config.log_every, done) or values:
+                values = self._validated(done, log)
+            if _due(self.config.log_every, done) or values or last:
                 log.write(done, self._statistics(step) | values)
-            if self.world.is_main and (_due(self.config.image_every, done) or done == self.steps):
+            if self.world.is_main and (_due(self.config.image_every, done) or last):
                 self.task.picture(self.model.eval(), self.run.path / "images" / f"step-{done:08d}.png")
-            if _due(self.config.checkpoint_every, done) or ended:
+            if _due(self.config.checkpoint_every, done) or last or stop:
                 self._save(done)
                 saved = done
             if stop:
                 log.note(f"stopped at step {saved}; the same command resumes")
                 raise SystemExit(128 + stop)
+
+    def _validated(self, done: int, log: Log) -> dict[str, float]:
+        """Validation metrics. A bad picture there must not cost the training since the last checkpoint."""
+        try:
+            return {f"val_{name}": value for name, value in self.task.validate(self.model.eval()).items()}
+        except UserError:
+            if self.world.size == 1:  # more ranks cannot agree on a checkpoint once one of them has failed
+                log.write(done, self._statistics(done - 1))
+                self._save(done)
+            raise
 
     def _optimize(self, step: int, batches: Iterator[Any]) -> None:
         """One optimizer step over its micro-batches."""

@@ -105,7 +105,7 @@ class FactorizedTokenizer(nn.Module):
     def check_size(self, height: int, width: int) -> None:
         """`UserError` unless both are positive multiples of the downsampling factor."""
         f = self.config.downsampling
-        if height % f or width % f or not height * width:
+        if height % f or width % f or min(height, width) < f:
             raise UserError(f"image size {width}x{height} is no multiple of the tokenizer's downsampling factor {f}")
 
     def _base(self, images: Tensor) -> Tensor:

@@ -210,10 +210,10 @@ def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
     task = TokenizerTask(config, world, source, validation, teachers, perceptual)
     steps = total_steps(config.train, len(source))
     if world.is_main:
-        size = num_parameters(task.model) / 1e6
+        epochs = steps * config.train.batch / len(source)
         print(
-            f"{size:.1f} M parameters, {len(source)} images, {steps} steps of {config.train.batch} "
-            f"({steps * config.train.batch / len(source):.1f} epochs) on {world.size} x {world.device.type}, run {path}",
+            f"{num_parameters(task.model) / 1e6:.1f} M parameters, {len(source)} images, {steps} steps of "
+            f"{config.train.batch} ({epochs:.1f} epochs) on {world.size} x {world.device.type}, run {path}",
             flush=True,
         )
     try:
