@@ -151,7 +151,8 @@ def _read(source: ImageSource, index: int, size: int, upscale: bool) -> tuple[Im
     if min(image.size) < size and not upscale:
         raise UserError(
             f"{source.describe(index)} is {image.width}x{image.height} pixels, below the image size {size}: "
-            "leave it out, choose a smaller size, or enlarge such pictures (--data.upscale in training, --upscale elsewhere)"
+            "leave it out, choose a smaller size, or enlarge such pictures (--data.upscale in training, elsewhere "
+            "--upscale)"
         )
     return image, label
 
