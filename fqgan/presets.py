@@ -35,47 +35,70 @@ TRIPLE_DS8 = child(TRIPLE_DS16, model=DS8)
 VQGAN_DS16 = child(DUAL_DS16, model={"factors": (FactorConfig("visual", adapter_depth=0),)})
 VQGAN_DS16_32K = child(VQGAN_DS16, model={"factors": (FactorConfig("visual", 32768, adapter_depth=0),)})
 
-# Small models for small images; the teacher and the perceptual distance ship in a package.
+VQGAN_DS8 = child(VQGAN_DS16, model=DS8)
+
+# Small models for small images: codes of fewer dimensions for fewer codes, a stem that spares full resolution, and a
+# teacher and a perceptual distance that ship in a package. Tuned for minutes on two CPU cores (LOG.md).
 PHOTOS_DUAL = child(
     DUAL_DS16,
     model={
         "image_size": 64,
-        "stem": 2,
+        "stem": 4,
         "channels": 64,
-        "channel_multipliers": (1, 2, 2),
+        "channel_multipliers": (1, 2),
         "res_blocks": 1,
+        "attention": False,
         "z_channels": 64,
-        "factors": (
-            FactorConfig("visual", 1024, adapter_depth=1),
-            FactorConfig("semantic", 1024, adapter_depth=1, teacher="efficientnet-lite0@96"),
-        ),
         "feature_head_width": 128,
         "feature_head_depth": 1,
+        "factors": (
+            FactorConfig("visual", 1024, 4, adapter_depth=1),
+            FactorConfig("semantic", 1024, 4, adapter_depth=1, teacher="efficientnet-lite0@64"),
+        ),
     },
-    data={"source": "photos", "upscale": False, "workers": 1},
-    loss={"perceptual": "efficientnet-lite0"},
+    data={"source": "photos", "crop_min": 0.7, "upscale": False, "workers": 1},
+    loss={
+        "perceptual": "efficientnet-lite0",
+        "perceptual_weight": 0.3,
+        "entropy_weight": 0.01,
+        "representation_weight": 0.1,
+    },
     discriminator={"weight": 0.0},
-    optimizer={"lr": 1e-3, "schedule": "cosine", "warmup_steps": 50},
+    optimizer={"lr": 2e-3, "schedule": "cosine", "warmup_steps": 50},
     train={
-        "batch": 32,
+        "batch": 16,
         "epochs": 0.0,
-        "steps": 1000,
+        "steps": 1250,
         "ema_decay": 0.99,
-        "log_every": 20,
-        "validate_every": 200,
+        "log_every": 25,
         "image_every": 500,
-        "checkpoint_every": 500,
+        "validate_every": 250,
+        "checkpoint_every": 250,
     },
 )
+PHOTOS_DUAL_128 = child(PHOTOS_DUAL, model={"image_size": 128})
+PHOTOS_VQGAN = child(PHOTOS_DUAL, model={"factors": (FactorConfig("visual", 2048, 4, adapter_depth=0),)})
+CIFAR10_DUAL = child(
+    PHOTOS_DUAL,
+    model={"image_size": 32, "stem": 2},
+    data={"source": "", "crop_min": 1.0},
+    train={"batch": 64, "steps": 0, "epochs": 20.0},
+)
+CIFAR10_VQGAN = child(CIFAR10_DUAL, model={"factors": PHOTOS_VQGAN.model.factors})
 
 PRESETS = {
     "photos-dual": PHOTOS_DUAL,
+    "photos-dual-128": PHOTOS_DUAL_128,
+    "photos-vqgan": PHOTOS_VQGAN,
+    "cifar10-dual": CIFAR10_DUAL,
+    "cifar10-vqgan": CIFAR10_VQGAN,
     "dual-ds16": DUAL_DS16,
     "dual-ds8": DUAL_DS8,
     "triple-ds16": TRIPLE_DS16,
     "triple-ds8": TRIPLE_DS8,
     "vqgan-ds16": VQGAN_DS16,
     "vqgan-ds16-32k": VQGAN_DS16_32K,
+    "vqgan-ds8": VQGAN_DS8,
 }
 
 

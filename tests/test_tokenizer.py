@@ -160,3 +160,12 @@ def test_stem_keeps_the_shapes(stem: int) -> None:
     model = small(1, stem=stem)
     assert model.config.downsampling == 2 * stem
     assert model.decode(model.encode(images())).shape == (2, 3, 32, 32)
+
+
+def test_stem_starts_without_a_checkerboard() -> None:
+    """Pixels of a block start equal; differences drawn at random left a grid that minutes of training kept."""
+    conv = small(1, stem=4).decoder.conv_out
+    pixels = torch.nn.functional.pixel_shuffle(conv(torch.randn(1, 32, 4, 4)), 4).detach()
+    blocks = pixels.unfold(2, 4, 4).unfold(3, 4, 4)
+    torch.testing.assert_close(blocks, blocks[..., :1, :1].expand_as(blocks))
+    assert not torch.allclose(blocks[:, :, 0], blocks[:, :, 1])

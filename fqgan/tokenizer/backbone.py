@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_PIXEL_CHANNELS = 8  # between the shuffled blocks and the pixels of a decoder with a stem
 
 
 class Normalize(nn.GroupNorm):
@@ -89,6 +92,15 @@ def _middle(channels: int, attention: bool, dropout: float) -> nn.Sequential:
     return nn.Sequential(blocks[0], Attention(channels), blocks[1]) if attention else nn.Sequential(*blocks)
 
 
+@torch.no_grad()
+def _start_without_checkerboard(conv: nn.Conv2d, stem: int) -> None:
+    """Start the pixels of a block equal, so that their differences are learnt, not drawn (ICNR, Aitken et al. 2017)."""
+    for parameter in (conv.weight, conv.bias):
+        assert parameter is not None
+        blocks = parameter.unflatten(0, (-1, stem**2))
+        blocks.copy_(blocks[:, :1].clone().expand_as(blocks))
+
+
 class Encoder(nn.Module):
     """Images (b, 3, H, W) -> base features (b, channels * multipliers[-1], H/f, W/f) (Eq. 3).
 
@@ -113,7 +125,7 @@ class Encoder(nn.Module):
         self.middle = _middle(in_channels, attention, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv_in(F.pixel_unshuffle(images, self.stem) if self.stem > 1 else images)
+        x = self.conv_in(F.pixel_unshuffle(images, self.stem))
         for level in self.levels:
             x = level(x)
         return self.middle(x)
@@ -146,11 +158,14 @@ class Decoder(nn.Module):
             self.levels.append(level)
             in_channels = width
         self.norm_out = Normalize(in_channels)
-        self.conv_out = nn.Conv2d(in_channels, 3 * stem**2, 3, padding=1)
+        channels_out = 3 if stem == 1 else _PIXEL_CHANNELS
+        self.conv_out = nn.Conv2d(in_channels, channels_out * stem**2, 3, padding=1)
+        _start_without_checkerboard(self.conv_out, stem)
+        self.smooth = nn.Identity() if stem == 1 else nn.Conv2d(channels_out, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.middle(self.conv_in(z))
         for level in self.levels:
             x = level(x)
         x = self.conv_out(F.silu(self.norm_out(x)))
-        return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x
+        return self.smooth(F.pixel_shuffle(x, self.stem))
