@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-import fqgan.config as configs
-from fqgan.config import FORMAT_VERSION, TokenizerConfig
+from fqgan import schema
+from fqgan.config import TokenizerConfig
 from fqgan.engine import checkpoint
 from fqgan.engine.run import write_text
 from fqgan.errors import UserError
+from fqgan.schema import FORMAT_VERSION
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 _WEIGHTS = "tokenizer.safetensors"
@@ -48,7 +49,7 @@ def save_tokenizer(tokenizer: FactorizedTokenizer, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_tensors(tokenizer.state_dict(), folder / _WEIGHTS)
-    content = configs.to_dict(tokenizer.config)
+    content = schema.to_dict(tokenizer.config)
     del content["format_version"]
     write_text(
         folder / "config.json", json.dumps({"format_version": FORMAT_VERSION, "model": content}, indent=2) + "\n"
@@ -58,11 +59,11 @@ def save_tokenizer(tokenizer: FactorizedTokenizer, folder: str | Path) -> Path:
 
 def tokenizer_config(folder: Path) -> TokenizerConfig:
     """The architecture in a folder's config.json."""
-    content = configs.load_json(folder / "config.json")
+    content = schema.load_json(folder / "config.json")
     if not isinstance(content.get("model"), dict) or "format_version" not in content:
         raise UserError(f"{folder / 'config.json'} is no tokenizer's config: it needs format_version and model")
     model = {"format_version": content["format_version"], **content["model"]}
-    return configs.from_dict(TokenizerConfig, model, str(folder / "config.json"))
+    return schema.from_dict(TokenizerConfig, model, str(folder / "config.json"))
 
 
 def _resolve(path: Path) -> Path:

@@ -7,8 +7,8 @@ import sys
 from importlib import import_module
 
 from fqgan import __version__
-from fqgan.config import did_you_mean
 from fqgan.errors import UserError
+from fqgan.schema import did_you_mean
 
 COMMANDS = {
     "quickstart": ("fqgan.commands.quickstart", "train, evaluate and show a small tokenizer, in minutes on a laptop"),

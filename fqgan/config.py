@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 import math
 import re
-import types
-import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from fqgan.errors import UserError
-
-FORMAT_VERSION = 1
-T = TypeVar("T")
+from fqgan.schema import flatten
 
 # Class-token (or pooled) feature dimensions of the teachers that presets name, so that a model can be built
 # without loading its teachers.
@@ -295,97 +286,3 @@ def _check_ranges(config: Any, prefix: str = "") -> None:
             if not low <= number < high or (name in _ABOVE_0 and not number):
                 rule = "above 0" if name in _ABOVE_0 else f"at least {low}" + (" and below 1" if high == 1 else "")
                 raise UserError(f"{name} must be {rule}, got {number}")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain JSON-ready dict of a config, with `format_version`."""
-    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
-
-
-def from_dict(cls: type[T], data: dict[str, Any], source: str = "config") -> T:
-    """Build a config from `to_dict`'s form. Unknown keys and wrong types raise `UserError`, which names `source`."""
-    data = dict(data)
-    version = data.pop("format_version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
-        raise UserError(f"{source}: format_version {version} is not {FORMAT_VERSION}: of another version of fqgan")
-    try:
-        return _build(cls, data, "")
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
-
-
-def _build(cls: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(cls), typing.get_args(cls)
-    if hasattr(cls, "__dataclass_fields__"):
-        if not isinstance(value, dict):
-            raise UserError(f"key {where.rstrip('.') or 'root'} must be an object, got {value!r}")
-        hints = typing.get_type_hints(cls)
-        for key in value:
-            if key not in hints:
-                raise UserError(f"unknown key {where + key!r}{did_you_mean(key, hints)}")
-        return cls(**{key: _build(hints[key], item, f"{where}{key}.") for key, item in value.items()})
-    name = where.rstrip(".")
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"key {name} must be a list, got {value!r}")
-        return tuple(_build(args[0], item, f"{where}{i}.") for i, item in enumerate(value))
-    if origin is Literal:
-        if value not in args:
-            raise UserError(f"key {name} must be one of {', '.join(map(str, args))}; got {value!r}")
-        return value
-    if origin is types.UnionType:
-        cls = args[0]
-    if cls is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, cls) or (cls is int and isinstance(value, bool)):
-        raise UserError(f"key {name} must be {cls.__name__}, got {value!r}")
-    return value
-
-
-def did_you_mean(word: str, known: Any) -> str:
-    """`; did you mean 'x'?` for the nearest known word, or nothing."""
-    nearest = difflib.get_close_matches(word, list(known), 1, 0.5)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
-
-
-def flatten(config: Any) -> dict[str, Any]:
-    """Dotted name -> value of every leaf."""
-    return dict(_leaves(dataclasses.asdict(config), ""))
-
-
-def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) or (isinstance(value, list | tuple) and value and isinstance(value[0], dict)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from _leaves(item, f"{where}.{key}" if where else str(key))
-    else:
-        yield where, value
-
-
-def diff(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> (old, new) of every leaf in which two configs differ."""
-    a, b = flatten(old), flatten(new)
-    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
-
-
-def save(config: Any, path: Path) -> None:
-    """Write a config as JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-
-
-def load(cls: type[T], path: Path) -> T:
-    """Read a config from JSON. Missing or broken files raise `UserError`."""
-    return from_dict(cls, load_json(path), str(path))
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `UserError` when it is missing or broken."""
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no readable JSON file: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return data

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace as but
 from typing import Any
 
-from fqgan.config import FactorConfig, TokenizerRunConfig, did_you_mean
+from fqgan.config import FactorConfig, TokenizerRunConfig
 from fqgan.errors import UserError
+from fqgan.schema import did_you_mean
 
 CLIP_L, CLIP_B = "clip:openai/clip-vit-large-patch14", "clip:openai/clip-vit-base-patch16"
 DINO_S = "dinov2:facebook/dinov2-small"
@@ -68,12 +69,12 @@ PHOTOS_DUAL = child(
     train={
         "batch": 16,
         "epochs": 0.0,
-        "steps": 1250,
+        "steps": 1400,
         "ema_decay": 0.99,
         "log_every": 25,
         "image_every": 500,
-        "validate_every": 250,
-        "checkpoint_every": 250,
+        "validate_every": 350,
+        "checkpoint_every": 350,
     },
 )
 PHOTOS_DUAL_128 = child(PHOTOS_DUAL, model={"image_size": 128})

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import fqgan.config as configs
+from fqgan import schema
 from fqgan.cli import main
 from fqgan.config import TokenizerRunConfig
 from fqgan.engine.run import RunFolder
@@ -26,7 +26,7 @@ Refused = Callable[..., str]
 def here(tmp_path: Path, tiny: TokenizerRunConfig, exported: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: tiny.json and the exported tokenizer, and what else a test puts there."""
     monkeypatch.chdir(tmp_path)
-    configs.save(tiny, tmp_path / "tiny.json")
+    schema.save(tiny, tmp_path / "tiny.json")
     return tmp_path
 
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import fqgan
-import fqgan.config as configs
+from fqgan import schema
 from fqgan.cli import COMMANDS, main
 from fqgan.commands.arguments import parse
 from fqgan.config import TokenizerRunConfig
@@ -148,7 +148,7 @@ def test_the_parsers_messages_are_plain_sentences(
 def run(request: pytest.FixtureRequest, tiny: TokenizerRunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps with k = 1, 2 and 3 factors, trained by the command."""
     folder = tmp_path_factory.mktemp(f"k{request.param}")
-    configs.save(tiny, folder / "tiny.json")
+    schema.save(tiny, folder / "tiny.json")
     options = ["--config", str(folder / "tiny.json"), "--num-factors", str(request.param), "--train.ema-decay", "0.5"]
     assert main(["train-tokenizer", "dual-ds16", "--run", str(folder / "run"), *options]) == 0
     return folder / "run"
@@ -158,7 +158,7 @@ def test_training_leaves_a_run_folder(run: Path) -> None:
     assert [line["step"] for line in read_stats(run)] == [1, 2]
     line = read_stats(run)[-1]
     assert {"lr", "images_seen", "reconstruction_loss", "entropy_loss", "visual_usage"} <= set(line)
-    num_factors = len(configs.load(TokenizerRunConfig, run / "config.json").model.factors)
+    num_factors = len(schema.load(TokenizerRunConfig, run / "config.json").model.factors)
     assert ("disentangle_loss" in line) == (num_factors > 1)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
     assert (run / "images" / "step-00000002.png").is_file()
@@ -219,7 +219,7 @@ def test_evaluate_writes_and_prints_the_numbers(
     }
     assert (numbers["checkpoint"], numbers["data"]) == (str(run), str(pictures))
     assert (numbers["size"], numbers["images"]) == (32, 6)
-    names = [factor.name for factor in configs.load(TokenizerRunConfig, run / "config.json").model.factors]
+    names = [factor.name for factor in schema.load(TokenizerRunConfig, run / "config.json").model.factors]
     assert list(numbers["factors"]) == names
     assert {"usage", "perplexity", "bits"} <= set(numbers["factors"]["visual"])
     assert f"{numbers['psnr']:.2f} dB" in text

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-import fqgan.config as configs
-from fqgan import presets
+from fqgan import presets, schema
 from fqgan.commands.train_tokenizer import parse_run, with_num_factors
 from fqgan.config import FactorConfig, TokenizerConfig, TokenizerRunConfig
 from fqgan.errors import UserError
@@ -22,14 +21,14 @@ PAPER = TokenizerRunConfig()
 
 @pytest.mark.parametrize("config", [PAPER, *presets.PRESETS.values()], ids=["default", *presets.PRESETS])
 def test_round_trip_through_a_file(config: TokenizerRunConfig, tmp_path: Path) -> None:
-    configs.save(config, tmp_path / "config.json")
-    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == configs.FORMAT_VERSION
-    assert configs.load(TokenizerRunConfig, tmp_path / "config.json") == config
+    schema.save(config, tmp_path / "config.json")
+    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == schema.FORMAT_VERSION
+    assert schema.load(TokenizerRunConfig, tmp_path / "config.json") == config
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
     """The default config as a dict, with the entry at a dotted path set to `value`."""
-    data = json.loads(json.dumps(configs.to_dict(PAPER)))
+    data = json.loads(json.dumps(schema.to_dict(PAPER)))
     *parents, last = path.split(".")
     place: Any = data
     for key in parents:
@@ -55,16 +54,16 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("model.channel_multipliers", [1, "2"], "key model.channel_multipliers.1 must be int, got '2'"),
         ("model.factors", ["visual"], "key model.factors.0 must be an object, got 'visual'"),
         ("model", [], "key model must be an object, got []"),
-        ("format_version", 7, f"format_version 7 is not {configs.FORMAT_VERSION}: of another version of fqgan"),
+        ("format_version", 7, f"format_version 7 is not {schema.FORMAT_VERSION}: of another version of fqgan"),
     ],
 )
 def test_what_does_not_fit_is_named(path: str, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"here.json: {message}")):
-        configs.from_dict(TokenizerRunConfig, changed(path, value), "here.json")
+        schema.from_dict(TokenizerRunConfig, changed(path, value), "here.json")
 
 
 def test_an_integer_may_stand_for_a_float_and_missing_keys_take_the_defaults() -> None:
-    config = configs.from_dict(TokenizerRunConfig, {"optimizer": {"clip": 2}})
+    config = schema.from_dict(TokenizerRunConfig, {"optimizer": {"clip": 2}})
     assert config == child(PAPER, optimizer={"clip": 2.0})
     assert isinstance(config.optimizer.clip, float)
 
@@ -77,20 +76,20 @@ def test_a_broken_file_is_named(content: str, message: str, tmp_path: Path) -> N
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(UserError, match=f"^{re.escape(str(path))}.*{message}"):
-        configs.load(TokenizerRunConfig, path)
+        schema.load(TokenizerRunConfig, path)
 
 
 def test_diff_and_flatten_name_every_leaf() -> None:
-    assert configs.diff(PAPER, PAPER) == {}
+    assert schema.diff(PAPER, PAPER) == {}
     new = child(PAPER, optimizer={"lr": 1e-3}, model={"channel_multipliers": (1, 2)})
-    assert configs.diff(PAPER, new) == {
+    assert schema.diff(PAPER, new) == {
         "optimizer.lr": (2e-4, 1e-3),
         "model.channel_multipliers": ((1, 1, 2, 2, 4), (1, 2)),
     }
-    added = configs.diff(PAPER, with_num_factors(PAPER, "3"))
+    added = schema.diff(PAPER, with_num_factors(PAPER, "3"))
     assert added["model.factors.2.name"] == (None, "semantic2")
     assert {key.rpartition(".")[0] for key in added} == {"model.factors.2"}
-    assert configs.flatten(PAPER)["model.factors.1.teacher"] == "clip:openai/clip-vit-large-patch14"
+    assert schema.flatten(PAPER)["model.factors.1.teacher"] == "clip:openai/clip-vit-large-patch14"
 
 
 VISUAL = FactorConfig()
@@ -177,7 +176,7 @@ def test_num_factors_must_count(count: str) -> None:
 
 def test_the_options_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
-    configs.save(child(presets.get("dual-ds8"), optimizer={"lr": 3e-4, "beta1": 0.5}, train={"seed": 7}), file)
+    schema.save(child(presets.get("dual-ds8"), optimizer={"lr": 3e-4, "beta1": 0.5}, train={"seed": 7}), file)
     base = ["vqgan-ds16", "--run", str(tmp_path / "run")]
     assert parse_run(base)[0] == presets.get("vqgan-ds16")
     config, run = parse_run([*base, f"--config={file}", "--optimizer.lr", "1e-5", "--train.seed", "8"])
@@ -188,7 +187,7 @@ def test_the_options_win_over_the_file_and_the_file_over_the_preset(tmp_path: Pa
 
 def test_num_factors_applies_to_the_file_and_before_the_options(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
-    configs.save(presets.get("dual-ds8"), file)
+    schema.save(presets.get("dual-ds8"), file)
     options = ["--config", str(file), "--num-factors", "3", "--model.factors.2.codebook-size", "64"]
     config, _ = parse_run(["vqgan-ds16", "--run", "x", *options])
     assert [factor.codebook_size for factor in config.model.factors] == [16384, 16384, 64]

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import fqgan.config as configs
+from fqgan import schema
 from fqgan.config import FactorConfig, TokenizerRunConfig
 from fqgan.engine.run import read_stats
 from fqgan.presets import child
@@ -78,7 +78,7 @@ def everything(pictures: Path) -> TokenizerRunConfig:
 
 def command(config: TokenizerRunConfig, run: Path, *options: str) -> list[str]:
     file = run.with_suffix(".config.json")
-    configs.save(config, file)
+    schema.save(config, file)
     return ["train-tokenizer", "photos-dual", "--config", str(file), "--run", str(run), *options]
 
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from fqgan.config import did_you_mean, flatten
 from fqgan.errors import UserError
+from fqgan.schema import did_you_mean, flatten
 
 T = TypeVar("T")
 

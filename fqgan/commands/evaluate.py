@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fqgan.commands.arguments import at_least, check_output, parse
-from fqgan.config import did_you_mean
 from fqgan.errors import UserError
+from fqgan.schema import did_you_mean
 
 PROG = "fqgan evaluate tokenizer"
 SUBJECTS = ("tokenizer",)

@@ -159,7 +159,7 @@ def _report(
     steps_before: int,
     seconds: float,
 ) -> Report:
-    import fqgan.config as configs
+    from fqgan import schema
     from fqgan.engine.run import read_stats
     from fqgan.report.content import Report
     from fqgan.tokenizer.branch import FeaturePredictionHead
@@ -170,7 +170,7 @@ def _report(
         preset=PRESET,
         command=command,
         run=str(run),
-        config=configs.load(TokenizerRunConfig, run / "config.json"),
+        config=schema.load(TokenizerRunConfig, run / "config.json"),
         parameters=num_parameters(tokenizer),
         training_parameters=sum(map(num_parameters, heads)),
         device=_device_name(next(tokenizer.parameters()).device),
@@ -199,9 +199,9 @@ def summary(report: Report) -> str:
 
 
 def _step_of(checkpoint: Path) -> int:
-    import fqgan.config as configs
+    from fqgan import schema
 
-    return configs.load_json(checkpoint / "state.json")["step"]
+    return schema.load_json(checkpoint / "state.json")["step"]
 
 
 def _device_name(device: torch.device) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import fqgan.config as configs
-from fqgan import presets
+from fqgan import presets, schema
 from fqgan.commands.arguments import parse
 from fqgan.config import TokenizerRunConfig
 from fqgan.errors import UserError
@@ -45,7 +44,7 @@ def parse_run(argv: list[str]) -> tuple[TokenizerRunConfig, Path]:
         raise UserError(f"name a preset first: {PROG} PRESET ... (presets: {', '.join(presets.PRESETS)})")
     base, rest = presets.get(argv[0]), argv[1:]
     if file := _value(rest, "--config"):
-        base = configs.load(TokenizerRunConfig, Path(file))
+        base = schema.load(TokenizerRunConfig, Path(file))
     if count := _value(rest, "--num-factors") or _value(rest, "--num_factors"):
         base = with_num_factors(base, count)
     values = {field.name: getattr(base, field.name) for field in fields(base)}

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fqgan.config import did_you_mean
 from fqgan.data.decode import decode_image
 from fqgan.data.transforms import center_crop, normalize, to_tensor
 from fqgan.errors import UserError
+from fqgan.schema import did_you_mean
 
 PHOTOS = "photos"
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

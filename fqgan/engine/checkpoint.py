@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fqgan.config import load_json
 from fqgan.errors import UserError
+from fqgan.schema import load_json
 
 Tensors = Mapping[str, Tensor]
 _TEMPORARY = ".writing-"

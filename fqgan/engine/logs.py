@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import fqgan.config as configs
+from fqgan import schema
 from fqgan.config import TrainConfig
 from fqgan.engine.distributed import World
 from fqgan.engine.run import RunFolder
@@ -105,4 +105,4 @@ def _wandb(project: str, run: RunFolder) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("train.wandb needs the package wandb: pip install wandb, or leave train.wandb empty") from None
-    return wandb.init(project=project, name=run.path.name, config=configs.to_dict(run.config), resume="allow")
+    return wandb.init(project=project, name=run.path.name, config=schema.to_dict(run.config), resume="allow")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-import fqgan.config as configs
+from fqgan import schema
 from fqgan.engine import checkpoint
 from fqgan.errors import UserError
 
@@ -48,8 +48,8 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def _check_unchanged(self) -> None:
-        old = configs.load(type(self.config), self.path / "config.json")
-        changed = {k: v for k, v in configs.diff(old, self.config).items() if k not in CHANGEABLE}
+        old = schema.load(type(self.config), self.path / "config.json")
+        changed = {k: v for k, v in schema.diff(old, self.config).items() if k not in CHANGEABLE}
         if changed:
             changes = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items())
             raise UserError(f"{self.path} was started with other settings ({changes}): restore them or use a new --run")
@@ -66,7 +66,7 @@ class RunFolder:
         except OSError:
             raise UserError(f"{self.path} is in use by another process: wait for it or use a new --run") from None
         found = checkpoint.latest(self.checkpoints)
-        write_text(self.path / "config.json", json.dumps(configs.to_dict(self.config), indent=2) + "\n")
+        write_text(self.path / "config.json", json.dumps(schema.to_dict(self.config), indent=2) + "\n")
         return found
 
     def open_stats(self, step: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import fqgan.config as configs
+from fqgan import schema
 from fqgan.config import OptimizerConfig, TrainConfig
 from fqgan.engine import checkpoint, distributed
 from fqgan.engine.distributed import World
@@ -225,7 +225,7 @@ class Trainer:
                 tensors[f"{phase.name}-optimizer"] = checkpoint.optimizer_tensors(phase.optimizer, phase.module)
             if self.ema:
                 tensors["ema"] = self.ema.module.state_dict()
-            state = {"config": configs.to_dict(self.run.config), "images_seen": step * self.config.batch}
+            state = {"config": schema.to_dict(self.run.config), "images_seen": step * self.config.batch}
             checkpoint.save(self.run.checkpoints, step, tensors, state, self.config.keep_last)
         distributed.barrier()
 
@@ -247,7 +247,7 @@ class Trainer:
                 groups[group][name] = value
             self.task.load_meter_state(groups["meter"])
             self.window = {name: value[0] for name, value in groups["window"].items()}
-        step = configs.load_json(folder / "state.json")["step"]
+        step = schema.load_json(folder / "state.json")["step"]
         if self.world.is_main:
             print(f"resuming {self.run.path} at step {step}", flush=True)
         return step

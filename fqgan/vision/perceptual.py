@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from fqgan.config import did_you_mean
 from fqgan.errors import UserError
+from fqgan.schema import did_you_mean
 from fqgan.vision.efficientnet import STAGE_CHANNELS, load_efficientnet_lite0
 from fqgan.vision.frozen import FrozenModule, read_weights
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fqgan.config import did_you_mean
 from fqgan.errors import UserError
+from fqgan.schema import did_you_mean
 from fqgan.vision.efficientnet import POOLED_DIM, load_efficientnet_lite0
 from fqgan.vision.frozen import FrozenModule
 
