@@ -61,20 +61,21 @@ PHOTOS_DUAL = child(
     loss={
         "perceptual": "efficientnet-lite0",
         "perceptual_weight": 0.3,
-        "entropy_weight": 0.01,
-        "representation_weight": 0.1,
+        "entropy_weight": 0.003,
+        "disentangle_weight": 0.02,
+        "representation_weight": 0.02,
     },
     discriminator={"weight": 0.0},
     optimizer={"lr": 2e-3, "schedule": "cosine", "warmup_steps": 50},
     train={
         "batch": 16,
         "epochs": 0.0,
-        "steps": 1400,
+        "steps": 1300,
         "ema_decay": 0.99,
         "log_every": 25,
         "image_every": 500,
-        "validate_every": 350,
-        "checkpoint_every": 350,
+        "validate_every": 325,
+        "checkpoint_every": 325,
     },
 )
 PHOTOS_DUAL_128 = child(PHOTOS_DUAL, model={"image_size": 128})
