@@ -39,8 +39,8 @@ _BLOCKS = [
 ]
 
 
-def released_name(name: str, factors: tuple[tuple[str, str, str, str], ...], res_blocks: int = 2) -> str:
-    """The released name of one of our tensors."""
+def released_name(name: str, factors: tuple[tuple[str, str, str, str], ...], last_level: str) -> str:
+    """The released name of one of our tensors; `last_level` is the encoder's lowest: 4 at 16x, 3 at 8x."""
     if match := re.match(r"branches\.(\d+)\.(\w+)\.?(.*)", name):
         adapter, suffix, quant, head = factors[int(match[1])]
         part, rest = match[2], match[3]
@@ -59,7 +59,7 @@ def released_name(name: str, factors: tuple[tuple[str, str, str, str], ...], res
         side, level, index, rest = match[1], match[2], int(match[3]), match[4]
         if rest.startswith("conv."):
             return f"{side}.conv_blocks.{level}.{'downsample' if side == 'encoder' else 'upsample'}.{rest}"
-        lowest = level == ("0" if side == "decoder" else "4" if res_blocks else "3")
+        lowest = level == ("0" if side == "decoder" else last_level)
         kind = "res" if re.match(r"(norm[12]|conv[12]|nin_shortcut)\.", rest) else "attn"
         number = index // 2 if lowest or kind == "attn" else index
         name = f"{side}.conv_blocks.{level}.{kind}.{number}.{rest}"
@@ -85,7 +85,7 @@ def fill(model: FactorizedTokenizer, factors: tuple[tuple[str, str, str, str], .
     for name, tensor in model.named_parameters():
         if name.endswith("class_position"):
             continue
-        target = released_name(name, factors, res_blocks=last_level == "4")
+        target = released_name(name, factors, last_level)
         if name.endswith("head.positions.table"):
             # the released table holds the class token's position first
             whole = filled(target, (tensor.shape[0] + 1, tensor.shape[1]))

@@ -93,15 +93,15 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+def gather_rows(rows: Tensor) -> Tensor:
     """Rows of all ranks, in rank order, with gradient to this rank's own rows.
 
-    Returns ((ranks * n, ...) tensor, index of this rank's first row). The backward pass sums what every rank's
-    loss says of these rows, so that DDP's average over ranks is the gradient of the ranks' mean loss.
+    (n, ...) -> (ranks * n, ...). The backward pass sums what every rank's loss says of these rows, so that DDP's
+    average over ranks is the gradient of the ranks' mean loss.
     """
     if not is_distributed():
-        return rows, 0
-    return _GatherRows.apply(rows), dist.get_rank() * len(rows)  # pyright: ignore[reportReturnType]
+        return rows
+    return _GatherRows.apply(rows)  # pyright: ignore[reportReturnType]
 
 
 class _GatherRows(torch.autograd.Function):

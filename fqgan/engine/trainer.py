@@ -114,7 +114,6 @@ class Trainer:
             log.close()
 
     def _loop(self, start: int, log: Log) -> None:
-        saved = start
         if start >= self.steps:
             return
         batches = self.task.batches(start)
@@ -134,9 +133,8 @@ class Trainer:
                 self.task.picture(self.model.eval(), self.run.path / "images" / f"step-{done:08d}.png")
             if _due(self.config.checkpoint_every, done) or last or stop:
                 self._save(done)
-                saved = done
             if stop:
-                log.note(f"stopped at step {saved}; the same command resumes")
+                log.note(f"stopped at step {done}; the same command resumes")
                 raise SystemExit(128 + stop)
 
     def _validated(self, done: int, log: Log) -> dict[str, float]:

@@ -37,8 +37,8 @@ def info_nce_loss(predictions: Tensor, targets: Tensor, temperature: float = 1.0
     Both (b, d) are l2-normalised and gathered over ranks with gradient, so that every image's negatives are the
     whole global micro-batch. On one image in all the loss is 0.
     """
-    predictions, _ = gather_rows(F.normalize(predictions.float(), dim=1))
-    targets, _ = gather_rows(F.normalize(targets.float(), dim=1))
+    predictions = gather_rows(F.normalize(predictions.float(), dim=1))
+    targets = gather_rows(F.normalize(targets.float(), dim=1))
     logits = predictions @ targets.T / temperature
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
