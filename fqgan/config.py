@@ -184,11 +184,15 @@ class DiscriminatorConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam and its schedule, in optimizer steps."""
+    """The optimizer and its schedule, in steps."""
 
+    kind: Literal["adam", "muon"] = "adam"
+    """adam: the paper's. muon: orthogonal updates of the hidden matrices and Adam for the rest, in far fewer steps."""
     lr: float = 2e-4
     beta1: float = 0.9
     beta2: float = 0.95
+    momentum: float = 0.95
+    """Nesterov momentum of Muon's matrices."""
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     """Steps of linear warm-up."""
@@ -272,7 +276,7 @@ _AT_LEAST_1 = re.compile(
     r"train\.(batch|log_every|checkpoint_every|keep_last)"
 )
 _ABOVE_0 = ("loss.entropy_temperature", "loss.representation_temperature", "optimizer.lr")
-_BELOW_1 = ("model.dropout", "optimizer.beta1", "optimizer.beta2", "train.ema_decay")
+_BELOW_1 = ("model.dropout", "optimizer.beta1", "optimizer.beta2", "optimizer.momentum", "train.ema_decay")
 
 
 def _check_ranges(config: Any, prefix: str = "") -> None:

@@ -16,6 +16,7 @@ from fqgan.data.loader import evaluation_batches, training_batches
 from fqgan.data.transforms import normalize
 from fqgan.engine import distributed
 from fqgan.engine.distributed import World, all_reduce_sum
+from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.trainer import Phase, Task, Trainer, micro_batch, total_steps
 from fqgan.errors import UserError
@@ -56,13 +57,13 @@ class TokenizerTask(Task):
         self.perceptual = perceptual.to(world.device) if perceptual else None
         torch.manual_seed(config.train.seed)
         self.model = FactorizedTokenizer(config.model, config.loss.entropy_temperature)
-        self.phases = [Phase("tokenizer", self._place(self.model), self._adam(self.model), self._generator_loss)]
+        self.phases = [Phase("tokenizer", self._place(self.model), self._optimizer(self.model), self._generator_loss)]
         self.discriminator: nn.Module | None = None
         gan = config.discriminator
         if gan.weight:
             self.discriminator = self._place(PatchGAN(gan.channels, gan.layers, gan.norm))
-            adam = self._adam(self.discriminator)
-            phase = Phase("discriminator", self.discriminator, adam, self._discriminator_loss, gan.start)
+            optimizer = self._optimizer(self.discriminator)
+            phase = Phase("discriminator", self.discriminator, optimizer, self._discriminator_loss, gan.start)
             self.phases.append(phase)
         self.usage = [CodeUsage(q.codebook_size, world.device) for q in self.model.quantizers]
 
@@ -74,9 +75,8 @@ class TokenizerTask(Task):
         """channels_last is what a GPU's convolutions want; on a CPU it makes GroupNorm ten times as slow."""
         return torch.channels_last if self.world.device.type == "cuda" else torch.contiguous_format
 
-    def _adam(self, module: nn.Module) -> torch.optim.Optimizer:
-        options = self.config.optimizer
-        return torch.optim.Adam(module.parameters(), options.lr, (options.beta1, options.beta2), fused=True)
+    def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(module, self.config.optimizer)
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.config.train.precision)
