@@ -104,6 +104,13 @@ def test_images_reach_the_logit_in_every_pixel(small: StyleGANDiscriminator) -> 
     assert batch.grad is not None and batch.grad.abs().sum(1).min() > 0
 
 
+def test_bf16_is_close(small: StyleGANDiscriminator) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        (logits,) = small(images(4, 32))
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), small(images(4, 32))[0], rtol=0.05, atol=0.02)
+
+
 @pytest.mark.parametrize("kind", ["stylegan", "batch", "group"])
 @pytest.mark.parametrize("same", [False, True])
 def test_gradient_penalties_are_finite(kind: str, same: bool) -> None:

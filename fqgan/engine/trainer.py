@@ -58,9 +58,6 @@ class Task(ABC):
     def batches(self, start_step: int) -> Iterator[Any]:
         """This rank's micro-batches from a step on, on its device."""
 
-    def after_step(self) -> None:  # noqa: B027 - optional
-        """Called by all ranks when the phases' weights have been updated."""
-
     @abstractmethod
     def meters(self) -> dict[str, float]:
         """Statistics since the last call, over all ranks; called by all ranks at log steps."""
@@ -72,6 +69,9 @@ class Task(ABC):
     @abstractmethod
     def load_meter_state(self, state: dict[str, Tensor]) -> None:
         """Restore `meter_state`."""
+
+    def after_step(self) -> None:  # noqa: B027
+        """What else changes with optimizer step `step`, after its update; called by all ranks."""
 
     @abstractmethod
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -179,9 +179,9 @@ class Trainer:
                 parameters = phase.module.parameters()
                 nn.utils.clip_grads_with_norm_(parameters, self.optimizer_config.clip, norms[phase.name])
             phase.optimizer.step()
+        self.task.after_step()
         if self.ema:
             self.ema.update(self.task.phases[0].module, step)
-        self.task.after_step()
         self._count(terms, norms)
 
     def _check_finite(self, step: int, terms: Terms, norms: dict[str, Tensor]) -> None:

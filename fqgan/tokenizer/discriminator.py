@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -76,12 +77,13 @@ class StyleGANDiscriminator(nn.Module):
         widths, grid = _widths(channels, levels), image_size >> levels
         self.group = group
         self.from_rgb = nn.Conv2d(3, channels, 1)
-        self.blocks = nn.Sequential(*(_ResidualBlock(widths[i], widths[i + 1]) for i in range(levels)))
+        blocks = [_ResidualBlock(inputs, outputs) for inputs, outputs in pairwise(widths)]
+        self.blocks = nn.Sequential(*blocks)
         self.conv = nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1)
         self.linear = nn.Linear(widths[-1] * grid**2, widths[-1])
         self.out = nn.Linear(widths[-1], 1)
         self.apply(_initialize_he)
-        for linear in (self.out, *(block.skip for block in self.blocks)):  # no activation follows: variance 1 / inputs
+        for linear in (self.out, *(block.skip for block in blocks)):  # no activation follows: variance 1 / inputs
             nn.init.kaiming_normal_(linear.weight, nonlinearity="linear")  # pyright: ignore[reportArgumentType]
 
     def forward(self, *batches: Tensor) -> list[Tensor]:
