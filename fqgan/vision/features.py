@@ -15,9 +15,10 @@ from fqgan.vision.sharing import shared
 class Teacher(FrozenModule):
     """A frozen model that turns images into one feature vector each. Subclasses give `features`.
 
-    It runs once a step, without gradient, and with bf16 training in bf16: networks of a model library hold their weights
-    in it (half the memory), the packaged EfficientNet follows autocast. On a CPU convolutional networks with grouped
-    convolutions stay in float32, where they are faster. Images are resized and normalised in float32 always.
+    It runs once for a batch, without gradient, and when training is in bf16, in bf16: networks of a model library
+    hold their weights in it (half the memory), the packaged EfficientNet follows autocast. On a CPU networks with
+    grouped convolutions, the packaged one among them, stay in float32. Images are always resized and normalised in
+    float32.
 
     Attributes: `name` as in the config, `dim` of the feature, `size` in pixels a side that images are resized to.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fqgan.errors import UserError
+from fqgan.vision.frozen import in_one_line
 
 SECONDS = 2  # to wait for the hub's first answer
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -50,7 +51,7 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path:
     try:
         info = _within(SECONDS, lambda: HfApi().model_info(repository, timeout=SECONDS))
     except HfHubHTTPError as error:
-        raise UserError(f"{absent}, and the hub refuses it: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{absent}, and the hub refuses it: {in_one_line(error)}") from None
     except Exception:  # whatever the HTTP library raises when there is no way to the hub, and the offline mode
         raise UserError(f"{absent}, and the hub cannot be reached") from None
     files = {sibling.rfilename for sibling in info.siblings or ()}
@@ -62,7 +63,7 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:
-        raise UserError(f"the download of {repository} failed: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the download of {repository} failed: {in_one_line(error)}") from error
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fqgan.errors import UserError
 from fqgan.schema import did_you_mean
 from fqgan.vision.features import NetworkTeacher, weight_type
+from fqgan.vision.frozen import in_one_line
 from fqgan.vision.hub import hub_folder, require, weights_in
 
 
@@ -43,7 +44,7 @@ def load_timm(name: str, model: str, size: int, precision: str, device: torch.de
         with torch.no_grad():
             feature = _read(network, torch.zeros(1, 3, size, size, dtype=next(network.parameters()).dtype))
     except Exception as error:
-        raise UserError(f"timm's {architecture} gives no feature at {size} pixels: {_line(error)}") from error
+        raise UserError(f"timm's {architecture} gives no feature at {size} pixels: {in_one_line(error)}") from error
     return NetworkTeacher(name, network, _read, feature.shape[1], size, config.mean, config.std)
 
 
@@ -80,7 +81,7 @@ def _weights(path: Path) -> dict[str, Any]:
     try:
         return dict(load_state_dict(str(path), device="cpu", weights_only=True))
     except Exception as error:  # damaged and foreign files fail in many ways
-        raise UserError(f"{path} is damaged or no file of weights: {_line(error)}") from error
+        raise UserError(f"{path} is damaged or no file of weights: {in_one_line(error)}") from error
 
 
 def _build(architecture: str, config: Any, weights: dict[str, Any], size: int) -> nn.Module:
@@ -93,17 +94,14 @@ def _build(architecture: str, config: Any, weights: dict[str, Any], size: int) -
             weights.pop(f"{classifier}.{last}", None)
     # as many classes as the model, none, let timm load strictly
     overlay = {"state_dict": weights, "num_classes": 0, "label_offset": 0}
-    options = {"img_size": size} if config.fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": size} if config.fixed_input_size else {}
     try:
-        network = timm.create_model(
+        network: Any = timm.create_model(
             architecture, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options
         )
     except Exception as error:
-        raise UserError(f"timm's {architecture} at {size} pixels does not take these weights: {_line(error)}") from error
+        raise UserError(
+            f"timm's {architecture} at {size} pixels does not take these weights: {in_one_line(error)}"
+        ) from error
     network.pretrained_cfg.pop("state_dict", None)  # a second copy
     return network
-
-
-def _line(error: Exception) -> str:
-    """An error's text in one line, not too long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fqgan.errors import UserError
 from fqgan.schema import load_json
 from fqgan.vision.features import NetworkTeacher, weight_type
+from fqgan.vision.frozen import in_one_line
 from fqgan.vision.hub import WEIGHTS, hub_folder, require, weights_in
 
 # `model_type` of a config -> the class that holds its vision tower alone
@@ -20,9 +21,16 @@ CLASSES = {
     "clip": {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel"},
     "dinov2": {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"},
 }
+# mean and deviation of the pixels in [0, 1]: those of OpenAI's CLIP, and ImageNet's
+NORMALISATION = {
+    "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+    "dinov2": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
 
 
-def load_transformer(name: str, family: str, model: str, size: int, precision: str, device: torch.device):
+def load_transformer(
+    name: str, family: str, model: str, size: int, precision: str, device: torch.device
+) -> NetworkTeacher:
     """The teacher of a folder or hub id: the last layer's class token after the final LayerNorm, not projected.
 
     That is `pooler_output`: 1024 dimensions for CLIP ViT-L/14, 768 for ViT-B/16, 384 for DINOv2-small. Normalisation
@@ -87,7 +95,7 @@ def _load(folder: Path, class_name: str) -> Any:
                 folder, local_files_only=True, weights_only=True, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # damaged and foreign files fail in many ways
-        raise UserError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
     # what is missing would be left at random; of what is left over, a text tower is normal
     if info["missing_keys"]:
         raise UserError(f"{folder} lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
@@ -112,13 +120,8 @@ def _quiet() -> Iterator[None]:
 
 def _preprocessing(folder: Path, family: str, config: dict[str, Any]) -> tuple[list[float], list[float], int]:
     """Mean, deviation and size that a model was trained with."""
-    from transformers import image_utils as known
-
-    if family == "clip":
-        mean, std = known.OPENAI_CLIP_MEAN, known.OPENAI_CLIP_STD
-        size = config.get("vision_config", config).get("image_size", 224)
-    else:
-        mean, std, size = known.IMAGENET_DEFAULT_MEAN, known.IMAGENET_DEFAULT_STD, 224
+    mean, std = NORMALISATION[family]
+    size = config.get("vision_config", config).get("image_size", 224) if family == "clip" else 224
     own: dict[str, Any] = {}
     if (folder / "preprocessor_config.json").is_file():
         own = load_json(folder / "preprocessor_config.json")
