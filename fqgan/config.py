@@ -14,6 +14,7 @@ from fqgan.schema import flatten
 # without loading its teachers.
 TEACHER_DIMS = {
     "efficientnet-lite0": 1280,
+    **{f"efficientnet-lite0:stage{i}": channels for i, channels in enumerate((16, 24, 40, 112, 320), 1)},
     "clip:openai/clip-vit-large-patch14": 1024,
     "clip:openai/clip-vit-base-patch16": 768,
     "dinov2:facebook/dinov2-small": 384,
@@ -33,7 +34,9 @@ class FactorConfig:
     adapter_depth: int = 6
     """Transformer blocks of the adapter F_i (Eq. 4); 0: no adapter, the factor reads the encoder directly."""
     teacher: str = ""
-    """Frozen vision model whose class token this factor predicts (section 3.2.2); empty: none."""
+    """Frozen vision model whose class token this factor predicts (section 3.2.2); empty: none. efficientnet-lite0 and
+    efficientnet-lite0:stage1 to :stage5 work offline; clip:ID_OR_FOLDER, dinov2:ID_OR_FOLDER, timm:NAME and
+    timm:NAME=FILE need weights. @SIZE at the end sets the input size in pixels: clip:/path/to/folder@112."""
     teacher_dim: int = 0
     """Dimension of the teacher's feature; 0: looked up, or asked of the teacher when training starts."""
 
@@ -162,9 +165,12 @@ class LossConfig:
     disentangle_codebooks: bool = False
     """Let the gradient of Eq. 7 reach the codebooks; in the released models it reaches adapters and encoder only."""
     representation_weight: float = 0.5
-    """lambda_2 of Eq. 8."""
+    """lambda_2 of Eq. 8, on the sum over the factors that have a teacher."""
+    representation: Literal["infonce", "cosine"] = "infonce"
+    """Loss between predicted and teacher features: InfoNCE over the images of all ranks, or 1 - cosine similarity of
+    each image's pair, which needs no negatives (small batches)."""
     representation_temperature: float = 1.0
-    """Temperature of InfoNCE; the released models use none (1)."""
+    """Temperature of InfoNCE; the released models use none (1). Without effect on `cosine`."""
 
 
 @dataclass(frozen=True)

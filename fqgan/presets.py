@@ -1,4 +1,9 @@
-"""Named configurations. Each is one diff from its parent."""
+"""Named configurations. Each is one diff from its parent.
+
+`fqgan train-tokenizer photos-triple --run runs/triple` trains one; any field can be changed on the command line, such
+as a factor's teacher: `--model.factors.1.teacher dinov2:/path/to/folder`. The presets of the paper (`dual-ds16` and so
+on) need ImageNet, CLIP or DINOv2 and the LPIPS weights; `photos-*` run offline.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +84,18 @@ PHOTOS_DUAL = child(
     },
 )
 PHOTOS_DUAL_128 = child(PHOTOS_DUAL, model={"image_size": 128})
+# Three levels as the paper's triple, offline: the middle factor learns a map halfway up the network whose end the
+# semantic factor learns. Both teachers and the perceptual distance share one pass over the images.
+PHOTOS_TRIPLE = child(
+    PHOTOS_DUAL,
+    model={
+        "factors": (
+            FactorConfig("visual", 1024, 4, adapter_depth=1),
+            FactorConfig("mid", 1024, 4, adapter_depth=1, teacher="efficientnet-lite0:stage3@64"),
+            FactorConfig("semantic", 1024, 4, adapter_depth=1, teacher="efficientnet-lite0@64"),
+        )
+    },
+)
 PHOTOS_VQGAN = child(PHOTOS_DUAL, model={"factors": (FactorConfig("visual", 2048, 4, adapter_depth=0),)})
 CIFAR10_DUAL = child(
     PHOTOS_DUAL,
@@ -91,6 +108,7 @@ CIFAR10_VQGAN = child(CIFAR10_DUAL, model={"factors": PHOTOS_VQGAN.model.factors
 PRESETS = {
     "photos-dual": PHOTOS_DUAL,
     "photos-dual-128": PHOTOS_DUAL_128,
+    "photos-triple": PHOTOS_TRIPLE,
     "photos-vqgan": PHOTOS_VQGAN,
     "cifar10-dual": CIFAR10_DUAL,
     "cifar10-vqgan": CIFAR10_VQGAN,

@@ -73,6 +73,10 @@ def write_picture(path: Path, size: tuple[int, int] = (40, 40)) -> Path:
             ["teacher 'clip:openai/clip-vit-base-patch16'", "--model.factors.1.teacher efficientnet-lite0"],
         ),
         (
+            "--model.factors.0.teacher dinov2:nowhere/at/all",
+            ["factor visual: teacher 'dinov2:nowhere/at/all'", "--model.factors.0.teacher dinov2:/path/to/folder"],
+        ),
+        (
             "--model.factors.1.teacher efficientnet-lite0@32 --model.factors.1.teacher-dim 7",
             ["factor semantic: teacher efficientnet-lite0@32 has 1280 dims, not 7"],
         ),

@@ -17,6 +17,7 @@ from torch import Tensor
 from fqgan.config import FactorConfig, LossConfig, TokenizerConfig
 from fqgan.tokenizer.discriminator import PatchGAN, as_critic
 from fqgan.tokenizer.losses import (
+    cosine_loss,
     disentanglement_loss,
     gan_discriminator_loss,
     gan_generator_loss,
@@ -94,6 +95,15 @@ def test_info_nce_at_batch_one() -> None:
     assert loss.item() == 0 and prediction.grad is not None and not prediction.grad.any()
 
 
+def test_cosine_loss_in_closed_form() -> None:
+    predictions = torch.tensor([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0], [-1.0, 0.0]], requires_grad=True)
+    loss = cosine_loss(predictions, torch.tensor([[1.0, 0.0], [5.0, 0.0], [1.0, 0.0], [9.0, 0.0]]))
+    assert loss.item() == pytest.approx((0 + 1 + (1 - math.sqrt(0.5)) + 2) / 4)
+    loss.backward()  # its length is free: no gradient along a prediction
+    assert predictions.grad is not None and torch.allclose((predictions.grad * predictions).sum(1), torch.zeros(4))
+    assert predictions.grad[1].tolist() == pytest.approx([-0.5 / 4, 0])
+
+
 def test_gan_losses() -> None:
     """Each kind at two logits, by hand; cross-entropy also as torch has it, and where exp would overflow."""
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.5])
@@ -162,6 +172,9 @@ def test_total_is_the_weighted_sum(step: tuple[FactorizedTokenizer, Tensor, Tens
     assert image_loss.requires_grad
     quantized = [q.codebook_loss.item() for q in output.quantized]
     assert terms["codebook_loss"].item() == pytest.approx(sum(quantized))
+    assert terms["representation_loss"].item() == info_nce_loss(output.predictions[1], target).item()
+    _, terms = tokenizer_loss(output, images, replace(config, representation="cosine"), targets=[None, target])
+    assert terms["representation_loss"].item() == cosine_loss(output.predictions[1], target).item()
 
 
 @pytest.mark.parametrize("reach", [False, True])

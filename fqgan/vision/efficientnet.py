@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fqgan.errors import UserError
 from fqgan.vision.frozen import FrozenModule, read_weights
+from fqgan.vision.sharing import shared
 
 if TYPE_CHECKING:
     from timm.models.efficientnet import EfficientNet
@@ -29,6 +30,7 @@ class EfficientNetLite0(FrozenModule):
     """Frozen EfficientNet-Lite0. Images are (b, 3, H, W) in [-1, 1], as it was trained: mean = std = 0.5.
 
     Gradients flow to the images. Any size works (padding is "same": sizes halve rounding up); it was trained at 224.
+    Within `sharing`, all that is asked of the same images without gradient costs one pass.
     """
 
     def __init__(self, network: EfficientNet):
@@ -36,13 +38,19 @@ class EfficientNetLite0(FrozenModule):
         self.network = network
         self.freeze()
 
+    @shared
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Five maps (b, c, ceil(H / s), ceil(W / s)): c in 16, 24, 40, 112, 320 at strides s in 2, 4, 8, 16, 32."""
-        return self.network.forward_intermediates(images, intermediates_only=True)  # pyright: ignore[reportReturnType]
+        """Five maps (b, c, ceil(H / s), ceil(W / s)): c in 16, 24, 40, 112, 320 at strides s in 2, 4, 8, 16, 32.
+
+        On a CPU in float32 even under autocast: bf16 makes the backward pass of depthwise convolutions 3 times as slow.
+        """
+        with torch.autocast("cpu", enabled=False):
+            return self.network.forward_intermediates(images.float(), intermediates_only=True)  # pyright: ignore[reportReturnType]
 
     def pooled(self, images: Tensor) -> Tensor:
         """(b, 1280): the feature before the classifier, averaged over positions."""
-        return self.network.forward_head(self.network.forward_features(images), pre_logits=True)
+        last = self.stages(images)[-1]
+        return self.network.forward_head(self.network.bn2(self.network.conv_head(last)), pre_logits=True)
 
     def logits(self, images: Tensor) -> Tensor:
         """(b, 1000): ImageNet-1k logits."""

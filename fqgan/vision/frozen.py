@@ -28,8 +28,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in many ways: pickle, zip, runtime, key and end-of-file errors
-        reason = str(error).split("\n", 1)[0] or type(error).__name__
-        raise UserError(f"{path} is damaged or no file of torch weights: {reason}") from error
+        raise UserError(f"{path} is damaged or no file of torch weights: {in_one_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} holds no dictionary of tensors")
     return weights
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library says is wrong, without line breaks and cut at 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -69,9 +69,7 @@ class EfficientNetDistance(PerceptualDistance):
         self.freeze()
 
     def features(self, images: Tensor) -> list[Tensor]:
-        # float32 on a CPU even under autocast: bf16 makes the backward pass of depthwise convolutions 3 times as slow
-        with torch.autocast("cpu", enabled=False):
-            return self.network.stages(images.float())
+        return self.network.stages(images)
 
 
 class LPIPS(PerceptualDistance):

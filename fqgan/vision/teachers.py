@@ -3,73 +3,108 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from fqgan.config import FactorConfig
 from fqgan.errors import UserError
 from fqgan.schema import did_you_mean
-from fqgan.vision.efficientnet import POOLED_DIM, load_efficientnet_lite0
-from fqgan.vision.frozen import FrozenModule
+from fqgan.vision.efficientnet import POOLED_DIM, STAGE_CHANNELS, load_efficientnet_lite0
+from fqgan.vision.features import Teacher, resize
+from fqgan.vision.timm_teacher import load_timm
+from fqgan.vision.transformers_teacher import load_transformer
 
-LATER_PREFIXES = ("clip:", "dinov2:", "timm:")
-OPTION = "--model.factors.1.teacher efficientnet-lite0"
+__all__ = ["EfficientNetTeacher", "Teacher", "load_teacher", "load_teachers", "resize"]
 
-
-class Teacher(FrozenModule):
-    """A frozen model that turns images into one feature vector each. Subclasses give `features`.
-
-    Attributes: `name` as in the config, `dim` of the feature, `size` in pixels a side that images are resized to.
-    """
-
-    def __init__(self, name: str, dim: int, size: int):
-        super().__init__()
-        self.name = name
-        self.dim = dim
-        self.size = size
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """(b, 3, H, W) in [-1, 1] -> (b, dim) float32 without gradient. Images that are not square are squeezed."""
-        return self.features(resize(images, self.size)).float()
-
-    def features(self, images: Tensor) -> Tensor:
-        """(b, 3, size, size) float32 in [-1, 1] -> (b, dim)."""
-        raise NotImplementedError
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """Antialiased bicubic resize to (b, 3, size, size), in float32 and kept in [-1, 1] as PIL does."""
-    images = images.float()
-    if images.shape[-2:] == (size, size):
-        return images
-    return F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+OFFLINE = "efficientnet-lite0"
+VITS = ("clip", "dinov2")
+FORMS = (
+    f"{OFFLINE}, {OFFLINE}:stage3, clip:ID_OR_FOLDER, dinov2:ID_OR_FOLDER, timm:NAME, timm:NAME=FILE, "
+    "each with @SIZE for another input size"
+)
 
 
 class EfficientNetTeacher(Teacher):
-    """The pooled feature of the packaged EfficientNet-Lite0."""
+    """The packaged EfficientNet-Lite0: its pooled feature, or the average over positions of one stage's map.
 
-    def __init__(self, name: str = "efficientnet-lite0", size: int = 224):
-        super().__init__(name, POOLED_DIM, size)
+    Args:
+        stage: 1 to 5 (16, 24, 40, 112 and 320 dimensions, from local to semantic); 0: the pooled feature.
+    """
+
+    def __init__(self, name: str = OFFLINE, size: int = 224, stage: int = 0):
+        super().__init__(name, STAGE_CHANNELS[stage - 1] if stage else POOLED_DIM, size)
         self.network = load_efficientnet_lite0()
+        self.stage = stage
         self.freeze()
 
     def features(self, images: Tensor) -> Tensor:
-        return self.network.pooled(images)
+        if not self.stage:
+            return self.network.pooled(images)
+        return self.network.stages(images)[self.stage - 1].mean((2, 3))
 
 
-def load_teacher(name: str) -> Teacher:
-    """The teacher of a name: `efficientnet-lite0`, or `efficientnet-lite0@96` for another input size in pixels.
+def load_teachers(
+    factors: Sequence[FactorConfig], precision: str = "float32", device: torch.device | None = None
+) -> dict[str, Teacher]:
+    """The teachers of a model's factors by name, each once. Problems raise `UserError` that names the option."""
+    teachers: dict[str, Teacher] = {}
+    for i, factor in enumerate(factors):
+        if not factor.teacher or factor.teacher in teachers:
+            continue
+        option, family = f"--model.factors.{i}.teacher", factor.teacher.partition(":")[0]
+        try:
+            teachers[factor.teacher] = load_teacher(factor.teacher, precision, device)
+        except UserError as error:
+            folder = f"give a folder on disk with {option} {family}:/path/to/folder, or " if family in VITS else ""
+            offline = f"train offline with {option} {OFFLINE}"
+            raise UserError(f"factor {factor.name}: {error}; {folder}{offline}") from error
+    return teachers
 
-    A small input bounds the compute on a CPU. Unknown names and sizes below 32 pixels raise `UserError`.
+
+def load_teacher(name: str, precision: str = "float32", device: torch.device | None = None) -> Teacher:
+    """The teacher of a name, on the CPU at first. Its random draws leave the global generator alone.
+
+    Names, each with `@SIZE` at its end for another input size in pixels, which bounds the compute:
+
+    - `efficientnet-lite0` (packaged, offline), and `efficientnet-lite0:stage1` to `:stage5` for a stage's map;
+    - `clip:` and `dinov2:` with a folder in the format of transformers or a hub id;
+    - `timm:NAME` with weights from the hub, `timm:NAME=FILE` with weights from a file.
+
+    Args:
+        precision: `bf16` holds the weights of networks other than the packaged one in bf16, but not where that is
+            slower (`weight_type`).
+        device: where the teacher is going to run; None: a CPU.
+
+    Raises:
+        UserError: for unknown names, sizes that do not fit, and missing packages, folders and files; within about two
+            seconds where there is no network.
     """
-    if name.startswith(LATER_PREFIXES):
-        raise UserError(f"teacher {name!r}: this version of fqgan has efficientnet-lite0 only; pass {OPTION}")
-    known = re.fullmatch(r"efficientnet-lite0(?:@(\d+))?", name)
-    if not known:
-        raise UserError(f"unknown teacher {name!r}{did_you_mean(name, ['efficientnet-lite0'])}; pass {OPTION}")
-    size = int(known[1] or 224)
-    if size < 32:
-        raise UserError(f"teacher {name!r}: the input must be at least 32 pixels a side")
-    return EfficientNetTeacher(name, size)
+    parts = re.fullmatch(r"([^:@]+)(?::(.+?))?(?:@(\d+))?", name)
+    family, model, size = (parts[1], parts[2] or "", int(parts[3] or 0)) if parts else ("", "", 0)
+    device = device or torch.device("cpu")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if family == OFFLINE:
+                return EfficientNetTeacher(name, _size(size), _stage(model))
+            if family in VITS and model:
+                return load_transformer(name, family, model, size, precision, device)
+            if family == "timm" and model:
+                return load_timm(name, model, size, precision, device)
+    except UserError as error:
+        raise UserError(f"teacher {name!r}: {error}") from error
+    raise UserError(f"unknown teacher {name!r}{did_you_mean(name, (OFFLINE, *VITS, 'timm'))}; known: {FORMS}")
+
+
+def _size(size: int) -> int:
+    if 0 < size < 32:
+        raise UserError("the input must be at least 32 pixels a side")
+    return size or 224
+
+
+def _stage(text: str) -> int:
+    stage = re.fullmatch(r"stage([1-5])", text)
+    if text and not stage:
+        raise UserError(f"{OFFLINE} has stage1 to stage5, not {text!r}")
+    return int(stage[1]) if stage else 0
