@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from fqgan.presets import child
 
 pytestmark = pytest.mark.slow
 STEPS = 6
+QUANTIZER_OPTIONS = {"gradient": "rotation", "ema_decay": 0.9, "restart_after": 1, "kmeans_iterations": 2}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def contents(run: Path, step: int) -> dict[str, torch.Tensor]:
     folder = run / "checkpoints" / f"step-{step:08d}"
     files = sorted(folder.glob("*.safetensors"))
-    assert {file.stem for file in files} == {
+    assert {file.stem for file in files} - {"extra"} == {
         "discriminator",
         "discriminator-optimizer",
         "ema",
@@ -207,7 +209,8 @@ def test_signals_save_then_stop(uninterrupted: Path, pictures: Path, tmp_path: P
     assert_same(run, uninterrupted)
 
 
-def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantizer", [{}, QUANTIZER_OPTIONS], ids=["", "quantizer options"])
+def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path, quantizer: dict[str, Any]) -> None:
     """Entropy and InfoNCE act on the global micro-batch: two ranks of 2 images are one process of 4.
 
     Three steps only: later a code flips on a difference in the seventh digit, and Adam makes it grow.
@@ -216,6 +219,7 @@ def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path) -> None:
         everything(pictures),
         model={"dropout": 0.0},
         discriminator={"norm": "group", "start": 1},
+        quantizer=quantizer,
         train={"micro_batch": 0, "steps": 3, "checkpoint_every": 1, "validate_every": 3, "validation_images": 6},
         data={"workers": 0, "validation": str(pictures)},
     )
@@ -229,6 +233,7 @@ def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path) -> None:
         for name, value in one.items():
             assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (name, one["step"])
     assert {"gan_loss", "val_psnr", "val_semantic_usage"} <= lines(together)[-1].keys()
+    assert not quantizer or any(line["semantic_restarted"] for line in lines(together))
     before, a, b = contents(alone, 1), contents(alone, 3), contents(together, 3)
     for network in ("tokenizer/", "discriminator/"):
         names = [name for name in a if name.startswith(network)]

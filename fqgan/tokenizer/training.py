@@ -160,6 +160,8 @@ class TokenizerTask(Task):
         features = FEATURES_PER_CODE * max(quantizer.codebook_size for quantizer in self.model.quantizers)
         steps = math.ceil(features / (config.train.batch * config.model.grid**2))
         micro_batches = steps * config.train.batch // (micro_batch(config.train, self.world.size) * self.world.size)
+        if self.world.is_main:
+            print(f"k-means on features of the first {steps * config.train.batch} images", flush=True)
         parts: list[list[Tensor]] = [[] for _ in self.keepers]
         self.model.eval()
         for batch in islice(self.batches(0), micro_batches):
