@@ -174,6 +174,22 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class QuantizerConfig:
+    """How the codebooks learn. Nothing of the architecture: a trained tokenizer does not depend on it."""
+
+    gradient: Literal["straight-through", "rotation"] = "straight-through"
+    """How the gradient passes the quantizer: unchanged, or turned as the feature is turned onto its code (rotation
+    trick, Fifty et al. 2024)."""
+    ema_decay: float = 0.0
+    """Codes follow the moving average of their features with this decay a step (van den Oord et al. 2017); 0: they
+    learn by gradient."""
+    restart_after: int = 0
+    """Optimizer steps without use after which a code becomes a feature of the current step; 0: never."""
+    kmeans_iterations: int = 0
+    """Iterations of k-means, on at least 8 features a code, that set the codes before the first step; 0: random."""
+
+
+@dataclass(frozen=True)
 class DiscriminatorConfig:
     """The adversarial term of Eq. 2."""
 
@@ -292,6 +308,7 @@ class TokenizerRunConfig:
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -303,6 +320,8 @@ class TokenizerRunConfig:
         dims = {factor.code_dim for factor in self.model.factors}
         if self.loss.disentangle_weight and len(dims) > 1:
             raise UserError("loss.disentangle_weight needs factors of one code_dim (Eq. 7): set it to 0 or align them")
+        if self.quantizer.ema_decay and self.loss.disentangle_codebooks:
+            raise UserError("loss.disentangle_codebooks needs codes that learn by gradient: set quantizer.ema_decay 0")
         if not 0 < self.data.crop_min <= self.data.crop_max <= 1:
             raise UserError("data.crop_min and data.crop_max must satisfy 0 < crop_min <= crop_max <= 1")
         if not self.loss.representation_weight and any(factor.teacher for factor in self.model.factors):
@@ -327,6 +346,7 @@ _BELOW_1 = (
     "optimizer.beta1",
     "optimizer.beta2",
     "optimizer.momentum",
+    "quantizer.ema_decay",
     "train.ema_decay",
 )
 

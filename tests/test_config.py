@@ -62,6 +62,12 @@ def test_what_does_not_fit_is_named(path: str, value: Any, message: str) -> None
         schema.from_dict(TokenizerRunConfig, changed(path, value), "here.json")
 
 
+def test_a_file_from_before_a_section_was_added_means_its_defaults() -> None:
+    content = schema.to_dict(PAPER)
+    del content["quantizer"]
+    assert schema.from_dict(TokenizerRunConfig, content) == PAPER
+
+
 def test_an_integer_may_stand_for_a_float_and_missing_keys_take_the_defaults() -> None:
     config = schema.from_dict(TokenizerRunConfig, {"optimizer": {"clip": 2}})
     assert config == child(PAPER, optimizer={"clip": 2.0})
@@ -149,6 +155,13 @@ VISUAL = FactorConfig()
         (
             {"discriminator": {"kind": "stylegan"}, "model": {"image_size": 272}},
             "times a power of two, got model.image_size 272",
+        ),
+        ({"quantizer": {"ema_decay": 1.0}}, "quantizer.ema_decay must be at least 0 and below 1, got 1.0"),
+        ({"quantizer": {"restart_after": -1}}, "quantizer.restart_after must be at least 0, got -1"),
+        ({"quantizer": {"kmeans_iterations": -1}}, "quantizer.kmeans_iterations must be at least 0, got -1"),
+        (
+            {"quantizer": {"ema_decay": 0.99}, "loss": {"disentangle_codebooks": True}},
+            "loss.disentangle_codebooks needs codes that learn by gradient",
         ),
         ({"optimizer": {"lr": -1.0}}, "optimizer.lr must be above 0, got -1.0"),
         ({"optimizer": {"lr": 0.0}}, "optimizer.lr must be above 0, got 0.0"),

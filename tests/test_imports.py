@@ -27,6 +27,7 @@ LAYERS = (
         "fqgan.data",
         "fqgan.engine",
         "fqgan.tokenizer.quantize",
+        "fqgan.tokenizer.codebook",
         "fqgan.tokenizer.backbone",
         "fqgan.tokenizer.blocks",
         "fqgan.tokenizer.discriminator",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fqgan.tokenizer import quantize
-from fqgan.tokenizer.quantize import VectorQuantizer, nearest_codes
+from fqgan.tokenizer.quantize import VectorQuantizer, as_rows, nearest_codes, rotate
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())["quantizer"]
 
@@ -136,6 +136,44 @@ def test_straight_through_gradient_passes_the_codes() -> None:
     (F.normalize(features, dim=1) * weights).sum().backward()
     torch.testing.assert_close(z.grad, features.grad)
     assert quantizer.codebook.grad is None
+
+
+def rotation(f: Tensor, q: Tensor) -> Tensor:
+    """The rotation in the plane of the unit vectors f and q that takes f to q, as a matrix (Rodrigues)."""
+    turn = torch.outer(q, f) - torch.outer(f, q)
+    return torch.eye(len(f), dtype=f.dtype) + turn + turn @ turn / (1 + f @ q)
+
+
+def test_rotation_trick_turns_the_gradient_as_it_turns_the_feature() -> None:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(8, 5, gradient="rotation").double()
+    z = torch.randn(2, 5, 3, 3, dtype=torch.float64, requires_grad=True)
+    out, weights = quantizer(z), torch.randn(2, 5, 3, 3, dtype=torch.float64)
+    out.features.retain_grad()
+    (out.vectors * weights).sum().backward()
+    torch.testing.assert_close(out.vectors, out.embeddings, rtol=0, atol=1e-15)
+    assert quantizer.codebook.grad is None
+    assert out.features.grad is not None
+    columns = (as_rows(x.detach()) for x in (out.features, out.embeddings, weights, out.features.grad))
+    for f, q, g, found in zip(*columns, strict=True):
+        matrix = rotation(f, q)
+        torch.testing.assert_close(matrix @ matrix.T, torch.eye(5, dtype=torch.float64))
+        torch.testing.assert_close(matrix @ f, q)
+        torch.testing.assert_close(found, matrix.T @ g, rtol=1e-9, atol=1e-12)
+        assert not torch.allclose(found, g)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["on the code", "opposite"])
+def test_rotation_trick_at_its_limits(sign: float) -> None:
+    """The identity where feature and code are one; a reflection, and no division by 0, where they are opposite."""
+    torch.manual_seed(0)
+    codes = F.normalize(torch.randn(1, 4, 2, 2, dtype=torch.float64), dim=1)
+    features, weights = (sign * codes).requires_grad_(), torch.randn(1, 4, 2, 2, dtype=torch.float64)
+    rotated = rotate(features, codes)
+    (rotated * weights).sum().backward()
+    torch.testing.assert_close(rotated.detach(), codes)
+    reflected = weights - 2 * codes * (codes * weights).sum(1, keepdim=True)
+    torch.testing.assert_close(features.grad, weights if sign > 0 else reflected)
 
 
 def test_float32_under_autocast() -> None:

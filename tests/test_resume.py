@@ -26,6 +26,7 @@ from fqgan.presets import child
 
 pytestmark = pytest.mark.slow
 STEPS = 6
+QUANTIZER_OPTIONS = {"gradient": "rotation", "ema_decay": 0.9, "restart_after": 1, "kmeans_iterations": 2}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def contents(run: Path, step: int) -> dict[str, torch.Tensor]:
     folder = run / "checkpoints" / f"step-{step:08d}"
     files = sorted(folder.glob("*.safetensors"))
-    assert {file.stem for file in files} == {
+    assert {file.stem for file in files} - {"extra"} == {
         "discriminator",
         "discriminator-optimizer",
         "ema",
@@ -236,8 +237,14 @@ def test_exact_resume_with_the_gan_variants(pictures: Path, tmp_path: Path) -> N
     assert contents(straight, STEPS)["discriminator/logit_means"].abs().min() > 0
 
 
-@pytest.mark.parametrize("gan", [{"norm": "group"}, VARIANTS], ids=["patchgan", "variants"])
-def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path, gan: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("gan", "quantizer"),
+    [({"norm": "group"}, {}), (VARIANTS, {}), ({"norm": "group"}, QUANTIZER_OPTIONS)],
+    ids=["plain", "gan variants", "quantizer options"],
+)
+def test_two_ranks_equal_one_process(
+    pictures: Path, tmp_path: Path, gan: dict[str, Any], quantizer: dict[str, Any]
+) -> None:
     """Entropy, InfoNCE and the GAN's adaptive weight act on the global micro-batch: two ranks of 4 images are one
     process of 8. R1's second derivatives and LeCam's averages meet over ranks too.
 
@@ -247,6 +254,7 @@ def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path, gan: dict[s
         everything(pictures),
         model={"dropout": 0.0},
         discriminator={**gan, "start": 1},
+        quantizer=quantizer,
         train={"micro_batch": 0, "steps": 3, "checkpoint_every": 1, "validate_every": 3, "validation_images": 6},
         data={"workers": 0, "validation": str(pictures)},
     )
@@ -263,6 +271,7 @@ def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path, gan: dict[s
     if gan is VARIANTS:
         assert "r1_loss" in lines(together)[1] and "lecam_loss" in lines(together)[2]
         assert lines(together)[2]["gan_weight"] not in (0, 0.25), "half of the weight, times the adaptive factor"
+    assert not quantizer or any(line["semantic_restarted"] for line in lines(together))
     before, a, b = contents(alone, 1), contents(alone, 3), contents(together, 3)
     for network in ("tokenizer/", "discriminator/"):
         names = [name for name in a if name.startswith(network)]

@@ -78,6 +78,20 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def broadcast(tensor: Tensor) -> Tensor:
+    """Rank 0's tensor on every rank, in place."""
+    if is_distributed():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def all_reduce_min(tensor: Tensor) -> Tensor:
+    """Smallest of the ranks' values, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return tensor
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum a tensor over ranks, in place."""
     if is_distributed():

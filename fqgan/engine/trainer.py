@@ -73,6 +73,13 @@ class Task(ABC):
     def after_step(self) -> None:  # noqa: B027
         """What else changes with optimizer step `step`, after its update; called by all ranks."""
 
+    def extra_state(self) -> dict[str, Tensor]:
+        """State beside phases and meters, the same on all ranks; called by all of them."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Restore `extra_state`."""
+
     @abstractmethod
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Validation metrics of the first phase's network (its average, where there is one); called by all ranks."""
@@ -220,8 +227,9 @@ class Trainer:
         meters = {f"meter/{name}": value for name, value in self.task.meter_state().items()}
         window = {f"window/{name}": value.reshape(1) for name, value in self.window.items()}
         sums = {name: distributed.all_reduce_sum(value.clone()) for name, value in sorted({**meters, **window}.items())}
+        extra = self.task.extra_state()
         if self.world.is_main:
-            tensors: dict[str, Any] = {"statistics": sums}
+            tensors: dict[str, Any] = {"statistics": sums} | ({"extra": extra} if extra else {})
             for phase in self.task.phases:
                 tensors[phase.name] = phase.module.state_dict()
                 tensors[f"{phase.name}-optimizer"] = checkpoint.optimizer_tensors(phase.optimizer, phase.module)
@@ -241,6 +249,8 @@ class Trainer:
         if self.ema:
             path = folder / "ema.safetensors"
             checkpoint.load_module(self.ema.module, checkpoint.load_tensors(path, self.world.device), str(path))
+        if (path := folder / "extra.safetensors").exists():
+            self.task.load_extra_state(checkpoint.load_tensors(path, self.world.device))
         if self.world.is_main:  # sums over ranks: one rank carries them on
             sums = checkpoint.load_tensors(folder / "statistics.safetensors", self.world.device)
             groups: dict[str, dict[str, Tensor]] = {"meter": {}, "window": {}}

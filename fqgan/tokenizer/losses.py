@@ -130,7 +130,8 @@ def tokenizer_loss(
     if perceptual is not None:
         add("perceptual", perceptual.mean(), config.perceptual_weight)
     compared = list(terms)
-    add("codebook", _total([q.codebook_loss for q in quantized]), config.codebook_weight)
+    if any(q.embeddings.requires_grad for q in quantized):  # EMA codes have nothing to learn from it
+        add("codebook", _total([q.codebook_loss for q in quantized]), config.codebook_weight)
     add("commitment", _total([q.commitment_loss for q in quantized]), config.commitment_weight)
     if config.entropy_weight:
         add("entropy", _total([q.entropy_loss for q in quantized]), config.entropy_weight)
@@ -159,7 +160,8 @@ def _disentangled(quantized: Quantized, reach_codebook: bool) -> Tensor:
     """The vectors that Eq. 7 sees; their gradient reaches the codebook too if asked for."""
     if not reach_codebook:
         return quantized.vectors
-    return quantized.embeddings + quantized.features - quantized.features.detach()
+    carried = quantized.carried
+    return quantized.embeddings + carried - carried.detach()
 
 
 def _total(terms: Sequence[Tensor]) -> Tensor:

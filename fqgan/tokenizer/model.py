@@ -35,15 +35,18 @@ class FactorizedTokenizer(nn.Module):
     Args:
         config: the architecture; `UserError` if it cannot be built.
         entropy_temperature: tau of the entropy loss.
+        gradient: how the gradient passes the quantizers, `straight-through` or `rotation`.
     """
 
-    def __init__(self, config: TokenizerConfig, entropy_temperature: float = 0.01):
+    def __init__(self, config: TokenizerConfig, entropy_temperature: float = 0.01, gradient: str = "straight-through"):
         super().__init__()
         config.check()
         self.config = config
         shape = (config.channels, config.channel_multipliers, config.res_blocks, config.attention, config.stem)
         self.encoder = Encoder(*shape, config.dropout)
-        self.branches = nn.ModuleList(_branch(config, factor, entropy_temperature) for factor in config.factors)
+        self.branches = nn.ModuleList(
+            _branch(config, factor, entropy_temperature, gradient) for factor in config.factors
+        )
         self.post_quant = nn.Conv2d(sum(factor.code_dim for factor in config.factors), config.z_channels, 1)
         self.decoder = Decoder(*shape, config.z_channels, config.dropout)
 
@@ -118,7 +121,7 @@ class FactorizedTokenizer(nn.Module):
         return self.decoder(self.post_quant(torch.cat(vectors, 1).to(self.post_quant.weight.dtype)))
 
 
-def _branch(config: TokenizerConfig, factor: FactorConfig, entropy_temperature: float) -> Branch:
+def _branch(config: TokenizerConfig, factor: FactorConfig, entropy_temperature: float, gradient: str) -> Branch:
     width = config.channels * config.channel_multipliers[-1]
     adapter: nn.Module = nn.Identity()
     if factor.adapter_depth:
@@ -133,7 +136,7 @@ def _branch(config: TokenizerConfig, factor: FactorConfig, entropy_temperature: 
             config.feature_head_depth,
             config.feature_head_heads,
         )
-    quantizer = VectorQuantizer(factor.codebook_size, factor.code_dim, entropy_temperature)
+    quantizer = VectorQuantizer(factor.codebook_size, factor.code_dim, entropy_temperature, gradient)
     return Branch(adapter, width, config.z_channels, quantizer, head)
 
 

@@ -29,11 +29,19 @@ class Quantized:
     """The chosen codebook rows, with gradient to the codebook."""
     entropy_loss: Tensor
     """Mean entropy of the soft assignments minus the entropy of their mean; 0 unless asked for."""
+    gradient: str = "straight-through"
+    """How the gradient of `vectors` reaches the features: `straight-through` or `rotation`."""
+
+    @property
+    def carried(self) -> Tensor:
+        """What the gradient of `vectors` flows through: the features, or the features rotated onto their codes."""
+        return self.features if self.gradient == "straight-through" else rotate(self.features, self.embeddings)
 
     @property
     def vectors(self) -> Tensor:
-        """The embeddings by the straight-through estimator: the gradient goes to the features."""
-        return self.features + (self.embeddings - self.features).detach()
+        """The embeddings, with gradient to the features."""
+        carried = self.carried
+        return carried + (self.embeddings - carried).detach()
 
     @property
     def codebook_loss(self) -> Tensor:
@@ -53,11 +61,18 @@ class VectorQuantizer(nn.Module):
         codebook_size: K.
         code_dim: D.
         entropy_temperature: tau of the soft assignment softmax(-d / tau).
+        gradient: `straight-through`, or `rotation` for the rotation trick (`rotate`).
     """
 
-    def __init__(self, codebook_size: int, code_dim: int, entropy_temperature: float = 0.01):
+    def __init__(
+        self,
+        codebook_size: int,
+        code_dim: int,
+        entropy_temperature: float = 0.01,
+        gradient: str = "straight-through",
+    ):
         super().__init__()
-        self.entropy_temperature = entropy_temperature
+        self.entropy_temperature, self.gradient = entropy_temperature, gradient
         self.codebook = nn.Parameter(F.normalize(torch.randn(codebook_size, code_dim), dim=1))
 
     @property
@@ -80,14 +95,15 @@ class VectorQuantizer(nn.Module):
         """
         with torch.autocast(z.device.type, enabled=False):
             features, codebook = self.normalize(z), self.normalized_codebook()
-            b, d, h, w = features.shape
-            rows = features.permute(0, 2, 3, 1).reshape(-1, d)
+            b, _, h, w = features.shape
+            rows = as_rows(features)
             if entropy:
                 codes, entropy_loss = _SoftAssignment.apply(rows, codebook, self.entropy_temperature)  # pyright: ignore
             else:
                 codes, entropy_loss = nearest_codes(rows, codebook), rows.new_zeros(())
             codes = codes.view(b, h, w)
-            return Quantized(codes, features, F.embedding(codes, codebook).permute(0, 3, 1, 2), entropy_loss)
+            embeddings = F.embedding(codes, codebook).permute(0, 3, 1, 2)
+            return Quantized(codes, features, embeddings, entropy_loss, self.gradient)
 
     def encode(self, z: Tensor) -> Tensor:
         """Codes (b, h, w) of (b, d, h, w) features."""
@@ -96,6 +112,23 @@ class VectorQuantizer(nn.Module):
     def embed(self, codes: Tensor) -> Tensor:
         """(b, d, h, w) unit vectors of (b, h, w) codes."""
         return F.embedding(codes, self.normalized_codebook()).permute(0, 3, 1, 2)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(b, d, h, w) -> (b * h * w, d)."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def rotate(features: Tensor, embeddings: Tensor) -> Tensor:
+    """The rotation trick (Fifty et al. 2024, section 4.2): R x, where the constant R rotates features onto embeddings.
+
+    Both (b, d, h, w), of unit length over d. The value is `embeddings` up to rounding, the gradient to `features` is
+    R^T g. With features f, codes q and r = (f + q) / |f + q|, R = I - 2 r r^T + 2 q f^T is two reflections, of which
+    only products with vectors are needed. Where q = -f no rotation is singled out: R = I - 2 f f^T there.
+    """
+    f, q = features.detach(), embeddings.detach()
+    r = F.normalize(f + q, dim=1)
+    return features - 2 * r * (r * features).sum(1, keepdim=True) + 2 * q * (f * features).sum(1, keepdim=True)
 
 
 @torch.no_grad()
@@ -142,19 +175,21 @@ class _SoftAssignment(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         scaled, codebook, mean = ctx.saved_tensors
         g = (mean + _EPS).log() + mean / (mean + _EPS)
-        grad_rows, grad_codebook = torch.empty_like(scaled), torch.zeros_like(codebook)
+        grad_rows = torch.empty_like(scaled)
+        grad_codebook = torch.zeros_like(codebook) if ctx.needs_input_grad[1] else None
         for chunk in _chunks(len(scaled), len(codebook), scaled.device):
             log_p = (scaled[chunk] @ codebook.T).log_softmax(1)
             p = _exp(log_p)
             a = torch.sub(g, log_p, out=log_p)
             grad_scores = p.mul_(a.sub_(torch.linalg.vecdot(p, a)[:, None]))
             torch.mm(grad_scores, codebook, out=grad_rows[chunk])
-            grad_codebook.addmm_(grad_scores.T, scaled[chunk])
+            if grad_codebook is not None:
+                grad_codebook.addmm_(grad_scores.T, scaled[chunk])
         weight = grads[1] / len(scaled)
-        return grad_rows.mul_(weight * ctx.scale), grad_codebook.mul_(weight), None
+        return grad_rows.mul_(weight * ctx.scale), None if grad_codebook is None else grad_codebook.mul_(weight), None
 
 
 def _exp(log_p: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from fqgan.engine.trainer import Phase, Task, Trainer, micro_batch, total_steps
 from fqgan.errors import UserError
 from fqgan.metrics.usage import CodeUsage
 from fqgan.tokenizer.adversary import Adversary
+from fqgan.tokenizer.codebook import FEATURES_PER_CODE, CodebookKeeper, in_order
 from fqgan.tokenizer.evaluation import Scores, evaluate_tokenizer
 from fqgan.tokenizer.losses import tokenizer_loss
 from fqgan.tokenizer.model import FactorizedTokenizer, num_parameters
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
+from fqgan.tokenizer.quantize import as_rows
 from fqgan.vision.perceptual import PerceptualDistance, load_perceptual
 from fqgan.vision.sharing import sharing
 from fqgan.vision.teachers import Teacher, load_teachers
@@ -57,8 +61,19 @@ class TokenizerTask(Task):
         self.teachers = {name: teacher.to(world.device) for name, teacher in teachers.items()}
         self.perceptual = perceptual.to(world.device) if perceptual else None
         torch.manual_seed(config.train.seed)
-        self.model = FactorizedTokenizer(config.model, config.loss.entropy_temperature)
+        options = config.quantizer
+        self.model = FactorizedTokenizer(config.model, config.loss.entropy_temperature, options.gradient)
         self.phases = [Phase("tokenizer", self._place(self.model), self._optimizer(self.model), self._generator_loss)]
+        self.keepers = [
+            CodebookKeeper(
+                quantizer,
+                self.phases[0].optimizer,
+                ema_decay=options.ema_decay,
+                restart_after=options.restart_after,
+                seed=(config.train.seed, i),
+            )
+            for i, quantizer in enumerate(self.model.quantizers)
+        ]
         gan = config.discriminator
         self.adversary = Adversary(gan, config.model.image_size) if gan.weight else None
         if self.adversary:
@@ -91,8 +106,9 @@ class TokenizerTask(Task):
             if self.adversary and self.step >= self.config.discriminator.start:
                 gan = self.adversary.generator_term(output.reconstruction, self.step)
         batch.reconstruction = output.reconstruction.detach()
-        for meter, quantized in zip(self.usage, output.quantized, strict=True):
+        for meter, keeper, quantized in zip(self.usage, self.keepers, output.quantized, strict=True):
             meter.update(quantized.codes)
+            keeper.observe(quantized, self.step)
         return tokenizer_loss(output, batch.images, loss, perceptual=distance, targets=targets, gan=gan)
 
     def _targets(self, images: Tensor) -> list[Tensor | None]:
@@ -105,10 +121,6 @@ class TokenizerTask(Task):
         with self._autocast():
             real, fake = network(batch.images, batch.reconstruction)
         return self.adversary.discriminator_loss(real, fake, batch.images, self.step)
-
-    def after_step(self) -> None:
-        if self.adversary:
-            self.adversary.after_step(self.step)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         config = self.config
@@ -128,11 +140,47 @@ class TokenizerTask(Task):
             images = normalize(raw.to(self.world.device, non_blocking=True))
             yield Batch(images.contiguous(memory_format=self._memory_format))
 
+    @torch.no_grad()
+    def start_codebooks(self) -> None:
+        """Set the codes by k-means on features of the first steps' images, in training's crops and micro-batches."""
+        config, options = self.config, self.config.quantizer
+        if not options.kmeans_iterations:
+            return
+        features = FEATURES_PER_CODE * max(quantizer.codebook_size for quantizer in self.model.quantizers)
+        steps = math.ceil(features / (config.train.batch * config.model.grid**2))
+        micro_batches = steps * config.train.batch // (micro_batch(config.train, self.world.size) * self.world.size)
+        if self.world.is_main:
+            print(f"k-means on features of the first {steps * config.train.batch} images", flush=True)
+        parts: list[list[Tensor]] = [[] for _ in self.keepers]
+        self.model.eval()
+        for batch in islice(self.batches(0), micro_batches):
+            with self._autocast():
+                for part, found in zip(parts, self.model.features(batch.images), strict=True):
+                    part.append(as_rows(found))
+        for keeper, part in zip(self.keepers, parts, strict=True):
+            keeper.start(in_order(part), options.kmeans_iterations)
+
+    def after_step(self) -> None:
+        for keeper in self.keepers:
+            keeper.after_step(self.step)
+        if self.adversary:
+            self.adversary.after_step(self.step)
+
+    def extra_state(self) -> dict[str, Tensor]:
+        states = enumerate(keeper.state() for keeper in self.keepers)
+        return {f"{i}/{name}": tensor for i, state in states for name, tensor in state.items()}
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        for i, keeper in enumerate(self.keepers):
+            prefix = f"{i}/"
+            keeper.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
     def meters(self) -> dict[str, float]:
         values = {}
-        for factor, meter in zip(self.config.model.factors, self.usage, strict=True):
+        for factor, meter, keeper in zip(self.config.model.factors, self.usage, self.keepers, strict=True):
             numbers = meter.compute(all_reduce_sum)
-            values |= {f"{factor.name}_{name}": numbers[name] for name in ("usage", "perplexity")}
+            numbers = {name: numbers[name] for name in ("usage", "perplexity")} | keeper.restarted()
+            values |= {f"{factor.name}_{name}": number for name, number in numbers.items()}
             meter.reset()
         return values
 
@@ -210,6 +258,8 @@ def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
             flush=True,
         )
     try:
+        if resume is None:
+            task.start_codebooks()
         Trainer(task, run, world, steps, config.train, config.optimizer).fit(resume)
     finally:
         run.close()
