@@ -53,24 +53,26 @@ def test_orthogonalize_flattens_the_spectrum_and_keeps_the_singular_vectors(shap
 
 
 def test_two_steps_are_the_formula() -> None:
-    """Momentum, Nesterov, orthogonalisation and scale, written out for the convolution's matrix (24, 16 * 9)."""
-    network = with_gradients(0)
-    optimizer = Muon(network, 0.01, (0.9, 0.95), momentum=0.8, dtype=torch.float32)
-    weight = network.convolution.weight
-    expected, average = weight.detach().double().reshape(24, 144), torch.zeros(24, 144, dtype=torch.float64)
-    for scale in (1.0, -0.3):
-        assert weight.grad is not None
-        weight.grad.mul_(scale)
-        gradient = weight.grad.double().reshape(24, 144)
-        average = 0.8 * average + 0.2 * gradient
-        x = 0.2 * gradient + 0.8 * average
-        x = x / x.norm()
-        for _ in range(5):
-            gram = x @ x.T
-            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-        expected = expected - 0.01 * 0.2 * math.sqrt(144) * x
-        optimizer.step()
-    assert torch.allclose(weight.double().reshape(24, 144), expected, atol=1e-6)
+    """Momentum, Nesterov, orthogonalisation and scale, written out for the matrices (24, 16 * 9) and (32, 24)."""
+    for name, scale in (("convolution", 10), ("linear", 10 * math.sqrt(32 / 24))):
+        network = with_gradients(0)
+        optimizer = Muon(network, 0.01, (0.9, 0.95), momentum=0.8, dtype=torch.float32)
+        weight = network.get_submodule(name).get_parameter("weight")
+        expected = weight.detach().double().flatten(1)
+        average = torch.zeros_like(expected)
+        for factor in (1.0, -0.3):
+            assert weight.grad is not None
+            weight.grad.mul_(factor)
+            gradient = weight.grad.double().flatten(1)
+            average = 0.8 * average + 0.2 * gradient
+            x = 0.2 * gradient + 0.8 * average
+            x = (x if len(x) < x.shape[1] else x.T) / x.norm()
+            for _ in range(5):
+                gram = x @ x.T
+                x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+            expected = expected - 0.01 * scale * (x if x.shape == expected.shape else x.T)
+            optimizer.step()
+        assert torch.allclose(weight.double().flatten(1), expected, atol=1e-6)
 
 
 def test_the_other_parameters_take_adams_steps() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # takes singular values in (0, 1] to about [0.7, 1.2] in five steps (Jordan)
 _STEPS = 5
-_RMS = 0.2  # of an update's entries, as Adam's are: one learning rate serves both (Liu et al. 2025, "Muon is Scalable")
+_SCALE = 10  # learning rate of an orthogonal update over Adam's: with it one rate suits both (LOG.md)
 _SMALLEST = 16  # sides of a matrix below which orthogonal rows mean little
 _ADAM = re.compile(r"codebook|class_token|class_position|positions|conv_out|smooth")
 """Parameters that are no map between hidden features: tables, and the layers that make the pixels."""
@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
                 by_shape.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
         for shape, parameters in by_shape.items():  # equal shapes in one batch of matrix products
             updates = orthogonalize(torch.stack([self._momentum_of(p).reshape(shape) for p in parameters]), self._dtype)
-            rate = group["lr"] * _RMS * math.sqrt(max(shape))
+            rate = group["lr"] * _SCALE * math.sqrt(max(1, shape[0] / shape[1]))
             for parameter, update in zip(parameters, updates, strict=True):
                 parameter.add_(update.view_as(parameter), alpha=-rate)
 
