@@ -72,7 +72,7 @@ def test_two_steps_are_the_formula() -> None:
                 x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
             expected = expected - 0.01 * scale * (x if x.shape == expected.shape else x.T)
             optimizer.step()
-        assert torch.allclose(weight.double().flatten(1), expected, atol=1e-6)
+        assert torch.allclose(weight.double().flatten(1), expected, atol=1e-5)
 
 
 def test_the_other_parameters_take_adams_steps() -> None:
