@@ -125,7 +125,8 @@ class DataConfig:
     """Where images come from and how they are cut."""
 
     source: str = ""
-    """`photos` (the packaged photographs), an image folder, a parquet file, or a folder of parquet files."""
+    """`photos` (the packaged photographs), an image folder, or parquet files or WebDataset tars: a file, a folder of
+    them, a glob, or a range such as `train-{0000..0099}.tar`."""
     validation: str = ""
     """The same for validation; empty: the held-out regions of `photos`, else no validation."""
     crop_min: float = 0.8
@@ -142,7 +143,7 @@ class DataConfig:
     workers: int = 4
     """Loader processes of each rank; 0: load in the training process."""
     window: int = 16
-    """Blocks of a sequential source (row groups) that are shuffled together."""
+    """Blocks of a sequential source (row groups, spans of a tar) that are shuffled together."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def write_picture(path: Path, size: tuple[int, int] = (40, 40)) -> Path:
     [
         ("--data.source nowhere", ["nowhere does not exist"]),
         ("--data.source photso", ["photso does not exist; did you mean 'photos'?"]),
-        ("--data.source tiny.json", ["tiny.json is neither a folder nor a .parquet file"]),
+        ("--data.source tiny.json", ["tiny.json is neither a folder nor a .parquet or .tar file"]),
         ("--data.source exported", ["exported holds no picture"]),
         ("--data.validation nowhere", ["nowhere does not exist"]),
         ("--model.image-size 30", ["model.image_size 30 is no multiple of the downsampling factor 4"]),

@@ -210,7 +210,7 @@ def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
         torch.use_deterministic_algorithms(True)
     micro_batch(config.train, world.size)
     if not config.data.source:
-        raise UserError("--data.source is missing: photos, a folder of images, or parquet files")
+        raise UserError("--data.source is missing: photos, a folder of images, parquet files or tars")
     source = open_source(config.data.source)
     validation = _validation_source(config)
     teachers = {name: load_teacher(name) for name in dict.fromkeys(f.teacher for f in config.model.factors) if name}
