@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,6 +71,9 @@ class ParquetSource:
         block, row = self._locate(index)
         group = self._groups[block]
         return f"row {group.first_row + row} of {group.path}"
+
+    def names(self) -> Iterable[str]:
+        return (f"{group.path.name} {group.group}" for group in self._groups)
 
     def reserve(self, blocks: int) -> None:
         """Keep the encoded images of `blocks` row groups in memory. Shuffled reading needs as many as its window."""

@@ -94,6 +94,11 @@ class TarSource:
         name = bytes(self._names[tar][index - self._ends[tar]]).decode(errors="replace")
         return f"{name} of {self._paths[tar]}"
 
+    def names(self) -> Iterable[str]:
+        for path, names in zip(self._paths, self._names, strict=True):
+            yield path.name
+            yield from (bytes(name).decode("utf-8", "surrogateescape") for name in names)
+
     def reserve(self, blocks: int) -> None:
         """Keep `blocks` files open. Shuffled reading needs as many as its window."""
         self._open_limit = blocks

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fqgan.config import TokenizerRunConfig
+from fqgan.data.fingerprint import fingerprint
 from fqgan.data.images import ImageSource, open_source
 from fqgan.data.loader import evaluation_batches, training_batches
 from fqgan.data.transforms import normalize
@@ -66,6 +67,7 @@ class TokenizerTask(Task):
             phase = Phase("discriminator", self.discriminator, adam, self._discriminator_loss, gan.start)
             self.phases.append(phase)
         self.usage = [CodeUsage(q.codebook_size, world.device) for q in self.model.quantizers]
+        self._fingerprint = fingerprint(source)
         self.unreadable = UnreadableMeter(config.data.max_unreadable, world.device)
 
     def _place(self, module: nn.Module) -> nn.Module:
@@ -137,6 +139,9 @@ class TokenizerTask(Task):
             self.unreadable.update(config.train.batch * (self.step - start_step + 1), loader.unreadable)
             images = normalize(raw.to(self.world.device, non_blocking=True))
             yield Batch(images.contiguous(memory_format=self._memory_format))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._fingerprint
 
     def meters(self) -> dict[str, float]:
         values: dict[str, float] = {}
