@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fqgan.data.images import ImageSource
 
@@ -18,10 +19,10 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
         "images": len(source),
         "blocks": len(source.blocks),
         "classes": len(source.classes),
-        "block lengths": _digest([np.array(source.blocks, dtype="<i8").tobytes()]),
-        "class names": _digest(f"{name}\n".encode() for name in source.classes),
-        "labels": _digest([source.labels.astype("<i8").tobytes()]),
-        "names": _digest(f"{name}\n".encode("utf-8", "surrogateescape") for name in source.names()),
+        "block lengths": _digest(np.array(source.blocks)),
+        "class names": _digest(source.classes),
+        "labels": _digest(source.labels),
+        "names": _digest(source.names()),
     }
 
 
@@ -33,8 +34,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(numbers or [f"other {name}" for name in names])
 
 
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+def _digest(data: npt.NDArray[np.int64] | Iterable[str]) -> str:
+    if not isinstance(data, np.ndarray):
+        return hashlib.sha256("\n".join(data).encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(data.astype("<i8").tobytes()).hexdigest()
