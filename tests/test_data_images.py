@@ -175,10 +175,10 @@ def test_errors_of_paths(tmp_path: Path) -> None:
     assert error(tmp_path / "imagenete") == f"{tmp_path}/imagenete does not exist; did you mean 'imagenette'?"
     assert error("fotos").startswith("fotos does not exist; did you mean 'photos'?")
     assert error(tmp_path / "nowhere/a.parquet") == f"{tmp_path}/nowhere/a.parquet does not exist"
-    assert error("") == "no image source is set: name photos, an image folder or parquet files"
+    assert error("") == "no image source is set: name photos, an image folder, parquet files or tars"
     assert error(tmp_path / "imagenette").startswith(f"{tmp_path}/imagenette holds no picture (.jpg ")
     picture = save(tmp_path / "a.png")
-    assert error(picture) == f"{picture} is neither a folder nor a .parquet file"
+    assert error(picture) == f"{picture} is neither a folder nor a .parquet or .tar file"
     assert error("photos", "test").startswith("the packaged photographs have the splits train and validation")
 
 

@@ -25,7 +25,7 @@ class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, one of its checkpoints, or an exported tokenizer."""
     data: str
-    """Images: `photos` (held-out regions), a folder, or parquet files."""
+    """Images: `photos` (held-out regions), a folder, parquet files or tars."""
     out: Path = Path()
     """Where to write the numbers; by default eval.json in the checkpoint's run folder."""
     size: int = 0
@@ -91,7 +91,14 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     )
     images = min(arguments.limit or len(source), len(source))
     numbers = evaluate_tokenizer(tokenizer, progress(batches, images), scores, device)
-    return {"checkpoint": str(arguments.checkpoint), "data": arguments.data, "size": size, "images": images, **numbers}
+    return {
+        "checkpoint": str(arguments.checkpoint),
+        "data": arguments.data,
+        "size": size,
+        "images": images - batches.unreadable,
+        "unreadable": batches.unreadable,
+        **numbers,
+    }
 
 
 def progress(batches: Any, images: int) -> Any:
@@ -122,6 +129,8 @@ def table(numbers: dict[str, Any]) -> str:
         rows.append((f"factor {name}", values))
     width = max(len(name) for name, _ in rows)
     head = f"{numbers['checkpoint']} on {numbers['images']} images of {numbers['data']} at {numbers['size']} pixels"
+    if numbers["unreadable"]:
+        head += f" ({numbers['unreadable']} more cannot be read)"
     return "\n".join([head, *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
 

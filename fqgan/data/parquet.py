@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fqgan.data.decode import decode_image
-from fqgan.errors import UserError
+from fqgan.errors import UnreadableError, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,13 +64,16 @@ class ParquetSource:
         cell = self._column(block)[row].as_py()
         data = cell["bytes"] if isinstance(cell, dict) else cell
         if data is None:
-            raise UserError(f"{self.describe(index)} holds no picture bytes")
+            raise UnreadableError(f"{self.describe(index)} holds no picture bytes")
         return decode_image(data, self.describe(index)), int(self.labels[index])
 
     def describe(self, index: int) -> str:
         block, row = self._locate(index)
         group = self._groups[block]
         return f"row {group.first_row + row} of {group.path}"
+
+    def names(self) -> Iterable[str]:
+        return (f"{group.path.name} {group.group}" for group in self._groups)
 
     def reserve(self, blocks: int) -> None:
         """Keep the encoded images of `blocks` row groups in memory. Shuffled reading needs as many as its window."""

@@ -13,6 +13,7 @@ from fqgan.errors import UserError
 
 # what a resumed run may change: how long, where and how it is watched, but nothing that it computes
 CHANGEABLE = {
+    "data.max_unreadable",
     "data.workers",
     "train.checkpoint_every",
     "train.device",

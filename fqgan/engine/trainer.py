@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fqgan import schema
 from fqgan.config import OptimizerConfig, TrainConfig
+from fqgan.data.fingerprint import changes
 from fqgan.engine import checkpoint, distributed
 from fqgan.engine.distributed import World
 from fqgan.engine.logs import Log
@@ -59,6 +60,10 @@ class Task(ABC):
         """This rank's micro-batches from a step on, on its device."""
 
     @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order of the training data depends on, as `fqgan.data.fingerprint` gives it."""
+
+    @abstractmethod
     def meters(self) -> dict[str, float]:
         """Statistics since the last call, over all ranks; called by all ranks at log steps."""
 
@@ -79,6 +84,10 @@ class Task(ABC):
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027
         """Restore `extra_state`."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise `UserError`, on all ranks alike, where training should not go on; called after `meters`."""
 
     @abstractmethod
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -139,6 +148,7 @@ class Trainer:
                 values = self._validated(done, log)
             if _due(self.config.log_every, done) or values or last:
                 log.write(done, self._statistics(step) | values)
+                self._check(done)
             if self.world.is_main and (_due(self.config.image_every, done) or last):
                 self.task.picture(self.model.eval(), self.run.path / "images" / f"step-{done:08d}.png")
             if _due(self.config.checkpoint_every, done) or last or stop:
@@ -146,6 +156,14 @@ class Trainer:
             if stop:
                 log.note(f"stopped at step {done}; the same command resumes")
                 raise SystemExit(128 + stop)
+
+    def _check(self, done: int) -> None:
+        """Ask the task whether to go on. If not, save first: no step is lost."""
+        try:
+            self.task.check()
+        except UserError:
+            self._save(done)
+            raise
 
     def _validated(self, done: int, log: Log) -> dict[str, float]:
         """Validation metrics. A bad picture there must not cost the training since the last checkpoint."""
@@ -235,12 +253,22 @@ class Trainer:
                 tensors[f"{phase.name}-optimizer"] = checkpoint.optimizer_tensors(phase.optimizer, phase.module)
             if self.ema:
                 tensors["ema"] = self.ema.module.state_dict()
-            state = {"config": schema.to_dict(self.run.config), "images_seen": step * self.config.batch}
+            state = {
+                "config": schema.to_dict(self.run.config),
+                "images_seen": step * self.config.batch,
+                "data": self.task.fingerprint(),
+            }
             checkpoint.save(self.run.checkpoints, step, tensors, state, self.config.keep_last)
         distributed.barrier()
 
     def _restore(self, folder: Path) -> int:
-        """Load a checkpoint into all phases; returns the number of steps done."""
+        """Load a checkpoint into all phases; returns the number of steps done. `UserError` if the data changed."""
+        state = schema.load_json(folder / "state.json")
+        if changed := changes(state.get("data", {}), self.task.fingerprint()):
+            raise UserError(
+                f"the training data of {self.run.path} changed since its last checkpoint ({changed}), and with it the "
+                "order of the pictures: restore the data or use a new --run"
+            )
         for phase in self.task.phases:
             tensors = checkpoint.load_tensors(folder / f"{phase.name}.safetensors", self.world.device)
             checkpoint.load_module(phase.module, tensors, str(folder / f"{phase.name}.safetensors"))
@@ -259,7 +287,7 @@ class Trainer:
                 groups[group][name] = value
             self.task.load_meter_state(groups["meter"])
             self.window = {name: value[0] for name, value in groups["window"].items()}
-        step = schema.load_json(folder / "state.json")["step"]
+        step = state["step"]
         if self.world.is_main:
             print(f"resuming {self.run.path} at step {step}", flush=True)
         return step
