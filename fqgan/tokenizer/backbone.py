@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fqgan.tokenizer.blocks import attend
+
 _PIXEL_CHANNELS = 8  # between the shuffled blocks and the pixels of a decoder with a stem
 
 
@@ -51,7 +53,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n = self.norm(x)
         q, k, v = (layer(n).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
+        h = attend(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
         return x + self.out(h)
 
 
@@ -75,6 +77,15 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Smooth(nn.Conv2d):
+    """A convolution of few channels at full resolution: in channels_last on a CPU, where it takes half the time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cpu:
+            return super().forward(x)
+        return super().forward(x.contiguous(memory_format=torch.channels_last)).contiguous()
 
 
 def _level(channels: Sequence[int], attention: bool, dropout: float) -> nn.Sequential:
@@ -161,7 +172,7 @@ class Decoder(nn.Module):
         channels_out = 3 if stem == 1 else _PIXEL_CHANNELS
         self.conv_out = nn.Conv2d(in_channels, channels_out * stem**2, 3, padding=1)
         _start_without_checkerboard(self.conv_out, stem)
-        self.smooth = nn.Identity() if stem == 1 else nn.Conv2d(channels_out, 3, 3, padding=1)
+        self.smooth = nn.Identity() if stem == 1 else Smooth(channels_out, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.middle(self.conv_in(z))
