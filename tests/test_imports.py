@@ -29,6 +29,7 @@ LAYERS = (
         "fqgan.tokenizer.quantize",
         "fqgan.tokenizer.backbone",
         "fqgan.tokenizer.blocks",
+        "fqgan.tokenizer.fused",
         "fqgan.tokenizer.discriminator",
     ),
     (  # models and losses

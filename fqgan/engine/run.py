@@ -14,6 +14,7 @@ from fqgan.errors import UserError
 # what a resumed run may change: how long, where and how it is watched, but nothing that it computes
 CHANGEABLE = {
     "data.workers",
+    "train.activation_checkpointing",
     "train.checkpoint_every",
     "train.device",
     "train.epochs",
