@@ -175,20 +175,65 @@ class DiscriminatorConfig:
     """Optimizer step from which discriminator and GAN loss are active."""
     weight: float = 0.5
     """Weight of the GAN loss in the generator's objective; 0: no discriminator is built."""
+    warmup_steps: int = 0
+    """Steps from `start` on in which `weight` rises linearly from 0."""
+    adaptive: bool = False
+    """Multiply `weight` by VQGAN's adaptive weight, the ratio of the image losses' gradient to the GAN loss's, both
+    taken at the reconstruction."""
+    kind: Literal["patchgan", "stylegan"] = "patchgan"
+    """Judge overlapping patches (PatchGAN) or whole images (StyleGAN2's residual discriminator)."""
+    loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
+    """Discriminator's loss: hinge, or binary cross-entropy (the two others). The generator minimises the negative
+    logits; with `non-saturating` their softplus."""
     channels: int = 64
-    """Base width of the PatchGAN."""
+    """Base width; doubles with each halving of the resolution up to eight times it."""
     layers: int = 3
-    """Strided layers of the PatchGAN after its first."""
+    """Strided layers of the PatchGAN, the first included."""
     norm: Literal["batch", "group"] = "batch"
+    """Normalisation of the PatchGAN; `batch` mixes the images of a rank's micro-batch, in R1's gradient too."""
+    lecam_weight: float = 0.0
+    """Weight of LeCam regularisation in the discriminator's objective; 0: none."""
+    lecam_decay: float = 0.999
+    """Decay a step of LeCam's moving averages of the logits."""
+    r1_weight: float = 0.0
+    """gamma of the R1 gradient penalty gamma/2 |grad D(real)|^2 in the discriminator's objective; 0: none."""
+    r1_every: int = 16
+    """Steps from one R1 penalty to the next; each counts that many times."""
+
+    def check(self, image_size: int) -> None:
+        """Raise `UserError` for settings that contradict each other or the image size."""
+        if not self.weight:
+            extras = ("adaptive", "warmup_steps", "lecam_weight", "r1_weight")
+            if extra := next((name for name in extras if getattr(self, name)), ""):
+                raise UserError(f"discriminator.{extra} needs a discriminator: set discriminator.weight above 0")
+        if self.kind == "patchgan":
+            if self.norm == "group" and self.channels % 16:
+                raise UserError(f"discriminator.channels {self.channels} must be a multiple of 16 with group norm")
+            if self.weight and image_size < 3 * 2**self.layers:
+                raise UserError(f"discriminator.layers {self.layers} is too deep for model.image_size {image_size}")
+            return
+        if (self.norm, self.layers) != (DiscriminatorConfig.norm, DiscriminatorConfig.layers):
+            raise UserError(
+                "discriminator.norm and discriminator.layers are the PatchGAN's: leave them at their defaults"
+            )
+        if image_size < 32 or image_size % 2 ** (image_size.bit_length() - 3):
+            raise UserError(
+                f"discriminator.kind stylegan needs an image size of at least 32 that is 4, 5, 6 or 7 times a power of "
+                f"two, got model.image_size {image_size}"
+            )
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam and its schedule, in optimizer steps."""
+    """The optimizer and its schedule, in steps."""
 
+    kind: Literal["adam", "muon"] = "adam"
+    """adam: the paper's. muon: orthogonal updates of the hidden matrices and Adam for the rest, in far fewer steps."""
     lr: float = 2e-4
     beta1: float = 0.9
     beta2: float = 0.95
+    momentum: float = 0.95
+    """Nesterov momentum of Muon's matrices."""
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     """Steps of linear warm-up."""
@@ -264,21 +309,26 @@ class TokenizerRunConfig:
             raise UserError('loss.representation_weight 0 would leave a feature head untrained: set its teacher to ""')
         if not self.train.steps and not self.train.epochs:
             raise UserError("train.steps and train.epochs are both 0: set one of them")
-        gan, size = self.discriminator, self.model.image_size
-        if gan.norm == "group" and gan.channels % 16:
-            raise UserError(f"discriminator.channels {gan.channels} must be a multiple of 16 with group norm")
-        if gan.weight and size < 3 * 2**gan.layers:
-            raise UserError(f"discriminator.layers {gan.layers} is too deep for model.image_size {size}")
+        self.discriminator.check(self.model.image_size)
+        if self.discriminator.adaptive and not (self.loss.reconstruction_weight or self.loss.perceptual_weight):
+            raise UserError("discriminator.adaptive needs loss.reconstruction_weight or loss.perceptual_weight above 0")
 
 
 # what numbers may be; all others must be at least 0
 _AT_LEAST_1 = re.compile(
     r"model\.(image_size|stem|channels|channel_multipliers|res_blocks|z_channels|adapter_head_dim|feature_head_depth|"
-    r"feature_head_heads|factors\.\d+\.(codebook_size|code_dim))|data\.window|discriminator\.(channels|layers)|"
+    r"feature_head_heads|factors\.\d+\.(codebook_size|code_dim))|data\.window|discriminator\.(channels|layers|r1_every)|"
     r"train\.(batch|log_every|checkpoint_every|keep_last)"
 )
 _ABOVE_0 = ("loss.entropy_temperature", "loss.representation_temperature", "optimizer.lr")
-_BELOW_1 = ("model.dropout", "optimizer.beta1", "optimizer.beta2", "train.ema_decay")
+_BELOW_1 = (
+    "model.dropout",
+    "discriminator.lecam_decay",
+    "optimizer.beta1",
+    "optimizer.beta2",
+    "optimizer.momentum",
+    "train.ema_decay",
+)
 
 
 def _check_ranges(config: Any, prefix: str = "") -> None:

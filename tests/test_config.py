@@ -131,6 +131,25 @@ VISUAL = FactorConfig()
         ({"discriminator": {"weight": -1.0}}, "discriminator.weight must be at least 0, got -1.0"),
         ({"discriminator": {"norm": "group", "channels": 24}}, "discriminator.channels 24 must be a multiple of 16"),
         ({"discriminator": {"layers": 7}}, "discriminator.layers 7 is too deep for model.image_size 256"),
+        ({"discriminator": {"weight": 0.0, "r1_weight": 1.0}}, "discriminator.r1_weight needs a discriminator: set"),
+        ({"discriminator": {"weight": 0.0, "adaptive": True}}, "discriminator.adaptive needs a discriminator: set"),
+        ({"discriminator": {"r1_every": 0}}, "discriminator.r1_every must be at least 1, got 0"),
+        ({"discriminator": {"lecam_decay": 1.0}}, "discriminator.lecam_decay must be at least 0 and below 1, got 1.0"),
+        (
+            {"discriminator": {"adaptive": True}, "loss": {"reconstruction_weight": 0.0, "perceptual_weight": 0.0}},
+            "discriminator.adaptive needs loss.reconstruction_weight or loss.perceptual_weight above 0",
+        ),
+        ({"discriminator": {"kind": "stylegan", "norm": "group"}}, "discriminator.layers are the PatchGAN's: leave"),
+        ({"discriminator": {"kind": "stylegan", "layers": 2}}, "discriminator.layers are the PatchGAN's: leave them"),
+        (
+            {"discriminator": {"kind": "stylegan"}, "model": {"image_size": 16}},
+            "discriminator.kind stylegan needs an image size of at least 32 that is 4, 5, 6 or 7 times a power of two, "
+            "got model.image_size 16",
+        ),
+        (
+            {"discriminator": {"kind": "stylegan"}, "model": {"image_size": 272}},
+            "times a power of two, got model.image_size 272",
+        ),
         ({"optimizer": {"lr": -1.0}}, "optimizer.lr must be above 0, got -1.0"),
         ({"optimizer": {"lr": 0.0}}, "optimizer.lr must be above 0, got 0.0"),
         ({"optimizer": {"lr": float("nan")}}, "optimizer.lr must be above 0, got nan"),
@@ -147,6 +166,11 @@ def test_every_contradiction_is_told(changes: dict[str, dict[str, Any]], message
     PAPER.check()
     with pytest.raises(UserError, match=re.escape(message)):
         child(PAPER, **changes).check()
+
+
+@pytest.mark.parametrize("size", [32, 64, 160, 224, 256, 384, 512])
+def test_the_stylegan_discriminator_takes_common_sizes(size: int) -> None:
+    child(PAPER, discriminator={"kind": "stylegan"}, model={"image_size": size}).check()
 
 
 def test_an_architecture_is_checked_without_a_run() -> None:

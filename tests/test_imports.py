@@ -37,6 +37,7 @@ LAYERS = (
         "fqgan.tokenizer.branch",
         "fqgan.tokenizer.model",
         "fqgan.tokenizer.losses",
+        "fqgan.tokenizer.adversary",
         "fqgan.tokenizer.evaluation",
         "fqgan.tokenizer.pictures",
         "fqgan.tokenizer.training",

@@ -18,8 +18,8 @@ from fqgan.config import FactorConfig, LossConfig, TokenizerConfig
 from fqgan.tokenizer.discriminator import PatchGAN, as_critic
 from fqgan.tokenizer.losses import (
     disentanglement_loss,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
+    gan_discriminator_loss,
+    gan_generator_loss,
     info_nce_loss,
     reconstruction_loss,
     tokenizer_loss,
@@ -94,10 +94,22 @@ def test_info_nce_at_batch_one() -> None:
     assert loss.item() == 0 and prediction.grad is not None and not prediction.grad.any()
 
 
-def test_hinge_losses() -> None:
+def test_gan_losses() -> None:
+    """Each kind at two logits, by hand; cross-entropy also as torch has it, and where exp would overflow."""
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.5])
-    assert hinge_discriminator_loss(real, fake).item() == pytest.approx(0.5 * (0.25 + 0.75))
-    assert hinge_generator_loss(fake).item() == pytest.approx(1.25)
+    assert gan_discriminator_loss(real, fake, "hinge").item() == pytest.approx(0.5 * (0.25 + 0.75))
+    assert gan_generator_loss(fake, "hinge").item() == gan_generator_loss(fake, "vanilla").item() == 1.25
+
+    def softplus(x: float) -> float:
+        return math.log(1 + math.exp(x))
+
+    expected = 0.5 * ((softplus(-2) + softplus(-0.5)) / 2 + (softplus(-3) + softplus(0.5)) / 2)
+    for kind in ("vanilla", "non-saturating"):
+        assert gan_discriminator_loss(real, fake, kind).item() == pytest.approx(expected)
+    entropy = F.binary_cross_entropy_with_logits(torch.cat([real, fake]), torch.tensor([1.0, 1, 0, 0]))
+    assert expected == pytest.approx(entropy.item())
+    assert gan_generator_loss(fake, "non-saturating").item() == pytest.approx((softplus(3) + softplus(-0.5)) / 2)
+    assert gan_generator_loss(torch.tensor([-200.0]), "non-saturating").item() == 200
 
 
 def test_reconstruction_losses() -> None:
@@ -114,19 +126,24 @@ def step() -> tuple[FactorizedTokenizer, Tensor, Tensor]:
 
 def test_total_is_the_weighted_sum(step: tuple[FactorizedTokenizer, Tensor, Tensor]) -> None:
     model, images, target = step
-    config = LossConfig(reconstruction="l1")
+    config = LossConfig(reconstruction="l1", reconstruction_weight=2.0)
     output = model(images, entropy=True)
+    compared: list[Tensor] = []
+
+    def gan(image_loss: Tensor) -> tuple[Tensor, Tensor]:
+        compared.append(image_loss)
+        return torch.tensor(-2.0), torch.tensor(0.5)
+
     total, terms = tokenizer_loss(
         output,
         images,
         config,
         perceptual=torch.tensor([1.0, 2.0, 3.0]),
         targets=[None, target],
-        fake_logits=torch.tensor([[2.0]]),
-        gan_weight=0.5,
+        gan=gan,
     )
     weights = {
-        "reconstruction": 1.0,
+        "reconstruction": 2.0,
         "perceptual": 1.0,
         "codebook": 1.0,
         "commitment": 0.25,
@@ -135,11 +152,14 @@ def test_total_is_the_weighted_sum(step: tuple[FactorizedTokenizer, Tensor, Tens
         "representation": 0.5,
         "gan": 0.5,
     }
-    assert terms.keys() == {f"{name}_loss" for name in weights}
+    assert terms.keys() == {f"{name}_loss" for name in weights} | {"gan_weight"}
     assert not any(term.requires_grad for term in terms.values())
     expected = sum(weight * terms[f"{name}_loss"].item() for name, weight in weights.items())
     assert total.item() == pytest.approx(expected, rel=1e-6)
-    assert terms["perceptual_loss"].item() == 2 and terms["gan_loss"].item() == -2
+    assert terms["perceptual_loss"].item() == 2 and terms["gan_weight"].item() == 0.5
+    (image_loss,) = compared  # what the adaptive weight differentiates
+    assert image_loss.item() == pytest.approx(2 * terms["reconstruction_loss"].item() + 2, rel=1e-6)
+    assert image_loss.requires_grad
     quantized = [q.codebook_loss.item() for q in output.quantized]
     assert terms["codebook_loss"].item() == pytest.approx(sum(quantized))
 

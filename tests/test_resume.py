@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,15 +208,45 @@ def test_signals_save_then_stop(uninterrupted: Path, pictures: Path, tmp_path: P
     assert_same(run, uninterrupted)
 
 
-def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path) -> None:
-    """Entropy and InfoNCE act on the global micro-batch: two ranks of 2 images are one process of 4.
+# all that the GAN can do; R1 in every second step of it
+VARIANTS = {
+    "kind": "stylegan",
+    "layers": 3,
+    "channels": 8,
+    "loss": "non-saturating",
+    "adaptive": True,
+    "warmup_steps": 2,
+    "lecam_weight": 0.1,
+    "r1_weight": 10.0,
+    "r1_every": 2,
+}
+
+
+def test_exact_resume_with_the_gan_variants(pictures: Path, tmp_path: Path) -> None:
+    """Every second step has R1, LeCam has its averages, and the weight is still rising when the first process ends."""
+    gan = {**VARIANTS, "start": 1, "warmup_steps": 4}
+    config = child(everything(pictures), discriminator=gan, optimizer={"schedule": "constant"}, data={"workers": 0})
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    finish(start(command(config, straight)))
+    finish(start(command(config, resumed, "--train.steps", "3")))
+    assert "at step 3" in finish(start(command(config, resumed)))
+    assert_same(resumed, straight)
+    assert [line["step"] for line in lines(straight) if "r1_loss" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines(straight) if "lecam_loss" in line] == [3, 4, 5, 6]
+    assert contents(straight, STEPS)["discriminator/logit_means"].abs().min() > 0
+
+
+@pytest.mark.parametrize("gan", [{"norm": "group"}, VARIANTS], ids=["patchgan", "variants"])
+def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path, gan: dict[str, Any]) -> None:
+    """Entropy, InfoNCE and the GAN's adaptive weight act on the global micro-batch: two ranks of 4 images are one
+    process of 8. R1's second derivatives and LeCam's averages meet over ranks too.
 
     Three steps only: later a code flips on a difference in the seventh digit, and Adam makes it grow.
     """
     config = child(
         everything(pictures),
         model={"dropout": 0.0},
-        discriminator={"norm": "group", "start": 1},
+        discriminator={**gan, "start": 1},
         train={"micro_batch": 0, "steps": 3, "checkpoint_every": 1, "validate_every": 3, "validation_images": 6},
         data={"workers": 0, "validation": str(pictures)},
     )
@@ -229,6 +260,9 @@ def test_two_ranks_equal_one_process(pictures: Path, tmp_path: Path) -> None:
         for name, value in one.items():
             assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (name, one["step"])
     assert {"gan_loss", "val_psnr", "val_semantic_usage"} <= lines(together)[-1].keys()
+    if gan is VARIANTS:
+        assert "r1_loss" in lines(together)[1] and "lecam_loss" in lines(together)[2]
+        assert lines(together)[2]["gan_weight"] not in (0, 0.25), "half of the weight, times the adaptive factor"
     before, a, b = contents(alone, 1), contents(alone, 3), contents(together, 3)
     for network in ("tokenizer/", "discriminator/"):
         names = [name for name in a if name.startswith(network)]

@@ -1,4 +1,4 @@
-"""Learning-rate schedule and the weights' moving average."""
+"""Optimizer, learning-rate schedule and the weights' moving average."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ import torch
 from torch import nn
 
 from fqgan.config import OptimizerConfig
+from fqgan.engine.muon import Muon
+
+
+def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of a network's parameters. Learning rates are the trainer's to set."""
+    betas = config.beta1, config.beta2
+    if config.kind == "muon":
+        return Muon(module, config.lr, betas, config.momentum)
+    return torch.optim.Adam(module.parameters(), config.lr, betas, fused=True)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -58,6 +58,9 @@ class Task(ABC):
     def batches(self, start_step: int) -> Iterator[Any]:
         """This rank's micro-batches from a step on, on its device."""
 
+    def after_step(self) -> None:  # noqa: B027 - optional
+        """Called by all ranks when the phases' weights have been updated."""
+
     @abstractmethod
     def meters(self) -> dict[str, float]:
         """Statistics since the last call, over all ranks; called by all ranks at log steps."""
@@ -178,6 +181,7 @@ class Trainer:
             phase.optimizer.step()
         if self.ema:
             self.ema.update(self.task.phases[0].module, step)
+        self.task.after_step()
         self._count(terms, norms)
 
     def _check_finite(self, step: int, terms: Terms, norms: dict[str, Tensor]) -> None:

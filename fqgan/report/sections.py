@@ -18,7 +18,7 @@ _LOSSES = {
     "disentangle": "overlap of the factors",
     "representation": "InfoNCE to the teacher",
     "gan": "fooling the discriminator",
-    "discriminator": "hinge loss of its own",
+    "discriminator": "its own loss",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fqgan.config import LossConfig
-from fqgan.engine.distributed import gather_rows
+from fqgan.engine.distributed import all_reduce_mean, gather_rows
 from fqgan.tokenizer.model import TokenizerOutput
 from fqgan.tokenizer.quantize import Quantized
 
@@ -43,14 +43,59 @@ def info_nce_loss(predictions: Tensor, targets: Tensor, temperature: float = 1.0
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
-def hinge_generator_loss(fake: Tensor) -> Tensor:
-    """Generator's hinge loss on the logits of reconstructions."""
-    return -fake.float().mean()
+def gan_generator_loss(fake: Tensor, kind: str) -> Tensor:
+    """Generator's loss on the logits of reconstructions, a mean over logits.
+
+    -fake for `hinge` and `vanilla` (VQGAN's), softplus(-fake) for `non-saturating` (Goodfellow et al. 2014).
+    """
+    fake = fake.float()
+    return F.softplus(-fake).mean() if kind == "non-saturating" else -fake.mean()
 
 
-def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Discriminator's hinge loss on the logits of images and of reconstructions."""
-    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
+def gan_discriminator_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:
+    """Discriminator's loss on the logits of images and of reconstructions, half the sum of two means over logits.
+
+    relu(1 - real) and relu(1 + fake) for `hinge`; softplus(-real) and softplus(fake), the binary cross-entropy, for
+    `vanilla` and `non-saturating`. The half is VQGAN's.
+    """
+    real, fake = real.float(), fake.float()
+    if kind == "hinge":
+        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+
+def lecam_loss(real: Tensor, fake: Tensor, mean_real: Tensor, mean_fake: Tensor) -> Tensor:
+    """LeCam regularisation (Tseng et al. 2021): mean (real - mean_fake)^2 + mean (fake - mean_real)^2.
+
+    Args:
+        mean_real: moving average of the logits of images; `mean_fake` of reconstructions.
+    """
+    return (real.float() - mean_fake).square().mean() + (fake.float() - mean_real).square().mean()
+
+
+def r1_loss(logits: Tensor, images: Tensor) -> Tensor:
+    """R1 (Mescheder et al. 2018) without its gamma/2: |grad D(image)|^2, mean over images (b, 3, H, W).
+
+    D(image) is the mean of an image's logits (b, ...). Differentiable a second time.
+    """
+    judgements = logits.flatten(1).mean(1)
+    (gradient,) = torch.autograd.grad(judgements.sum(), images, create_graph=True)
+    return gradient.square().sum((1, 2, 3)).mean()
+
+
+def adaptive_weight(image_loss: Tensor, gan_loss: Tensor, reconstruction: Tensor) -> Tensor:
+    """VQGAN's adaptive weight (Esser et al. 2021, Eq. 7): |grad image_loss| / (|grad gan_loss| + 1e-4) in [0, 1e4].
+
+    The gradients are taken at the reconstruction (b, 3, H, W), not at the decoder's last layer: nothing passes through
+    the decoder twice. Both cover the global micro-batch. A norm is the root mean square over values of b * 3 * H * W
+    times the gradient, which a mean over more images or pixels leaves as it is: 1e-4 guards against a vanished
+    gradient of the GAN and otherwise does not count.
+    """
+    losses = (image_loss, gan_loss)
+    gradients = [torch.autograd.grad(loss, reconstruction, retain_graph=True)[0] for loss in losses]
+    squares = all_reduce_mean(torch.stack([gradient.float().square().sum() for gradient in gradients]))
+    image_norm, gan_norm = (squares * reconstruction.numel()).sqrt()
+    return (image_norm / (gan_norm + 1e-4)).clamp(max=1e4)
 
 
 def tokenizer_loss(
@@ -60,25 +105,26 @@ def tokenizer_loss(
     *,
     perceptual: Tensor | None = None,
     targets: Sequence[Tensor | None] = (),
-    fake_logits: Tensor | None = None,
-    gan_weight: float = 0.0,
+    gan: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 8: the weighted sum of all terms, and each term detached and unweighted.
 
     Args:
         perceptual: distances (b,) of the reconstructions, where there is such a term.
         targets: teacher features (b, teacher_dim) a factor, None for factors without a teacher.
-        fake_logits: the discriminator's logits of the reconstructions, once the GAN has started.
+        gan: once the GAN has started, gives its loss and weight; called with the weighted sum of the terms that
+            compare the reconstruction with the images.
     """
     quantized = output.quantized
     terms = {"reconstruction": reconstruction_loss(output.reconstruction, images, config.reconstruction)}
-    weights = {"reconstruction": config.reconstruction_weight}
+    weights: dict[str, float | Tensor] = {"reconstruction": config.reconstruction_weight}
 
-    def add(name: str, value: Tensor, weight: float) -> None:
+    def add(name: str, value: Tensor, weight: float | Tensor) -> None:
         terms[name], weights[name] = value, weight
 
     if perceptual is not None:
         add("perceptual", perceptual.mean(), config.perceptual_weight)
+    compared = list(terms)
     add("codebook", _total([q.codebook_loss for q in quantized]), config.codebook_weight)
     add("commitment", _total([q.commitment_loss for q in quantized]), config.commitment_weight)
     if config.entropy_weight:
@@ -93,10 +139,13 @@ def tokenizer_loss(
     ]
     if matches:
         add("representation", _total(matches), config.representation_weight)
-    if fake_logits is not None:
-        add("gan", hinge_generator_loss(fake_logits), gan_weight)
+    logged = {}
+    if gan is not None:
+        gan_loss, gan_weight = gan(_total([weights[name] * terms[name] for name in compared]))
+        add("gan", gan_loss, gan_weight)
+        logged["gan_weight"] = gan_weight
     total = _total([weights[name] * term for name, term in terms.items()])
-    return total, {f"{name}_loss": term.detach() for name, term in terms.items()}
+    return total, {f"{name}_loss": term.detach() for name, term in terms.items()} | logged
 
 
 def _disentangled(quantized: Quantized, reach_codebook: bool) -> Tensor:

@@ -16,13 +16,14 @@ from fqgan.data.loader import evaluation_batches, training_batches
 from fqgan.data.transforms import normalize
 from fqgan.engine import distributed
 from fqgan.engine.distributed import World, all_reduce_sum
+from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.trainer import Phase, Task, Trainer, micro_batch, total_steps
 from fqgan.errors import UserError
 from fqgan.metrics.usage import CodeUsage
-from fqgan.tokenizer.discriminator import PatchGAN, as_critic
+from fqgan.tokenizer.adversary import Adversary
 from fqgan.tokenizer.evaluation import Scores, evaluate_tokenizer
-from fqgan.tokenizer.losses import hinge_discriminator_loss, tokenizer_loss
+from fqgan.tokenizer.losses import tokenizer_loss
 from fqgan.tokenizer.model import FactorizedTokenizer, num_parameters
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
 from fqgan.vision.perceptual import PerceptualDistance, load_perceptual
@@ -56,13 +57,12 @@ class TokenizerTask(Task):
         self.perceptual = perceptual.to(world.device) if perceptual else None
         torch.manual_seed(config.train.seed)
         self.model = FactorizedTokenizer(config.model, config.loss.entropy_temperature)
-        self.phases = [Phase("tokenizer", self._place(self.model), self._adam(self.model), self._generator_loss)]
-        self.discriminator: nn.Module | None = None
+        self.phases = [Phase("tokenizer", self._place(self.model), self._optimizer(self.model), self._generator_loss)]
         gan = config.discriminator
-        if gan.weight:
-            self.discriminator = self._place(PatchGAN(gan.channels, gan.layers, gan.norm))
-            adam = self._adam(self.discriminator)
-            phase = Phase("discriminator", self.discriminator, adam, self._discriminator_loss, gan.start)
+        self.adversary = Adversary(gan, config.model.image_size) if gan.weight else None
+        if self.adversary:
+            module = self._place(self.adversary.discriminator)
+            phase = Phase("discriminator", module, self._optimizer(module), self._discriminator_loss, gan.start)
             self.phases.append(phase)
         self.usage = [CodeUsage(q.codebook_size, world.device) for q in self.model.quantizers]
 
@@ -74,35 +74,25 @@ class TokenizerTask(Task):
         """channels_last is what a GPU's convolutions want; on a CPU it makes GroupNorm ten times as slow."""
         return torch.channels_last if self.world.device.type == "cuda" else torch.contiguous_format
 
-    def _adam(self, module: nn.Module) -> torch.optim.Optimizer:
-        options = self.config.optimizer
-        return torch.optim.Adam(module.parameters(), options.lr, (options.beta1, options.beta2), fused=True)
+    def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(module, self.config.optimizer)
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.config.train.precision)
 
     def _generator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.config.loss
-        logits = None
+        gan = None
         with self._autocast():
             output = network(batch.images, entropy=bool(loss.entropy_weight))
             targets = self._targets(batch.images)
             distance = self.perceptual(output.reconstruction, batch.images) if self.perceptual else None
-            if self.discriminator is not None and self.step >= self.config.discriminator.start:
-                with as_critic(self.discriminator) as critic:
-                    (logits,) = critic(output.reconstruction)
+            if self.adversary and self.step >= self.config.discriminator.start:
+                gan = self.adversary.generator_term(output.reconstruction, self.step)
         batch.reconstruction = output.reconstruction.detach()
         for meter, quantized in zip(self.usage, output.quantized, strict=True):
             meter.update(quantized.codes)
-        return tokenizer_loss(
-            output,
-            batch.images,
-            loss,
-            perceptual=distance,
-            targets=targets,
-            fake_logits=logits,
-            gan_weight=self.config.discriminator.weight,
-        )
+        return tokenizer_loss(output, batch.images, loss, perceptual=distance, targets=targets, gan=gan)
 
     def _targets(self, images: Tensor) -> list[Tensor | None]:
         """Teacher features of each factor; a teacher that several factors share runs once."""
@@ -110,12 +100,14 @@ class TokenizerTask(Task):
         return [features.get(factor.teacher) for factor in self.config.model.factors]
 
     def _discriminator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        assert batch.reconstruction is not None, "the generator's phase comes first"
+        assert self.adversary and batch.reconstruction is not None, "the generator's phase comes first"
         with self._autocast():
             real, fake = network(batch.images, batch.reconstruction)
-        loss = hinge_discriminator_loss(real, fake)
-        terms = {"discriminator_loss": loss, "real_logits": real.float().mean(), "fake_logits": fake.float().mean()}
-        return loss, {name: term.detach() for name, term in terms.items()}
+        return self.adversary.discriminator_loss(real, fake, batch.images, self.step)
+
+    def after_step(self) -> None:
+        if self.adversary:
+            self.adversary.after_step(self.step)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         config = self.config

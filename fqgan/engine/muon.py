@@ -1,0 +1,101 @@
+"""Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") for networks with convolutions.
+
+The update of a weight matrix is its momentum with all singular values set to about one. Convolutions count as
+matrices (out, in * height * width). What is no hidden matrix goes on with Adam.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # takes singular values in (0, 1] to about [0.7, 1.2] in five steps (Jordan)
+_STEPS = 5
+_RMS = 0.2  # of an update's entries, as Adam's are: one learning rate serves both (Liu et al. 2025, "Muon is Scalable")
+_SMALLEST = 16  # sides of a matrix below which orthogonal rows mean little
+_ADAM = re.compile(r"codebook|class_token|class_position|positions|conv_out|smooth")
+"""Parameters that are no map between hidden features: tables, and the layers that make the pixels."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon on the hidden matrices of `module`, Adam on its other parameters, as one optimizer.
+
+    Args:
+        module: the network.
+        lr: learning rate of both.
+        betas: Adam's, for the other parameters.
+        momentum: Nesterov momentum of the matrices.
+        dtype: type of the orthogonalisation; bfloat16 is enough.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float,
+        betas: tuple[float, float],
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
+    ):
+        matrices = [p for name, p in module.named_parameters() if is_hidden_matrix(name, p)]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in module.parameters() if id(p) not in chosen]
+        self._adam = torch.optim.Adam(others, lr, betas, fused=True)
+        super().__init__([{"params": others}, {"params": matrices}], self._adam.defaults)
+        self._momentum = momentum
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of all parameters that have a gradient. `closure` is not supported."""
+        assert closure is None
+        others, matrices = self.param_groups
+        self._adam.state, self._adam.param_groups = self.state, [others]
+        self._adam.step()
+        self._step_matrices(matrices)
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
+        for shape, parameters in by_shape.items():  # equal shapes in one batch of matrix products
+            updates = orthogonalize(torch.stack([self._momentum_of(p).reshape(shape) for p in parameters]), self._dtype)
+            rate = group["lr"] * _RMS * math.sqrt(max(shape))
+            for parameter, update in zip(parameters, updates, strict=True):
+                parameter.add_(update.view_as(parameter), alpha=-rate)
+
+    def _momentum_of(self, parameter: nn.Parameter) -> Tensor:
+        """Take in the gradient; returns the Nesterov momentum."""
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        average = state["momentum"].lerp_(gradient, 1 - self._momentum)
+        return gradient.lerp(average, self._momentum)
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon takes a parameter: a linear map or convolution between hidden features."""
+    if parameter.ndim < 2 or _ADAM.search(name):
+        return False
+    return min(parameter.shape[0], parameter[0].numel()) >= _SMALLEST
+
+
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Roughly U V^T of each matrix U S V^T, by Newton and Schulz's iteration: (n, rows, columns) -> the same, float32.
+
+    Singular values come out between about 0.7 and 1.2, whatever their size before.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).to(dtype)
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    a, b, c = _QUINTIC
+    for _ in range(_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).float()

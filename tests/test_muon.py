@@ -1,0 +1,110 @@
+"""Muon: orthogonal updates for the hidden matrices, Adam for the rest."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fqgan import presets
+from fqgan.config import OptimizerConfig
+from fqgan.engine.checkpoint import load_optimizer, optimizer_tensors
+from fqgan.engine.muon import Muon, is_hidden_matrix, orthogonalize
+from fqgan.engine.optim import make_optimizer
+from fqgan.tokenizer.model import FactorizedTokenizer
+
+
+class Network(nn.Module):
+    """One convolution, one linear map, one matrix too narrow and one table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(16, 24, 3, padding=1)
+        self.linear = nn.Linear(24, 32)
+        self.narrow = nn.Linear(32, 4)
+        self.codebook = nn.Parameter(torch.randn(64, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.linear(self.convolution(x).mean((2, 3)))
+        return self.narrow(h).square().sum() + (h @ self.codebook.T).sin().sum()
+
+
+def with_gradients(seed: int) -> Network:
+    torch.manual_seed(seed)
+    network = Network()
+    network(torch.randn(4, 16, 5, 5)).backward()
+    return network
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 80), (80, 16)])
+def test_orthogonalize_flattens_the_spectrum_and_keeps_the_singular_vectors(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, *shape) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    inside = u.mT @ orthogonalize(matrices, torch.float32) @ vh.mT  # diagonal where the singular vectors are kept
+    values = inside.diagonal(dim1=1, dim2=2)
+    assert (inside - torch.diag_embed(values)).abs().max() < 1e-4
+    large = torch.linalg.svdvals(matrices) > 0.05 * torch.linalg.svdvals(matrices)[:, :1]
+    assert values[large].min() > 0.5 and values.max() < 1.3
+    close = orthogonalize(matrices, torch.bfloat16) - orthogonalize(matrices, torch.float32)
+    assert close.abs().max() < 0.05
+
+
+def test_two_steps_are_the_formula() -> None:
+    """Momentum, Nesterov, orthogonalisation and scale, written out for the convolution's matrix (24, 16 * 9)."""
+    network = with_gradients(0)
+    optimizer = Muon(network, 0.01, (0.9, 0.95), momentum=0.8, dtype=torch.float32)
+    weight = network.convolution.weight
+    expected, average = weight.detach().double().reshape(24, 144), torch.zeros(24, 144, dtype=torch.float64)
+    for scale in (1.0, -0.3):
+        assert weight.grad is not None
+        weight.grad.mul_(scale)
+        gradient = weight.grad.double().reshape(24, 144)
+        average = 0.8 * average + 0.2 * gradient
+        x = 0.2 * gradient + 0.8 * average
+        x = x / x.norm()
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        expected = expected - 0.01 * 0.2 * math.sqrt(144) * x
+        optimizer.step()
+    assert torch.allclose(weight.double().reshape(24, 144), expected, atol=1e-6)
+
+
+def test_the_other_parameters_take_adams_steps() -> None:
+    network, reference = with_gradients(1), with_gradients(1)
+    optimizer = make_optimizer(network, OptimizerConfig(kind="muon", lr=0.01))
+    adam = make_optimizer(reference, OptimizerConfig(lr=0.01))
+    for _ in range(3):
+        optimizer.step()
+        adam.step()
+    own, others = dict(network.named_parameters()), dict(reference.named_parameters())
+    moved = {name for name in own if not torch.equal(own[name], others[name])}
+    assert moved == {"convolution.weight", "linear.weight"}
+
+
+def test_its_state_travels_through_a_checkpoint() -> None:
+    network = with_gradients(2)
+    optimizer = Muon(network, 0.01, (0.9, 0.95))
+    optimizer.step()
+    copy = with_gradients(2)
+    copy.load_state_dict(network.state_dict())
+    resumed = Muon(copy, 0.01, (0.9, 0.95))
+    state = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, network).items()}
+    load_optimizer(resumed, copy, state)
+    optimizer.step()
+    resumed.step()
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), copy.parameters(), strict=True))
+
+
+def test_which_parameters_are_hidden_matrices() -> None:
+    with torch.device("meta"):
+        model = FactorizedTokenizer(presets.get("photos-dual").model)
+    hidden = {name for name, parameter in model.named_parameters() if is_hidden_matrix(name, parameter)}
+    assert {"encoder.conv_in.weight", "encoder.middle.0.conv1.weight", "decoder.conv_in.weight"} <= hidden
+    assert any("adapter" in name and "qkv" in name for name in hidden)
+    for name in ("codebook", "positions", "class_token", "norm", "bias", "decoder.conv_out", "decoder.smooth"):
+        assert not [hit for hit in hidden if name in hit]
+    assert not any("projection" in name for name in hidden)  # 4 rows
