@@ -39,6 +39,7 @@ LAYERS = (
         "fqgan.tokenizer.losses",
         "fqgan.tokenizer.adversary",
         "fqgan.tokenizer.evaluation",
+        "fqgan.tokenizer.speed",
         "fqgan.tokenizer.pictures",
         "fqgan.tokenizer.training",
     ),

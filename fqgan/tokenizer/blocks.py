@@ -9,18 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 _FEW_POSITIONS = 512  # up to here a whole score matrix beats the fused kernel in bf16 on a CPU
 
-_FEW_POSITIONS = 512  # up to here a whole score matrix beats the fused kernel in bf16 on a CPU
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over the positions: three (b, heads, n, d) -> (b, heads, n, d).
-
-    The fused kernel, but for few positions in bf16 on a CPU: there two matrix products take half the time and less.
-    """
-    if q.is_cpu and q.dtype == torch.bfloat16 and q.shape[-2] <= _FEW_POSITIONS:
-        return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
-
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over the positions: three (b, heads, n, d) -> (b, heads, n, d).

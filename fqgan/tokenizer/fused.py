@@ -17,7 +17,7 @@ _LARGE_MAP = 1024  # positions; below, the transposed convolution costs more tha
 
 
 def norm_silu_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
-    """conv(silu(norm(x))). In channels_last on a CPU it keeps x alone for the backward pass, which recomputes the rest."""
+    """conv(silu(norm(x))). In channels_last on a CPU the backward pass keeps x alone and recomputes the rest."""
     if not _is_ours(x):
         return conv(F.silu(norm(x)))
     return _NormSiluConv.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm, conv)  # pyright: ignore
@@ -77,7 +77,7 @@ class _NormSiluConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, kernel, mean, rstd = ctx.saved_tensors
-        b, c, h, w = x.shape
+        _, c, h, w = x.shape
         groups, exact = mean.shape[1], mean.dtype
         # (b, c) coefficients of each channel
         mean, rstd = (s.repeat_interleave(c // groups, 1) for s in (mean, rstd))
