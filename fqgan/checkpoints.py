@@ -18,12 +18,15 @@ from fqgan.tokenizer.model import FactorizedTokenizer
 _WEIGHTS = "tokenizer.safetensors"
 
 
-def load_tokenizer(path: str | Path, device: str | torch.device = "cpu", weights: str = "auto") -> FactorizedTokenizer:
-    """A tokenizer in eval mode and float32.
+def load_tokenizer(
+    path: str | Path, device: str | torch.device = "cpu", weights: str = "auto", precision: str = "float32"
+) -> FactorizedTokenizer:
+    """A tokenizer in eval mode.
 
     Args:
         path: a run folder (its newest whole checkpoint), one of its checkpoints, or an exported folder.
         weights: `auto` (the moving average where there is one), `ema` or `raw`.
+        precision: `float32`, or `bf16` for speed (`FactorizedTokenizer.set_precision`).
 
     Raises:
         UserError: nothing there, truncated files, or files of something else.
@@ -41,7 +44,7 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu", weights
         model = FactorizedTokenizer(config)
     model.to_empty(device=device)
     checkpoint.load_module(model, checkpoint.load_tensors(file, device), str(file))
-    return model.eval()
+    return model.eval().set_precision(precision)
 
 
 def save_tokenizer(tokenizer: FactorizedTokenizer, folder: str | Path) -> Path:

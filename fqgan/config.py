@@ -286,6 +286,12 @@ class TrainConfig:
     """Optimizer steps; 0: from `epochs`."""
     precision: Literal["bf16", "float32"] = "bf16"
     """Autocast of the networks; quantizer and losses are float32 always."""
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    """Memory layout of the convolutional networks; auto: on with CUDA, and on a CPU for large feature maps."""
+    compile: bool = False
+    """torch.compile of encoder, decoder, adapters and feature heads; needs a C++ compiler on a CPU."""
+    activation_checkpointing: bool = False
+    """Recompute residual and transformer blocks in the backward pass: less memory, more time, the same gradients."""
     ema_decay: float = 0.0
     """Decay of the weights' moving average a step; 0: none."""
     seed: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 def test_help_shows_the_defaults(command: str, default: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, *command.split(), "--help")
     assert f"usage: fqgan {command}" in text
-    assert default in text
+    assert default in re.sub(r"[│\s]+", " ", text)  # the parser breaks lines anywhere
 
 
 def test_the_help_of_training_names_the_presets(capsys: pytest.CaptureFixture[str]) -> None:

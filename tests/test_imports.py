@@ -30,6 +30,7 @@ LAYERS = (
         "fqgan.tokenizer.codebook",
         "fqgan.tokenizer.backbone",
         "fqgan.tokenizer.blocks",
+        "fqgan.tokenizer.fused",
         "fqgan.tokenizer.discriminator",
     ),
     (  # models and losses
@@ -39,6 +40,7 @@ LAYERS = (
         "fqgan.tokenizer.losses",
         "fqgan.tokenizer.adversary",
         "fqgan.tokenizer.evaluation",
+        "fqgan.tokenizer.speed",
         "fqgan.tokenizer.pictures",
         "fqgan.tokenizer.training",
     ),

@@ -15,6 +15,7 @@ from fqgan.errors import UserError
 CHANGEABLE = {
     "data.max_unreadable",
     "data.workers",
+    "train.activation_checkpointing",
     "train.checkpoint_every",
     "train.device",
     "train.epochs",

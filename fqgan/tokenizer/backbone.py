@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fqgan.tokenizer.blocks import attend
+from fqgan.tokenizer.blocks import Block, attend
+from fqgan.tokenizer.fused import norm_silu_conv, upsample_conv
 
 _PIXEL_CHANNELS = 8  # between the shuffled blocks and the pixels of a decoder with a stem
 
@@ -21,7 +22,7 @@ class Normalize(nn.GroupNorm):
         super().__init__(32, channels, eps=1e-6)
 
 
-class ResBlock(nn.Module):
+class ResBlock(Block):
     """Two normalised 3x3 convolutions around a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float):
@@ -33,13 +34,16 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+    def compute(self, x: Tensor) -> Tensor:
+        h = norm_silu_conv(x, self.norm1, self.conv1)
+        if self.training and self.dropout.p:
+            h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        else:
+            h = norm_silu_conv(h, self.norm2, self.conv2)
         return self.shortcut(x) + h
 
 
-class Attention(nn.Module):
+class Attention(Block):
     """Single-head self-attention over all positions, residual."""
 
     def __init__(self, channels: int):
@@ -50,7 +54,7 @@ class Attention(nn.Module):
         self.v = nn.Conv2d(channels, channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         n = self.norm(x)
         q, k, v = (layer(n).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
         h = attend(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
@@ -76,7 +80,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return upsample_conv(x, self.conv)
 
 
 class Smooth(nn.Conv2d):
@@ -178,5 +182,5 @@ class Decoder(nn.Module):
         x = self.middle(self.conv_in(z))
         for level in self.levels:
             x = level(x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = norm_silu_conv(x, self.norm_out, self.conv_out)
         return self.smooth(F.pixel_shuffle(x, self.stem))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 _FEW_POSITIONS = 512  # up to here a whole score matrix beats the fused kernel in bf16 on a CPU
 
@@ -19,7 +20,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-class TransformerBlock(nn.Module):
+class Block(nn.Module):
+    """One map in, one map out. With `recompute` its backward pass recomputes what its forward pass would keep.
+
+    The gradients stay the same bit for bit: the random state of dropout is restored.
+    """
+
+    recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(self.compute, x, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """What the block does."""
+        raise NotImplementedError
+
+
+class TransformerBlock(Block):
     """Pre-norm self-attention and an MLP of four times the width (exact GELU). (b, n, width) -> (b, n, width)."""
 
     def __init__(self, width: int, heads: int):
@@ -32,7 +51,7 @@ class TransformerBlock(nn.Module):
         self.mlp_in = nn.Linear(width, 4 * width)
         self.mlp_out = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         x = x + self._attend(self.attention_norm(x))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
 

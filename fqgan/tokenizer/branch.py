@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fqgan.tokenizer.backbone import Normalize
 from fqgan.tokenizer.blocks import LearnedPositions, TransformerBlock
+from fqgan.tokenizer.fused import norm_silu_conv
 from fqgan.tokenizer.quantize import Quantized, VectorQuantizer
 
 
@@ -67,7 +67,7 @@ class Branch(nn.Module):
 
     def project(self, base: Tensor) -> Tensor:
         """(b, width, h, w) base features -> (b, code_dim, h, w) features, not normalised."""
-        return self.projection(self.conv(F.silu(self.norm(self.adapter(base)))))
+        return self.projection(norm_silu_conv(self.adapter(base), self.norm, self.conv))
 
     def forward(self, base: Tensor, entropy: bool) -> tuple[Quantized, Tensor | None]:
         """Quantized features and the predicted teacher feature (None without a teacher)."""

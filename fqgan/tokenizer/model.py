@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,7 @@ class FactorizedTokenizer(nn.Module):
         super().__init__()
         config.check()
         self.config = config
+        self.precision = "float32"
         shape = (config.channels, config.channel_multipliers, config.res_blocks, config.attention, config.stem)
         self.encoder = Encoder(*shape, config.dropout)
         self.branches = nn.ModuleList(
@@ -68,11 +71,25 @@ class FactorizedTokenizer(nn.Module):
         reconstruction = self._decode([q.vectors for q in quantized])
         return TokenizerOutput(reconstruction, quantized, [result[1] for result in results])
 
+    def set_precision(self, precision: str) -> Self:
+        """How `encode`, `decode` and `features` compute: `float32`, or `bf16` with quantizers in float32.
+
+        `bf16` runs the networks under autocast in channels_last: about half the time on a CPU with AVX-512 bf16 or on
+        a GPU; a small share of the codes changes. Inputs, results and weights stay float32, and training's forward
+        pass as it was. `UserError` for another precision.
+        """
+        if precision not in ("float32", "bf16"):
+            raise UserError(f"precision must be float32 or bf16, got {precision!r}")
+        self.precision = precision
+        layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
+        return self.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Codes (b, k, H/f, W/f) int64 of images (b, 3, H, W) in [-1, 1]. Wrong shapes raise `UserError`."""
-        base = self._base(images)
-        return torch.stack([b.quantizer.encode(b.project(base)) for b in self.branches], 1)  # pyright: ignore
+        with self._autocast(images.device):
+            base = self._base(images)
+            return torch.stack([b.quantizer.encode(b.project(base)) for b in self.branches], 1)  # pyright: ignore
 
     def decode(self, codes: Tensor, keep: Sequence[int] | None = None) -> Tensor:
         """Images (b, 3, H, W), not clipped, of codes (b, k, h, w).
@@ -88,12 +105,15 @@ class FactorizedTokenizer(nn.Module):
                     f"keep names factor {unknown[0]}, but the tokenizer has factors 0..{self.num_factors - 1}"
                 )
             vectors = [v if i in keep else torch.zeros_like(v) for i, v in enumerate(vectors)]
-        return self._decode(vectors)
+        with self._autocast(codes.device):
+            images = self._decode(vectors)
+        return images.float() if self.precision == "bf16" else images
 
     def features(self, images: Tensor) -> list[Tensor]:
         """k tensors (b, d, h, w): the l2-normalised features before quantization."""
-        base = self._base(images)
-        return [b.quantizer.normalize(b.project(base)) for b in self.branches]  # pyright: ignore
+        with self._autocast(images.device):
+            base = self._base(images)
+            return [b.quantizer.normalize(b.project(base)) for b in self.branches]  # pyright: ignore
 
     def embed(self, codes: Tensor) -> list[Tensor]:
         """k tensors (b, d, h, w): the codes' l2-normalised embeddings. Wrong shapes or codes raise `UserError`."""
@@ -110,6 +130,9 @@ class FactorizedTokenizer(nn.Module):
         f = self.config.downsampling
         if height % f or width % f or min(height, width) < f:
             raise UserError(f"image size {width}x{height} is no multiple of the tokenizer's downsampling factor {f}")
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def _base(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:

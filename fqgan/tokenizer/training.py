@@ -19,6 +19,7 @@ from fqgan.data.loader import evaluation_batches, training_batches
 from fqgan.data.transforms import normalize
 from fqgan.data.unreadable import UnreadableMeter
 from fqgan.engine import distributed
+from fqgan.engine.allocator import keep_freed_memory
 from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
@@ -32,6 +33,7 @@ from fqgan.tokenizer.losses import tokenizer_loss
 from fqgan.tokenizer.model import FactorizedTokenizer, num_parameters
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
 from fqgan.tokenizer.quantize import as_rows
+from fqgan.tokenizer.speed import compile_tokenizer, memory_format, recompute_activations
 from fqgan.vision.perceptual import PerceptualDistance, load_perceptual
 from fqgan.vision.sharing import sharing
 from fqgan.vision.teachers import Teacher, load_teachers
@@ -65,6 +67,10 @@ class TokenizerTask(Task):
         torch.manual_seed(config.train.seed)
         options = config.quantizer
         self.model = FactorizedTokenizer(config.model, config.loss.entropy_temperature, options.gradient)
+        if config.train.activation_checkpointing:
+            recompute_activations(self.model)
+        if config.train.compile:
+            compile_tokenizer(self.model, world.device)
         self.phases = [Phase("tokenizer", self._place(self.model), self._optimizer(self.model), self._generator_loss)]
         self.keepers = [
             CodebookKeeper(
@@ -91,8 +97,7 @@ class TokenizerTask(Task):
 
     @property
     def _memory_format(self) -> torch.memory_format:
-        """channels_last is what a GPU's convolutions want; on a CPU it makes GroupNorm ten times as slow."""
-        return torch.channels_last if self.world.device.type == "cuda" else torch.contiguous_format
+        return memory_format(self.config.train.channels_last, self.world.device, self.config.model)
 
     def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(module, self.config.optimizer)
@@ -244,6 +249,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
     """Train, or go on training, the run in folder `path`. Bad settings and data raise `UserError` before it exists."""
     config.check()
+    keep_freed_memory()
     world = distributed.start(config.train.device)
     try:
         _train(config, path, world)
