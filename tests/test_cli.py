@@ -215,7 +215,18 @@ def test_evaluate_writes_and_prints_the_numbers(
     assert text.splitlines()[-1] == str(run / "eval.json")
     numbers = json.loads((run / "eval.json").read_text())
     assert set(numbers) == {
-        *("checkpoint", "data", "size", "images", "unreadable", "psnr", "psnr_pooled", "ssim", "perceptual"),
+        *(
+            "checkpoint",
+            "data",
+            "precision",
+            "size",
+            "images",
+            "unreadable",
+            "psnr",
+            "psnr_pooled",
+            "ssim",
+            "perceptual",
+        ),
         *("frechet_efficientnet", "factors"),
     }
     assert (numbers["checkpoint"], numbers["data"]) == (str(run), str(pictures))
