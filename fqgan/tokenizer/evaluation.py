@@ -17,6 +17,7 @@ from fqgan.metrics.ssim import SSIM
 from fqgan.metrics.usage import CodeUsage
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.vision.efficientnet import POOLED_DIM, EfficientNetLite0
+from fqgan.vision.sharing import sharing
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -60,6 +61,7 @@ class Scores:
         self._classes = {name: (PSNR(device), Mean(device)) for name in classes}
 
     @torch.no_grad()
+    @sharing()  # the distances ask the packaged network for the same images
     def update(self, images: Tensor, reconstructions: Tensor, labels: Tensor) -> None:
         """Add a batch of images (b, 3, H, W) in [-1, 1], their reconstructions and their labels (b,)."""
         reconstructions = reconstructions.float().clamp(-1, 1)

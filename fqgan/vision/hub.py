@@ -37,7 +37,12 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path:
     exist, and a hub that gives no answer within two seconds, raise `UserError`.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         folder = Path(snapshot_download(repository, local_files_only=True))
@@ -50,6 +55,8 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path:
     absent = f"{repository} is not in the local cache of the hub"
     try:
         info = _within(SECONDS, lambda: HfApi().model_info(repository, timeout=SECONDS))
+    except RepositoryNotFoundError:
+        raise UserError(f"{absent}, and the hub has no such model for you (a private one needs a login)") from None
     except HfHubHTTPError as error:
         raise UserError(f"{absent}, and the hub refuses it: {in_one_line(error)}") from None
     except Exception:  # whatever the HTTP library raises when there is no way to the hub, and the offline mode

@@ -20,11 +20,11 @@ def sharing() -> Iterator[None]:
     The results live until the end of the context, and nobody may write to them or to those tensors in it.
     """
     global _results
-    _results = {}
+    outer, _results = _results, {}
     try:
         yield
     finally:
-        _results = None
+        _results = outer
 
 
 def shared(function: Callable[..., T]) -> Callable[..., T]:
