@@ -12,6 +12,7 @@ import tyro
 
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.errors import UserError
+from fqgan.files import make_folder, write_text
 from fqgan.schema import did_you_mean
 
 PROG = "fqgan evaluate tokenizer"
@@ -126,13 +127,11 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 def _write(numbers: dict[str, Any], arguments: Arguments) -> Path:
-    from fqgan.engine.run import write_text
-
     folder = arguments.checkpoint
     if folder.parent.name == "checkpoints":
         folder = folder.parent.parent
     path = folder / "eval.json" if arguments.out == Path() else arguments.out
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, json.dumps(finite(numbers), indent=2) + "\n")
     return path
 
