@@ -136,6 +136,9 @@ class DataConfig:
     """Mirror half of the images."""
     upscale: bool = False
     """Enlarge images whose shorter side is below model.image_size; otherwise they are refused."""
+    max_unreadable: float = 0.01
+    """Share of pictures that may be unreadable: each is named in a warning and another takes its place; more than that
+    (and more than ten) end the run. 0: the first one does."""
     workers: int = 4
     """Loader processes of each rank; 0: load in the training process."""
     window: int = 16
@@ -272,7 +275,7 @@ _AT_LEAST_1 = re.compile(
     r"train\.(batch|log_every|checkpoint_every|keep_last)"
 )
 _ABOVE_0 = ("loss.entropy_temperature", "loss.representation_temperature", "optimizer.lr")
-_BELOW_1 = ("model.dropout", "optimizer.beta1", "optimizer.beta2", "train.ema_decay")
+_BELOW_1 = ("data.max_unreadable", "model.dropout", "optimizer.beta1", "optimizer.beta2", "train.ema_decay")
 
 
 def _check_ranges(config: Any, prefix: str = "") -> None:

@@ -214,11 +214,11 @@ def test_evaluate_writes_and_prints_the_numbers(
     assert text.splitlines()[-1] == str(run / "eval.json")
     numbers = json.loads((run / "eval.json").read_text())
     assert set(numbers) == {
-        *("checkpoint", "data", "size", "images", "psnr", "psnr_pooled", "ssim", "perceptual"),
+        *("checkpoint", "data", "size", "images", "unreadable", "psnr", "psnr_pooled", "ssim", "perceptual"),
         *("frechet_efficientnet", "factors"),
     }
     assert (numbers["checkpoint"], numbers["data"]) == (str(run), str(pictures))
-    assert (numbers["size"], numbers["images"]) == (32, 6)
+    assert (numbers["size"], numbers["images"], numbers["unreadable"]) == (32, 6, 0)
     names = [factor.name for factor in schema.load(TokenizerRunConfig, run / "config.json").model.factors]
     assert list(numbers["factors"]) == names
     assert {"usage", "perplexity", "bits"} <= set(numbers["factors"]["visual"])

@@ -8,56 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from noise import Noise, batches
 
 from fqgan.config import DataConfig
 from fqgan.data.loader import TrainingSet, evaluation_batches, training_batches
 from fqgan.data.order import SampleStream
 from fqgan.data.transforms import center_crop, flip, to_tensor
 from fqgan.errors import UserError
-
-
-class Noise:
-    """Random pictures; the index is the label. Pictures of the indices in `broken` raise."""
-
-    classes: tuple[str, ...] = ()
-
-    def __init__(self, blocks: list[int], side: int = 40, broken: tuple[int, ...] = ()) -> None:
-        self.name = "noise"
-        self.blocks = blocks
-        self.labels = np.arange(sum(blocks))
-        self.side = side
-        self.broken = broken
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        if index in self.broken:
-            raise UserError(f"{self.describe(index)} is broken")
-        pixels = np.random.default_rng(index).integers(0, 256, (self.side, self.side + 10, 3), dtype=np.uint8)
-        return Image.fromarray(pixels), index
-
-    def describe(self, index: int) -> str:
-        return f"noise {index}"
-
-    def reserve(self, blocks: int) -> None:
-        pass
-
-
-def batches(source: Any, steps: int, config: DataConfig | None = None, **options: Any) -> list[Any]:
-    """The micro-batches of `steps` optimizer steps of 12 images."""
-    arguments = {"size": 32, "seed": 3, "batch": 12, "micro_batch": 12, "rank": 0, "world": 1, "start_step": 0}
-    arguments |= options
-    stream = training_batches(source, config or DataConfig(workers=0, window=2), **arguments)
-    return list(islice(stream, steps * 12 // (arguments["micro_batch"] * arguments["world"])))
 
 
 def equal(left: list[Any], right: list[Any]) -> bool:

@@ -92,7 +92,14 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     )
     images = min(arguments.limit or len(source), len(source))
     numbers = evaluate_tokenizer(tokenizer, progress(batches, images), scores, device)
-    return {"checkpoint": str(arguments.checkpoint), "data": arguments.data, "size": size, "images": images, **numbers}
+    return {
+        "checkpoint": str(arguments.checkpoint),
+        "data": arguments.data,
+        "size": size,
+        "images": images - batches.unreadable,
+        "unreadable": batches.unreadable,
+        **numbers,
+    }
 
 
 def progress(batches: Any, images: int) -> Any:
@@ -123,6 +130,8 @@ def table(numbers: dict[str, Any]) -> str:
         rows.append((f"factor {name}", values))
     width = max(len(name) for name, _ in rows)
     head = f"{numbers['checkpoint']} on {numbers['images']} images of {numbers['data']} at {numbers['size']} pixels"
+    if numbers["unreadable"]:
+        head += f" ({numbers['unreadable']} more cannot be read)"
     return "\n".join([head, *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
 

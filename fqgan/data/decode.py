@@ -8,23 +8,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fqgan.errors import UserError
+from fqgan.errors import UnreadableError, UserError
 
 
 def decode_image(data: Path | bytes, name: str) -> Image.Image:
-    """Decode a file or its bytes to RGB (see `to_rgb`). `UserError` with `name` when that cannot be done."""
+    """Decode a file or its bytes to RGB (see `to_rgb`).
+
+    `UnreadableError` with `name` for a broken picture, `UserError` where the file cannot be read in the first place.
+    """
     try:
         with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as image:
             return to_rgb(image)
     except FileNotFoundError:
         raise UserError(f"{name} does not exist") from None
     except UnidentifiedImageError:
-        raise UserError(f"{name} is no picture in a format that Pillow reads") from None
+        raise UnreadableError(f"{name} is no picture in a format that Pillow reads") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error and more on broken files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name} cannot be read as a picture: {reason}") from None
+        # an error number is the system's: storage that fails is no fault of the picture
+        kind = UserError if isinstance(error, OSError) and error.errno else UnreadableError
+        raise kind(f"{name} cannot be read as a picture: {reason}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -42,7 +42,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        """The RGB picture at its own size, and its label. `UserError` where it cannot be decoded."""
+        """The RGB picture at its own size, and its label. `UnreadableError` where it cannot be decoded."""
         ...
 
     def describe(self, index: int) -> str:

@@ -2,59 +2,34 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
-import signal
-import warnings
-import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fqgan.config import DataConfig
 from fqgan.data.images import ImageSource
 from fqgan.data.order import SampleStream
 from fqgan.data.transforms import center_crop, flip, random_crop, to_tensor
-from fqgan.errors import UserError
+from fqgan.data.workers import Batches, load
+from fqgan.errors import UnreadableError, UserError
 
-# Keeps this use of (seed, epoch, index) apart from others; not 0, as SeedSequence pads short keys with zeros.
+# Keep these uses of (seed, epoch, index) apart from others; not 0, as SeedSequence pads short keys with zeros.
 _AUGMENTATION_TAG = 0xA06
+_SUBSTITUTE_TAG = 0x5B5
+_TRIES = 32  # substitutes drawn from an unreadable picture's block, and as many from everywhere
 
-T = TypeVar("T")
-
-
-class Batches(Iterator[T]):
-    """Iterator over batches. `close` ends its worker processes, as does the end of the last reference to it."""
-
-    def __init__(self, batches: Iterator[T | UserError]) -> None:
-        self._batches = batches
-        _open_batches.add(self)
-
-    def __next__(self) -> T:
-        batch = next(self._batches)
-        if isinstance(batch, UserError):
-            self.close()
-            raise batch
-        return batch
-
-    def close(self) -> None:
-        self._batches = iter(())  # drops the loader's iterator, which ends the workers
+Key = tuple[int, int]
 
 
-_open_batches: weakref.WeakSet[Batches[Any]] = weakref.WeakSet()
-
-
-class TrainingSet(Dataset[tuple[Tensor, int]]):
+class TrainingSet:
     """Augmented training images by (epoch, index): uint8 (3, size, size) and label.
 
     Crop and flip depend on (seed, epoch, index) alone, so that any rank and any worker makes the same image.
-    `UserError` for a picture that cannot be read or is smaller than `size` without `config.upscale`.
+    `UnreadableError` for a picture that cannot be read, `UserError` for one that is smaller than `size` without
+    `config.upscale`.
     """
 
     def __init__(self, source: ImageSource, config: DataConfig, size: int, seed: int) -> None:
@@ -63,12 +38,45 @@ class TrainingSet(Dataset[tuple[Tensor, int]]):
         self.config = config
         self.size = size
         self.seed = seed
+        self._ends = np.cumsum(source.blocks)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        image, label = _read(self.source, key[1], self.size, self.config.upscale)
+        return to_tensor(self._augment(image, self._rng(key, _AUGMENTATION_TAG))), label
+
+    def read_or_replace(self, key: Key) -> tuple[tuple[Tensor, int], list[str]]:
+        """The sample, or a substitute where its picture cannot be read; and what is wrong with the pictures tried
+        before.
+
+        The substitute depends on (seed, epoch, index) alone, as all else does. `UserError` when it cannot be read
+        either after many draws, and for the first unreadable picture where `config.max_unreadable` is 0.
+        """
+        failed: dict[Key, str] = {}
+        for candidate in itertools.chain([key], self._substitutes(key)):
+            if candidate in failed:
+                continue
+            try:
+                return self[candidate], list(failed.values())
+            except UnreadableError as error:
+                if not self.config.max_unreadable:
+                    raise
+                failed[candidate] = str(error)
+        raise UserError(
+            f"{failed[key]}; nor can {len(failed) - 1} others of {self.source.name} that were tried instead"
+        )
+
+    def _substitutes(self, key: Key) -> Iterator[Key]:
+        """Samples to take in the place of `key`: first of its block, which is at hand."""
         epoch, index = key
-        image, label = _read(self.source, index, self.size, self.config.upscale)
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch, index, _AUGMENTATION_TAG])))
-        return to_tensor(self._augment(image, rng)), label
+        block = int(np.searchsorted(self._ends, index, side="right"))
+        end = int(self._ends[block])
+        rng = self._rng(key, _SUBSTITUTE_TAG)
+        for low, high in ((end - self.source.blocks[block], end), (0, len(self.source))):
+            for _ in range(_TRIES):
+                yield epoch, int(rng.integers(low, high))
+
+    def _rng(self, key: Key, tag: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *key, tag])))
 
     def _augment(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if self.config.crop_min == self.config.crop_max == 1:
@@ -78,8 +86,8 @@ class TrainingSet(Dataset[tuple[Tensor, int]]):
         return flip(image) if self.config.flip and rng.random() < 0.5 else image
 
 
-class EvaluationSet(Dataset[tuple[Tensor, int, int]]):
-    """Centre crops by index: uint8 (3, size, size), label and the index itself. `UserError` as `TrainingSet`."""
+class EvaluationSet:
+    """Centre crops by index: uint8 (3, size, size), label and the index itself. Errors as `TrainingSet`."""
 
     def __init__(self, source: ImageSource, size: int, upscale: bool) -> None:
         self.source = source
@@ -89,6 +97,13 @@ class EvaluationSet(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         image, label = _read(self.source, index, self.size, self.upscale)
         return to_tensor(center_crop(image, self.size)), label, index
+
+    def read_or_skip(self, index: int) -> tuple[tuple[Tensor, int, int] | None, list[str]]:
+        """The sample, or None and what is wrong where its picture cannot be read."""
+        try:
+            return self[index], []
+        except UnreadableError as error:
+            return None, [str(error)]
 
 
 def training_batches(
@@ -109,7 +124,9 @@ def training_batches(
 
     Step s covers the positions [s * batch, (s + 1) * batch) of the sample stream, and micro-batch m of rank r in it
     those from s * batch + (m * world + r) * micro_batch: the union over the ranks depends neither on their number nor
-    on the micro-batch. `UserError` when `batch` is no multiple of micro_batch * world, and as `TrainingSet`.
+    on the micro-batch. A picture that cannot be read is replaced by another (see `TrainingSet`), named in a warning and
+    counted in `Batches.unreadable`. `UserError` when `batch` is no multiple of micro_batch * world, when no substitute
+    is found, and for pictures that are too small.
     """
     if batch % (micro_batch * world):
         raise UserError(f"batch {batch} is no multiple of micro_batch {micro_batch} times {world} ranks")
@@ -119,7 +136,7 @@ def training_batches(
         for step in itertools.count(start_step)
         for start in range(step * batch + rank * micro_batch, (step + 1) * batch, world * micro_batch)
     )
-    return _load(TrainingSet(source, config, size, seed), keys, config.workers, pin_memory)
+    return load(TrainingSet(source, config, size, seed).read_or_replace, keys, config.workers, pin_memory)
 
 
 def evaluation_batches(
@@ -137,13 +154,14 @@ def evaluation_batches(
     """Every picture once and in order: uint8 centre crops (b, 3, size, size), int64 labels (b,), int64 indices (b,).
 
     `limit` above 0 takes that many evenly spaced pictures. Each rank gets a consecutive share; shares differ by one
-    picture at most and may be empty. `UserError` as `TrainingSet`.
+    picture at most and may be empty. A picture that cannot be read is left out, named in a warning and counted in
+    `Batches.unreadable`. `UserError` for pictures that are too small.
     """
     count = min(limit, len(source)) if limit else len(source)
     share = range(count * rank // world, count * (rank + 1) // world)
     indices = [i * len(source) // count for i in share]
     keys = (indices[start : start + batch] for start in range(0, len(indices), batch))
-    return _load(EvaluationSet(source, size, upscale), keys, workers, pin_memory)
+    return load(EvaluationSet(source, size, upscale).read_or_skip, keys, workers, pin_memory)
 
 
 def _read(source: ImageSource, index: int, size: int, upscale: bool) -> tuple[Image.Image, int]:
@@ -155,60 +173,3 @@ def _read(source: ImageSource, index: int, size: int, upscale: bool) -> tuple[Im
             "--upscale)"
         )
     return image, label
-
-
-def _load(dataset: Dataset[Any], keys: Iterable[list[Any]], workers: int, pin_memory: bool) -> Batches[Any]:
-    """Batches of `dataset` for lists of its keys, in that order, made by `workers` processes that start at once."""
-    loader_options: dict[str, Any] = {
-        "num_workers": workers,
-        "pin_memory": pin_memory,
-        "worker_init_fn": _block_signals,
-        # a loader without its own generator draws from torch's global one: a resumed run would draw once more
-        "generator": torch.Generator(),
-    }
-    with warnings.catch_warnings(), _signals_blocked():
-        # more workers than cores is the user's choice: it helps where storage is slow
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        loader = DataLoader(_ErrorsAsValues(dataset), batch_sampler=keys, collate_fn=_collate, **loader_options)
-        return Batches(iter(loader))
-
-
-class _ErrorsAsValues(Dataset[Any]):
-    """Hands a `UserError` on as a value, since DataLoader would raise it again with a worker's traceback as text."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return self.dataset[key]
-        except UserError as error:
-            return error
-
-
-def _collate(samples: list[Any]) -> tuple[Tensor, ...] | UserError:
-    errors = (sample for sample in samples if isinstance(sample, UserError))
-    return next(errors, None) or tuple(default_collate(samples))
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C or SIGTERM, not even while they start. Both reach the whole process
-    group, but what follows is the trainer's decision, and it needs its workers to finish the step. Workers notice by
-    themselves when it is gone."""
-    before = _block_signals()
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _block_signals(worker: int = 0) -> set[Any]:
-    return signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-
-
-@atexit.register
-def _close_all() -> None:
-    # at exit, multiprocessing would send SIGTERM to workers still running and wait for them without end
-    for batches in list(_open_batches):
-        batches.close()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fqgan.data.decode import decode_image
-from fqgan.errors import UserError
+from fqgan.errors import UnreadableError, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,7 +64,7 @@ class ParquetSource:
         cell = self._column(block)[row].as_py()
         data = cell["bytes"] if isinstance(cell, dict) else cell
         if data is None:
-            raise UserError(f"{self.describe(index)} holds no picture bytes")
+            raise UnreadableError(f"{self.describe(index)} holds no picture bytes")
         return decode_image(data, self.describe(index)), int(self.labels[index])
 
     def describe(self, index: int) -> str:

@@ -14,6 +14,7 @@ from fqgan.files import UnwritableError, lock, make_folder, write_text, writing
 
 # what a resumed run may change: how long, where and how it is watched, but nothing that it computes
 CHANGEABLE = {
+    "data.max_unreadable",
     "data.workers",
     "train.checkpoint_every",
     "train.device",

@@ -72,6 +72,10 @@ class Task(ABC):
         """Restore `meter_state`."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Raise `UserError`, on all ranks alike, where training should not go on; called after `meters`."""
+
+    @abstractmethod
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Validation metrics of the first phase's network (its average, where there is one); called by all ranks."""
 
@@ -135,6 +139,7 @@ class Trainer:
                 values = self._validated(done, log)
             if _due(self.config.log_every, done) or values or last:
                 log.write(done, self._statistics(step) | values)
+                self._check(done)
             if self.world.is_main and (_due(self.config.image_every, done) or last):
                 self.task.picture(self.model.eval(), self.run.path / "images" / f"step-{done:08d}.png")
             if _due(self.config.checkpoint_every, done) or last or stop:
@@ -142,6 +147,14 @@ class Trainer:
             if stop:
                 log.note(f"stopped at step {done}; the same command resumes")
                 raise SystemExit(128 + stop)
+
+    def _check(self, done: int) -> None:
+        """Ask the task whether to go on. If not, save first: no step is lost."""
+        try:
+            self.task.check()
+        except UserError:
+            self._save(done)
+            raise
 
     def _validated(self, done: int, log: Log) -> dict[str, float]:
         """Validation metrics. A bad picture there must not cost the training since the last checkpoint."""

@@ -51,11 +51,14 @@ def gather(tokenizer: FactorizedTokenizer, source: ImageSource, device: torch.de
     """Run a tokenizer over a source."""
     size = tokenizer.config.image_size
     totals = [torch.zeros(quantizer.codebook_size, dtype=torch.int64) for quantizer in tokenizer.quantizers]
-    for raw, _, _ in evaluation_batches(source, size=size, batch=batch):
+    readable: list[Tensor] = []
+    for raw, _, indices in evaluation_batches(source, size=size, batch=batch):
+        readable.append(indices)
         codes = tokenizer.encode(normalize(raw.to(device))).cpu()
         for i, total in enumerate(totals):
             total += torch.bincount(codes[:, i].flatten(), minlength=len(total))
-    chosen = sample_indices(source.labels, len(source.classes))
+    indices = torch.cat(readable).numpy()
+    chosen = [int(indices[i]) for i in sample_indices(source.labels[indices], len(source.classes))]
     crops = EvaluationSet(source, size, upscale=False)
     images = normalize(torch.stack([crops[i][0] for i in chosen])).to(device)
     codes = tokenizer.encode(images)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fqgan.data.transforms import normalize
 from fqgan.engine.distributed import all_reduce_sum
+from fqgan.errors import UserError
 from fqgan.metrics.frechet import FeatureStatistics, frechet_distance
 from fqgan.metrics.psnr import PSNR
 from fqgan.metrics.ssim import SSIM
@@ -80,7 +81,10 @@ class Scores:
     def compute(self) -> dict[str, Any]:
         """`psnr` and `psnr_pooled` in dB, `ssim`, and what was asked for: `perceptual`, `frechet_efficientnet`, and
         under `classes` the pooled PSNR and the perceptual distance of each class."""
-        pixels = self._psnr.compute(all_reduce_sum)
+        try:
+            pixels = self._psnr.compute(all_reduce_sum)
+        except ValueError:
+            raise UserError("there is nothing to score: not one picture of the data could be read") from None
         scores: dict[str, Any] = {name: pixels[name] for name in ("psnr", "psnr_pooled")}
         scores |= self._ssim.compute(all_reduce_sum)
         if self.perceptual:
@@ -110,10 +114,11 @@ def evaluate_tokenizer(
         for i, meter in enumerate(meters):
             meter.update(codes[:, i])
         scores.update(images, model.decode(codes), labels.to(device))
+    numbers = scores.compute()
     factors = {
         factor.name: meter.compute(all_reduce_sum) for factor, meter in zip(model.config.factors, meters, strict=True)
     }
-    return {**scores.compute(), "factors": factors}
+    return {**numbers, "factors": factors}
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from fqgan.config import TokenizerRunConfig
 from fqgan.data.images import ImageSource, open_source
 from fqgan.data.loader import evaluation_batches, training_batches
 from fqgan.data.transforms import normalize
+from fqgan.data.unreadable import UnreadableMeter
 from fqgan.engine import distributed
 from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.run import RunFolder
@@ -65,6 +66,7 @@ class TokenizerTask(Task):
             phase = Phase("discriminator", self.discriminator, adam, self._discriminator_loss, gan.start)
             self.phases.append(phase)
         self.usage = [CodeUsage(q.codebook_size, world.device) for q in self.model.quantizers]
+        self.unreadable = UnreadableMeter(config.data.max_unreadable, world.device)
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module.to(self.world.device).to(memory_format=self._memory_format)  # pyright: ignore[reportCallIssue]
@@ -132,23 +134,30 @@ class TokenizerTask(Task):
             pin_memory=self.world.device.type == "cuda",
         )
         for raw, _ in loader:
+            self.unreadable.update(config.train.batch * (self.step - start_step + 1), loader.unreadable)
             images = normalize(raw.to(self.world.device, non_blocking=True))
             yield Batch(images.contiguous(memory_format=self._memory_format))
 
     def meters(self) -> dict[str, float]:
-        values = {}
+        values: dict[str, float] = {}
         for factor, meter in zip(self.config.model.factors, self.usage, strict=True):
             numbers = meter.compute(all_reduce_sum)
             values |= {f"{factor.name}_{name}": numbers[name] for name in ("usage", "perplexity")}
             meter.reset()
-        return values
+        return values | self.unreadable.compute(all_reduce_sum)
+
+    def check(self) -> None:
+        self.unreadable.check()
 
     def meter_state(self) -> dict[str, Tensor]:
-        return {f"usage{i}": meter.state() for i, meter in enumerate(self.usage)}
+        meters = {f"usage{i}": meter.state() for i, meter in enumerate(self.usage)}
+        return meters | {"unreadable": self.unreadable.state()}
 
     def load_meter_state(self, state: dict[str, Tensor]) -> None:
         for i, meter in enumerate(self.usage):
             meter.load_state(state[f"usage{i}"])
+        if "unreadable" in state:  # not in checkpoints of version 0.1.0
+            self.unreadable.load_state(state["unreadable"])
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         if self.validation is None:
@@ -168,15 +177,17 @@ class TokenizerTask(Task):
         with self._autocast():
             numbers: dict[str, Any] = evaluate_tokenizer(model, batches, scores, self.world.device)
         factors = numbers.pop("factors")
-        return numbers | {f"{name}_usage": values["usage"] for name, values in factors.items()}
+        unreadable = all_reduce_sum(torch.tensor(batches.unreadable, device=self.world.device))
+        usage = {f"{name}_usage": values["usage"] for name, values in factors.items()}
+        return numbers | usage | {"unreadable": unreadable.item()}
 
     @torch.inference_mode()
     def picture(self, model: nn.Module, path: Path) -> None:
         source = self.validation or self.source
         size, upscale = self.config.model.image_size, self.config.data.upscale
-        raw, _, _ = next(iter(evaluation_batches(source, size=size, batch=PICTURED, limit=PICTURED, upscale=upscale)))
-        with self._autocast():
-            save_picture(reconstruction_grid(model, normalize(raw.to(self.world.device))), path)
+        for raw, _, _ in evaluation_batches(source, size=size, batch=PICTURED, limit=PICTURED, upscale=upscale):
+            with self._autocast():
+                save_picture(reconstruction_grid(model, normalize(raw.to(self.world.device))), path)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

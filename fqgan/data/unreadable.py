@@ -1,0 +1,56 @@
+"""Pictures that cannot be read: how many there may be in a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fqgan.errors import UserError
+
+FLOOR = 10
+"""Unreadable pictures that never end a run, however few pictures have been read: small shares say little."""
+
+
+class UnreadableMeter:
+    """Counts the reads that failed, over all ranks and restarts of a run.
+
+    A run is judged by what it read since it was last started, so that it goes on once its pictures are repaired.
+
+    Args:
+        limit: the share of reads that may fail.
+    """
+
+    def __init__(self, limit: float, device: torch.device | str = "cpu"):
+        self.limit, self.device = limit, device
+        self._before = 0
+        self._failed = self._seen = 0
+        self._failed_anywhere = 0
+
+    def update(self, seen: int, failed: int) -> None:
+        """Since this start: images seen by all ranks, and reads of this rank that failed."""
+        self._seen, self._failed = seen, failed
+
+    def compute(self, all_reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """`unreadable`: reads that failed since the run began, over all ranks."""
+        sums = all_reduce(torch.tensor([self._before, self._failed], device=self.device))
+        before, self._failed_anywhere = sums.tolist()
+        return {"unreadable": before + self._failed_anywhere}
+
+    def check(self) -> None:
+        """`UserError` where too many reads failed as of the last `compute`."""
+        failed = self._failed_anywhere
+        if failed > max(FLOOR, self.limit * (self._seen + failed)):
+            raise UserError(
+                f"{failed} of the last {self._seen + failed} pictures cannot be read, more than data.max_unreadable "
+                f"{self.limit:g} allows; the warnings above name them: repair them, or raise --data.max-unreadable"
+            )
+
+    def state(self) -> Tensor:
+        """What `load_state` takes; adds up over ranks."""
+        return torch.tensor([self._before + self._failed], device=self.device)
+
+    def load_state(self, state: Tensor) -> None:
+        """Go on from a checkpoint."""
+        self._before = int(state)

@@ -1,0 +1,130 @@
+"""Batches made by worker processes: clean errors, no stray signals, and word of what could not be read."""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from fqgan.errors import UserError
+
+NAMED = 100
+"""Unreadable pictures that a process names; it only counts the others."""
+
+T = TypeVar("T")
+Read = Callable[[Any], tuple[tuple[Any, ...] | None, list[str]]]
+"""Key -> (sample, or None to leave it out; what is wrong with each picture that could not be read on the way)."""
+
+
+class Loaded(NamedTuple):
+    """What a worker sends."""
+
+    batch: Any
+    """The batch; a `UserError` that ends the reading; or None, when no sample is left of the batch."""
+    unreadable: list[str]
+    """What is wrong with each picture that could not be read."""
+
+
+class Batches(Iterator[T]):
+    """Iterator over batches. `close` ends its worker processes, as does the end of the last reference to it."""
+
+    unreadable: int = 0
+    """Reads that failed on the way to the batches handed out so far."""
+
+    def __init__(self, batches: Iterator[Loaded]) -> None:
+        self._batches = batches
+        _open_batches.add(self)
+
+    def __next__(self) -> T:
+        while True:
+            batch, unreadable = next(self._batches)
+            self.unreadable += len(unreadable)
+            _warn(unreadable)
+            if isinstance(batch, UserError):
+                self.close()
+                raise batch
+            if batch is not None:
+                return batch
+
+    def close(self) -> None:
+        self._batches = iter(())  # drops the loader's iterator, which ends the workers
+
+
+_open_batches: weakref.WeakSet[Batches[Any]] = weakref.WeakSet()
+_named: set[str] = set()
+
+
+def load(read: Read, keys: Iterable[list[Any]], workers: int, pin_memory: bool) -> Batches[Any]:
+    """Batches of what `read` gives for lists of keys, in that order, made by `workers` processes that start at once."""
+    loader_options: dict[str, Any] = {
+        "num_workers": workers,
+        "pin_memory": pin_memory,
+        "worker_init_fn": _block_signals,
+        # a loader without its own generator draws from torch's global one: a resumed run would draw once more
+        "generator": torch.Generator(),
+    }
+    with warnings.catch_warnings(), _signals_blocked():
+        # more workers than cores is the user's choice: it helps where storage is slow
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader = DataLoader(_Reader(read), batch_sampler=keys, collate_fn=_collate, **loader_options)
+        return Batches(iter(loader))
+
+
+class _Reader(Dataset[Any]):
+    """Hands a `UserError` on as a value, since DataLoader would raise it again with a worker's traceback as text."""
+
+    def __init__(self, read: Read) -> None:
+        self.read = read
+
+    def __getitem__(self, key: Any) -> tuple[Any, list[str]]:
+        try:
+            return self.read(key)
+        except UserError as error:
+            return error, []
+
+
+def _collate(outcomes: list[tuple[Any, list[str]]]) -> Loaded:
+    samples = [sample for sample, _ in outcomes if sample is not None]
+    errors = (sample for sample in samples if isinstance(sample, UserError))
+    batch = next(errors, None) or (tuple(default_collate(samples)) if samples else None)
+    return Loaded(batch, [message for _, messages in outcomes for message in messages])
+
+
+def _warn(unreadable: list[str]) -> None:
+    """Name each unreadable picture once, in the process that uses the batches: an epoch later it is met again."""
+    for message in unreadable:
+        if message in _named or len(_named) > NAMED:
+            continue
+        _named.add(message)
+        text = f"skipped: {message}" if len(_named) <= NAMED else "more pictures cannot be read"
+        print(f"warning: {text}", flush=True)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes started in here never see Ctrl-C or SIGTERM, not even while they start. Both reach the whole process
+    group, but what follows is the trainer's decision, and it needs its workers to finish the step. Workers notice by
+    themselves when it is gone."""
+    before = _block_signals()
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _block_signals(worker: int = 0) -> set[Any]:
+    return signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+@atexit.register
+def _close_all() -> None:
+    # at exit, multiprocessing would send SIGTERM to workers still running and wait for them without end
+    for batches in list(_open_batches):
+        batches.close()
