@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.progress import image_bar
 from fqgan.errors import UserError
 from fqgan.files import make_folder, write_text
 from fqgan.schema import did_you_mean
@@ -104,16 +105,10 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
 
 def progress(batches: Any, images: int) -> Any:
     """The batches, with a bar that counts images."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
-        row = bar.add_task("", total=images, rate="")
+    with image_bar("evaluating", images) as advance:
         for batch in batches:
             yield batch
-            bar.advance(row, len(batch[0]))
-            speed = bar.tasks[row].speed  # None until there are two points in time
-            bar.update(row, rate=f"{speed:.1f} images/s" if speed else "")
+            advance(len(batch[0]))
 
 
 def table(numbers: dict[str, Any]) -> str:
