@@ -6,9 +6,8 @@ import errno
 import os
 import re
 import signal
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +44,6 @@ def straight(train: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -
     run = tmp_path_factory.mktemp("runs") / "straight"
     assert main([*train, str(run)]) == 0
     return run
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a small file system, or changes its options: mounted("size=8k")."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-
-    def mount(options: str) -> Path:
-        remount = "remount," if disk.is_mount() else ""
-        command = ["mount", "-t", "tmpfs", "-o", f"{remount}{options}", "tmpfs", str(disk)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (subprocess.CalledProcessError, FileNotFoundError):
-            pytest.skip("needs the right to mount a file system")
-        return disk
-
-    yield mount
-    if disk.is_mount():
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def assert_same(run: Path, other: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import tyro
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.commands.progress import image_bar
 from fqgan.errors import UserError
-from fqgan.files import make_folder, write_text
+from fqgan.files import UnwritableError, make_folder, write_text
 from fqgan.schema import did_you_mean
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 PROG = "fqgan data"
 LISTED = 12
-"""Classes and unreadable pictures that the table shows one by one."""
+"""Classes and unreadable pictures that are shown one by one."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ class PackArguments:
     size: int = 256
     """Pixels to which a larger shorter side is reduced, with the filter of training. Nothing is enlarged."""
     crop_min: float = 0.0
-    """The data.crop_min of the training to come. Its random crops resize the shorter side to up to size / crop_min pixels
-    first, so this many are kept: nothing is lost, for 1.6 times the bytes at 0.8. 0: `size` pixels are kept, and crops
-    are enlarged from these, a little less sharp."""
+    """The data.crop_min of the training to come. Its random crops resize the shorter side to up to size / crop_min
+    pixels first, so this many are kept: nothing is lost, for 1.6 times the bytes at 0.8. 0: `size` pixels are kept, and
+    crops are enlarged from these, a little less sharp."""
     format: Literal["jpeg", "png", "webp-lossless"] = "jpeg"
     """Pictures that need no resizing and have this format already keep their bytes."""
     quality: int = 95
@@ -119,6 +118,11 @@ def _info(argv: list[str]) -> None:
             advance=advance,
         )
     say(table(numbers))
+    problems = numbers["unreadable"]
+    for problem in problems[:LISTED]:
+        print(f"unreadable: {problem}")
+    if len(problems) > LISTED:
+        print(f"and {len(problems) - LISTED:,} more (--json names them all)")
     if arguments.json != Path():
         make_folder(arguments.json.parent)
         write_text(arguments.json, json.dumps(numbers, indent=2) + "\n")
@@ -146,9 +150,7 @@ def table(numbers: dict[str, Any]) -> Any:
     if numbers["mean_bytes"]:
         total = numbers["mean_bytes"] * numbers["pictures"]
         rows["bytes a picture"] = f"{numbers['mean_bytes']:,} on average, about {_bytes(total)} in all"
-    problems = numbers["unreadable"]
-    more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-    rows["unreadable"] = "\n".join([f"{len(problems):,}", *problems[:LISTED], *more])
+    rows["unreadable"] = f"{len(numbers['unreadable']):,}"
     grid = Table(title=Text(numbers["source"]), show_header=False, title_justify="left")
     for name, value in rows.items():
         grid.add_row(name, Text(value))
@@ -172,9 +174,8 @@ def _labels(numbers: dict[str, Any]) -> str:
     if numbers["labels"] is None:
         return "none"
     low, high = numbers["labels"]
-    return (f"{low} to {high}" if low < high else f"{low}") + (
-        f", {numbers['unlabelled']:,} pictures without" if numbers["unlabelled"] else ""
-    )
+    without = f", {numbers['unlabelled']:,} pictures without" if numbers["unlabelled"] else ""
+    return (f"{low} to {high}" if low < high else f"{low}") + without
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -221,6 +222,8 @@ def _pack(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print(f"stopped with {len(packer.manifest.shards)} of {shards} files finished; the same command resumes")
         raise
+    except UnwritableError as error:
+        raise UserError(f"{error}; the same command resumes") from None
     seconds = time.monotonic() - began
     if packer.done > before:
         print(f"{packer.done - before:,} pictures in {seconds:.1f} s, {(packer.done - before) / seconds:.1f} images/s")
@@ -248,7 +251,7 @@ def _announce(source: ImageSource, packer: Packer) -> None:
         flush=True,
     )
     if needed > free:
-        print("warning: that is more than there is room for", file=sys.stderr)
+        print("warning: that is more than there is room for", flush=True)
 
 
 def _bytes(count: float) -> str:

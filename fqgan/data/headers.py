@@ -46,7 +46,8 @@ def stored(source: ImageSource, index: int) -> Stored | None:
     """A picture as it is stored; None where the source has no such thing, like the packaged photographs."""
     if isinstance(source, FolderSource):
         file = source.describe(index)
-        return Stored(Path(file), os.path.relpath(file, Path(source.name).expanduser()))
+        name = os.path.relpath(file, Path(source.name).expanduser())
+        return Stored(Path(file), os.fsencode(name).decode(errors="replace"))
     if isinstance(source, ParquetSource):
         block, row = source._locate(index)
         cell = source._column(block)[row].as_py()

@@ -39,7 +39,8 @@ class Packer:
     """Packs `source` into `folder`, or goes on where an earlier attempt ended.
 
     Shards are fixed ranges of a fixed order: the same bytes for any number of workers and any interruption. They
-    stay in `SPLIT-unfinished` until the last one is done, so that nobody takes some of them for the whole set.
+    stay in `.SPLIT-unfinished` until the last one is done, so that nobody takes some of them for the whole set. The
+    record `.SPLIT.pack.json` is hidden as well: other readers of parquet folders stumble over files that are none.
 
     Args:
         max_unreadable: share of the pictures that may be unreadable. They are left out; more than that (and more than
@@ -55,7 +56,7 @@ class Packer:
         self.source, self.folder, self.options = source, folder, options
         self.workers, self.max_unreadable = workers, max_unreadable
         self.order = packing_order(source, options.shuffle)
-        fingerprint, self.bytes_each = _sample(source, self.order, options)
+        fingerprint, self.bytes_each = _sample(source, options)
         self.manifest = Manifest(source.name, fingerprint, len(source), options)
         self._check_neighbours()
         self._continue()
@@ -63,12 +64,12 @@ class Packer:
     @property
     def manifest_path(self) -> Path:
         """The record of source, options and finished shards."""
-        return self.folder / f"{self.options.split}.pack.json"
+        return self.folder / f".{self.options.split}.pack.json"
 
     @property
     def unfinished(self) -> Path:
         """Where shards wait for the last one."""
-        return self.folder / f"{self.options.split}-unfinished"
+        return self.folder / f".{self.options.split}-unfinished"
 
     @property
     def bytes_needed(self) -> int:
@@ -112,7 +113,7 @@ class Packer:
     def _check_neighbours(self) -> None:
         """Files that no manifest tells of would be read as a part of this set."""
         for file in sorted(self.folder.glob("*.parquet")):
-            if not (self.folder / f"{file.name.split('-')[0]}.pack.json").exists():
+            if not (self.folder / f".{file.name.split('-')[0]}.pack.json").exists():
                 raise UserError(f"{self.folder} holds {file.name}, which was not packed there: use a new --out")
 
     def _continue(self) -> None:
@@ -120,15 +121,17 @@ class Packer:
         if not self.manifest_path.exists():
             return
         old = schema.load(Manifest, self.manifest_path)
-        if changed := schema.diff(old.options, self.options):
-            changes = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items())
-            raise UserError(f"{self.folder} is packed with other options ({changes}): restore them or use a new --out")
+        shards = tuple(shard for shard in old.shards if self._find(shard))
+        if not shards:
+            return
         if old.fingerprint != self.manifest.fingerprint:
             raise UserError(
                 f"{self.folder} is packed from {old.source} with {old.pictures} pictures, which is another source, or "
                 "has changed since: use a new --out"
             )
-        shards = tuple(shard for shard in old.shards if self._find(shard))
+        if changed := schema.diff(old.options, self.options):
+            changes = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items())
+            raise UserError(f"{self.folder} is packed with other options ({changes}): restore them or use a new --out")
         self.manifest = replace(old, shards=shards, complete=old.complete and len(shards) == self.options.shards)
 
     def _find(self, shard: Shard) -> Path | None:
@@ -142,9 +145,9 @@ class Packer:
         """Write the missing shards."""
         there = {shard.start for shard in self.manifest.shards}
         missing = [shard for shard in self._plan() if shard.start not in there]
-        chunks = [chunk for shard in missing for chunk in self._chunks(shard)]
+        chunks = (chunk for shard in missing for chunk in self._chunks(shard))
         self.source.reserve(1)  # every block is read once, in order
-        batches = load(partial(_read, self.source, self.order, self.options), iter(chunks), self.workers, False)
+        batches = load(partial(_read, self.source, self.order, self.options), chunks, self.workers, False)
         try:
             for shard in missing:
                 finished = self._write(shard, batches, advance, note)
@@ -276,7 +279,7 @@ def encode(image: Image.Image, original: Stored | None, options: PackOptions) ->
     return buffer.getvalue()
 
 
-def _sample(source: ImageSource, order: npt.NDArray[np.int64], options: PackOptions) -> tuple[str, float]:
+def _sample(source: ImageSource, options: PackOptions) -> tuple[str, float]:
     """The fingerprint of a source, and the mean bytes of its packed pictures, both from a few of them.
 
     The fingerprint covers names, labels, classes and blocks of all pictures, and the pixels of the few.
