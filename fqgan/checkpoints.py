@@ -10,8 +10,8 @@ import torch
 from fqgan import schema
 from fqgan.config import TokenizerConfig
 from fqgan.engine import checkpoint
-from fqgan.engine.run import write_text
 from fqgan.errors import UserError
+from fqgan.files import make_folder, write_text
 from fqgan.schema import FORMAT_VERSION
 from fqgan.tokenizer.model import FactorizedTokenizer
 
@@ -50,7 +50,7 @@ def load_tokenizer(
 def save_tokenizer(tokenizer: FactorizedTokenizer, folder: str | Path) -> Path:
     """Export a tokenizer: `config.json` and `tokenizer.safetensors`, all that `load_tokenizer` needs."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     checkpoint.save_tensors(tokenizer.state_dict(), folder / _WEIGHTS)
     content = schema.to_dict(tokenizer.config)
     del content["format_version"]

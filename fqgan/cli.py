@@ -8,12 +8,14 @@ from importlib import import_module
 
 from fqgan import __version__
 from fqgan.errors import UserError
+from fqgan.files import SURROUNDINGS, reason
 from fqgan.schema import did_you_mean
 
 COMMANDS = {
     "quickstart": ("fqgan.commands.quickstart", "train, evaluate and show a small tokenizer, in minutes on a laptop"),
     "train-tokenizer": ("fqgan.commands.train_tokenizer", "train a tokenizer from a preset, or resume a run"),
     "reconstruct": ("fqgan.commands.reconstruct", "pictures through a tokenizer and back, each factor alone"),
+    "data": ("fqgan.commands.data", "what is in a set of images; pack one into resized parquet shards"),
     "evaluate": ("fqgan.commands.evaluate", "metrics of a tokenizer on a set of images"),
 }
 
@@ -31,15 +33,23 @@ def main(argv: list[str] | None = None) -> int:
         else:
             import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     except UserError as error:
-        # one line, whatever the message quotes
-        print(f"fqgan: error: {' '.join(line.strip() for line in str(error).splitlines())}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # the last net: what writes files says more
+        if error.errno not in SURROUNDINGS:
+            raise
+        return _refuse(f"{error.filename or 'a file'}: {reason(error.errno)}")
     return 0
+
+
+def _refuse(message: str) -> int:
+    # one line, whatever the message quotes
+    print(f"fqgan: error: {' '.join(line.strip() for line in message.splitlines())}", file=sys.stderr)
+    return 2
 
 
 def _help() -> str:

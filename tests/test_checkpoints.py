@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -89,13 +92,12 @@ def test_a_killed_write_leaves_the_one_before_and_is_cleaned_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [first] = write(tmp_path, 1)
-
-    def kill(path: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "_sync", kill)
-        write(tmp_path, 2)
+    if not (child := os.fork()):
+        monkeypatch.setattr(checkpoint, "sync", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+        with suppress(BaseException):
+            write(tmp_path, 2)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     leftovers = [path for path in tmp_path.iterdir() if path != first]
     assert len(leftovers) == 1, "the kill came after the files were written under a temporary name"
     assert latest(tmp_path) == first

@@ -17,7 +17,7 @@ ROOT = Path(fqgan.__file__).parent
 # From the bottom to the top: a module imports from its own layer and those below. A name stands for the modules in it.
 LAYERS = (
     ("fqgan", "fqgan.errors"),
-    ("fqgan.schema",),
+    ("fqgan.schema", "fqgan.files"),
     ("fqgan.config",),
     ("fqgan.presets",),
     ("fqgan.engine.distributed",),

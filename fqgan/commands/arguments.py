@@ -43,13 +43,14 @@ def at_least(smallest: int, **values: int) -> None:
             raise UserError(f"--{name} must be at least {smallest}, got {value}")
 
 
-def check_output(path: Path, *, folder: bool) -> None:
+def check_output(path: Path, *, folder: bool, option: str = "--out") -> None:
     """`UserError` for an output path that cannot be written; told before the work, not after it."""
     if path.exists() and path.is_dir() != folder:
-        raise UserError(f"--out {path} is a {'file' if folder else 'folder'}: name a {'folder' if folder else 'file'}")
+        kinds = ("file", "folder") if folder else ("folder", "file")
+        raise UserError(f"{option} {path} is a {kinds[0]}: name a {kinds[1]}")
     for parent in path.parents:
         if parent.exists() and not parent.is_dir():
-            raise UserError(f"--out {path}: {parent} is a file, not a folder")
+            raise UserError(f"{option} {path}: {parent} is a file, not a folder")
 
 
 def _option_names(cls: type, default: Any) -> set[str]:

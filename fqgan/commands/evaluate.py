@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.progress import image_bar
 from fqgan.errors import UserError
+from fqgan.files import make_folder, write_text
 from fqgan.schema import did_you_mean
 
 PROG = "fqgan evaluate tokenizer"
@@ -108,16 +110,10 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
 
 def progress(batches: Any, images: int) -> Any:
     """The batches, with a bar that counts images."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
-        row = bar.add_task("", total=images, rate="")
+    with image_bar("evaluating", images) as advance:
         for batch in batches:
             yield batch
-            bar.advance(row, len(batch[0]))
-            speed = bar.tasks[row].speed  # None until there are two points in time
-            bar.update(row, rate=f"{speed:.1f} images/s" if speed else "")
+            advance(len(batch[0]))
 
 
 def table(numbers: dict[str, Any]) -> str:
@@ -140,13 +136,11 @@ def table(numbers: dict[str, Any]) -> str:
 
 
 def _write(numbers: dict[str, Any], arguments: Arguments) -> Path:
-    from fqgan.engine.run import write_text
-
     folder = arguments.checkpoint
     if folder.parent.name == "checkpoints":
         folder = folder.parent.parent
     path = folder / "eval.json" if arguments.out == Path() else arguments.out
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, json.dumps(finite(numbers), indent=2) + "\n")
     return path
 

@@ -16,6 +16,7 @@ from fqgan.commands.arguments import parse
 from fqgan.commands.evaluate import finite
 from fqgan.config import TokenizerRunConfig
 from fqgan.errors import UserError
+from fqgan.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,6 @@ def main(argv: list[str]) -> None:
     from fqgan.data.images import PHOTOS, open_source
     from fqgan.engine import checkpoint
     from fqgan.engine.distributed import pick_device
-    from fqgan.engine.run import write_text
     from fqgan.report.evidence import gather
     from fqgan.report.page import page
     from fqgan.tokenizer.training import train_tokenizer

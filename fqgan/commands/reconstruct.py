@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ import tyro
 
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.errors import UserError
+from fqgan.files import make_folder, write_bytes
 
 PROG = "fqgan reconstruct"
 
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> None:
     tokenizer.check_size(size, size)
     # all pictures are read before anything is written, so that a bad one leaves nothing half done
     images = load_images(arguments.images, size)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.out)
     names = [factor.name for factor in tokenizer.config.factors]
     columns = ["original", "reconstruction", *([f"{name} alone" for name in names] if len(names) > 1 else [])]
     print(f"columns: {', '.join(columns)}")
@@ -74,7 +76,9 @@ def main(argv: list[str]) -> None:
             codes = tokenizer.encode(image)
             rows = reconstruction_rows(tokenizer, codes)
         save_picture(row_of([image, *rows]), arguments.out / f"{stem}.png")
-        np.savez(arguments.out / f"{stem}.npz", codes=codes[0].cpu().numpy(), factors=np.array(names))
+        buffer = io.BytesIO()
+        np.savez(buffer, codes=codes[0].cpu().numpy(), factors=np.array(names))
+        write_bytes(arguments.out / f"{stem}.npz", buffer.getvalue())
         print(f"{arguments.out / stem}.png  PSNR {psnr(image, rows[0]).item():.2f} dB")
     print(arguments.out)
 

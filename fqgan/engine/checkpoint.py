@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fqgan.errors import UserError
+from fqgan.files import replacing, sync, writing
 from fqgan.schema import load_json
 
 Tensors = Mapping[str, Tensor]
@@ -27,14 +27,32 @@ def save(root: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str,
     """Write `root/step-NNNNNNNN` and delete all but the last `keep_last` checkpoints.
 
     Every file is written and synced under a temporary name; the rename at the end makes the checkpoint exist.
+    `UnwritableError` where that fails, with nothing left of this checkpoint and all of the earlier ones.
 
     Args:
         tensors: file stem -> tensors of `stem.safetensors`.
         state: JSON-ready rest; `config` in it is also written as config.json.
     """
-    root.mkdir(parents=True, exist_ok=True)
     final, folder = root / f"step-{step:08d}", root / f"{_TEMPORARY}step-{step:08d}"
-    for stale in root.glob(f"{_TEMPORARY}*"):
+    try:
+        with writing(final):
+            _write(folder, step, tensors, state)
+            if final.exists():
+                shutil.rmtree(final)
+            folder.rename(final)
+            sync(root)
+            for old in list(_steps(root))[keep_last:]:
+                shutil.rmtree(old)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return final
+
+
+def _write(folder: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any]) -> None:
+    """All files of a checkpoint, synced, in a folder of temporary name."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(stale)
     folder.mkdir()
     for stem, group in tensors.items():
@@ -43,14 +61,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str,
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     (folder / "state.json").write_text(json.dumps({**state, "step": step, "files": sizes}, indent=2) + "\n")
     for path in [*folder.iterdir(), folder]:
-        _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    folder.rename(final)
-    _sync(root)
-    for old in list(_steps(root))[keep_last:]:
-        shutil.rmtree(old)
-    return final
+        sync(path)
 
 
 def latest(root: Path) -> Path | None:
@@ -89,9 +100,8 @@ def problem_of(folder: Path) -> str:
 
 def save_tensors(tensors: Tensors, path: Path) -> None:
     """Write a safetensors file, whole or not at all."""
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
-    save_file(_exportable(tensors), temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(_exportable(tensors), temporary)
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -145,11 +155,3 @@ def _steps(root: Path) -> Iterator[Path]:
 
 def _exportable(tensors: Tensors) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +16,7 @@ from fqgan.config import TrainConfig
 from fqgan.engine.distributed import World
 from fqgan.engine.run import RunFolder
 from fqgan.errors import UserError
+from fqgan.files import writing
 
 _SHOWN = ("reconstruction_loss", "perceptual_loss", "loss", "val_psnr")
 
@@ -33,7 +36,10 @@ class Log:
         # imported late: it is slow, and only training needs it
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._board = SummaryWriter(run.path / "tensorboard", purge_step=start + 1)
+        self._hook, threading.excepthook = threading.excepthook, self._without_write_errors
+        self._board_path = run.path / "tensorboard"
+        with writing(self._board_path):
+            self._board = SummaryWriter(self._board_path, purge_step=start + 1)
         self._wandb = _wandb(config.wandb, run) if config.wandb else None
         if sys.stdout.isatty():
             columns = (
@@ -67,8 +73,9 @@ class Log:
             return
         rate = self._images_per_second(True)
         self.run.log({"step": step, **values, "images_per_second": round(rate, 2)})
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with writing(self._board_path):
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(values, step=step)
         shown = "  ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
@@ -79,11 +86,18 @@ class Log:
         """Flush and end the bar."""
         if not self.active:
             return
-        self._board.close()
+        with suppress(OSError):  # stats.jsonl holds the same numbers
+            self._board.close()
+        threading.excepthook = self._hook
         if self._wandb:
             self._wandb.finish()
         if self._bar:
             self._bar.stop()
+
+    def _without_write_errors(self, error: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread keeps a write error for the next call, which raises it: no traceback beside that."""
+        if not isinstance(error.exc_value, OSError):
+            self._hook(error)
 
     def _images_per_second(self, mark: bool) -> float:
         """Rate since the last mark."""

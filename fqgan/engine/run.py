@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from fqgan import schema
 from fqgan.engine import checkpoint
 from fqgan.errors import UserError
+from fqgan.files import UnwritableError, lock, make_folder, write_text, writing
 
 # what a resumed run may change: how long, where and how it is watched, but nothing that it computes
 CHANGEABLE = {
@@ -59,13 +60,11 @@ class RunFolder:
     def open(self) -> Path | None:
         """Take the lock, write the config, and return the checkpoint to resume from, if there is one."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / "lock").open("w")
-        except OSError as error:
-            raise UserError(f"--run {self.path} cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            make_folder(self.path)
+            self._lock = lock(self.path / "lock")
+        except UnwritableError as error:
+            raise UserError(f"--run {error}") from None
+        except BlockingIOError:
             raise UserError(f"{self.path} is in use by another process: wait for it or use a new --run") from None
         found = checkpoint.latest(self.checkpoints)
         write_text(self.path / "config.json", json.dumps(schema.to_dict(self.config), indent=2) + "\n")
@@ -83,28 +82,24 @@ class RunFolder:
                 except (ValueError, KeyError):
                     break  # a line that a kill cut off; nothing after it counts
         write_text(path, "".join(lines))
-        self._stats = path.open("a")
+        with writing(path):
+            self._stats = path.open("a")
 
     def log(self, values: dict[str, Any]) -> None:
         """Append one step's values to stats.jsonl."""
         assert self._stats is not None, "open_stats comes first"
-        self._stats.write(json.dumps(values) + "\n")
-        self._stats.flush()
+        with writing(self.path / "stats.jsonl"):
+            self._stats.write(json.dumps(values) + "\n")
+            self._stats.flush()
 
     def close(self) -> None:
         """Give the lock back."""
         for handle in (self._stats, self._lock):
             if handle is not None:
-                handle.close()
+                with suppress(OSError):  # a line that found no room, and was told, would be written again
+                    handle.close()
 
 
 def read_stats(path: Path) -> list[dict[str, Any]]:
     """All lines of a run's stats.jsonl."""
     return [json.loads(line) for line in (path / "stats.jsonl").read_text().splitlines()]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's text in one step."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text)
-    temporary.replace(path)

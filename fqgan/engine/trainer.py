@@ -25,6 +25,7 @@ from fqgan.engine.logs import Log
 from fqgan.engine.optim import Ema, learning_rate
 from fqgan.engine.run import RunFolder
 from fqgan.errors import UserError
+from fqgan.files import UnwritableError
 
 Terms = dict[str, Tensor]
 
@@ -109,6 +110,8 @@ class Trainer:
         self.accumulate = train.batch // (micro_batch(train, world.size) * world.size)
         self.ema = Ema(task.phases[0].module, train.ema_decay) if train.ema_decay else None
         self.window: dict[str, Tensor] = {}
+        self.saved = 0
+        """Steps behind the last checkpoint."""
         self.signal = 0
 
     @property
@@ -117,8 +120,8 @@ class Trainer:
         return self.ema.module if self.ema else self.task.phases[0].module
 
     def fit(self, resume: Path | None) -> None:
-        """Train to the last step. SIGTERM and Ctrl-C save, then raise SystemExit."""
-        start = self._restore(resume) if resume else 0
+        """Train to the last step. SIGTERM and Ctrl-C save, then raise SystemExit; `UserError` on a full disk."""
+        start = self.saved = self._restore(resume) if resume else 0
         if start >= self.steps and self.world.is_main:
             print(f"{self.run.path} has already done its {self.steps} steps", flush=True)
         for phase in self.task.phases:
@@ -127,6 +130,9 @@ class Trainer:
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._loop(start, log)
+        except UnwritableError as error:
+            then = f"resumes from step {self.saved}" if self.saved else "starts again"
+            raise UserError(f"{error}; the same command {then}") from None
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -259,6 +265,7 @@ class Trainer:
                 "data": self.task.fingerprint(),
             }
             checkpoint.save(self.run.checkpoints, step, tensors, state, self.config.keep_last)
+            self.saved = step
         distributed.barrier()
 
     def _restore(self, folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from fqgan.data.transforms import to_uint8
+from fqgan.files import make_folder, write_bytes
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 
@@ -45,7 +47,7 @@ def to_image(image: Tensor) -> Image.Image:
 
 def save_picture(image: Tensor, path: Path) -> None:
     """Write a (3, H, W) tensor in [-1, 1] as PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    to_image(image).save(temporary, format="PNG")
-    temporary.replace(path)
+    make_folder(path.parent)
+    buffer = io.BytesIO()
+    to_image(image).save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,93 @@
+"""What is in an image source: classes, sizes, formats, and what cannot be read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fqgan.data.headers import Header, evenly_spaced, header
+from fqgan.data.images import FolderSource, ImageSource
+from fqgan.data.parquet import ParquetSource
+from fqgan.data.photos import PhotoSource
+from fqgan.data.workers import load
+
+_KINDS = {FolderSource: "image folder", ParquetSource: "parquet files", PhotoSource: "packaged photographs"}
+_BATCH = 64
+
+
+def survey(
+    source: ImageSource,
+    *,
+    scan: int = 1000,
+    decode: bool = False,
+    sizes: Sequence[int] = (256,),
+    workers: int = 0,
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """JSON-ready numbers of a source.
+
+    `scan` evenly spaced pictures are looked at (0: all), by their headers or, with `decode`, whole; `below` counts
+    those of them whose shorter side is below each of `sizes` pixels. `advance` is told how many pictures were done.
+    """
+    indices = evenly_spaced(source.blocks, scan)
+    keys = (indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH))
+    headers: list[Header] = []
+    batches = load(partial(_look, source, decode), keys, workers, False)
+    for width, height, form, mode, size, problem in batches:
+        rows = zip(width.tolist(), height.tolist(), form, mode, size.tolist(), problem, strict=True)
+        headers += [Header(*row) for row in rows]
+        advance(len(problem))
+    return {
+        "source": source.name,
+        "kind": _KINDS.get(type(source), type(source).__name__),
+        "pictures": len(source),
+        **_labels(source),
+        "blocks": {"count": len(source.blocks), **_spread(source.blocks)},
+        "scanned": len(headers),
+        "decoded": decode,
+        **_pictures([found for found in headers if not found.problem], sizes),
+        "unreadable": [found.problem for found in headers if found.problem],
+    }
+
+
+def _look(source: ImageSource, decode: bool, index: int) -> tuple[tuple[Any, ...], list[str]]:
+    return tuple(header(source, index, decode)), []
+
+
+def _labels(source: ImageSource) -> dict[str, Any]:
+    """Classes and their counts; a class without a name is called by its number."""
+    labelled = source.labels[source.labels >= 0]
+    numbers, counts = np.unique(labelled, return_counts=True)
+    found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    names = dict(enumerate(source.classes)) | {n: str(n) for n in found if n >= len(source.classes)}
+    if len(set(names.values())) < len(names):
+        names = {number: f"{number} {name}" for number, name in names.items()}
+    return {
+        "classes": {name: found.get(number, 0) for number, name in names.items()},
+        "labels": [int(labelled.min()), int(labelled.max())] if len(labelled) else None,
+        "unlabelled": len(source) - len(labelled),
+    }
+
+
+def _pictures(headers: list[Header], sizes: Sequence[int]) -> dict[str, Any]:
+    shorter = [min(found.width, found.height) for found in headers]
+    bytes_each = [found.size for found in headers if found.size]
+    return {
+        "width": _spread([found.width for found in headers]),
+        "height": _spread([found.height for found in headers]),
+        "shorter_side": _spread(shorter),
+        "below": {str(size): sum(side < size for side in shorter) for size in sizes},
+        "formats": dict(Counter(found.format for found in headers if found.format).most_common()),
+        "modes": dict(Counter(found.mode for found in headers).most_common()),
+        "mean_bytes": round(sum(bytes_each) / len(bytes_each)) if bytes_each else None,
+    }
+
+
+def _spread(values: Sequence[int]) -> dict[str, float]:
+    if not values:
+        return {}
+    return {"min": int(min(values)), "median": float(np.median(values)), "max": int(max(values))}

@@ -1,0 +1,119 @@
+"""Files that are written whole or not at all, in one line why they could not be, and lock files."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from fqgan.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+SURROUNDINGS = (
+    *_FULL,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE),
+)
+"""Numbers of errors that are neither a bug nor a user's typing mistake, but how the machine is."""
+# file systems without locks: better no lock than no run
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+class UnwritableError(UserError):
+    """A file or folder that cannot be written: a full disk, a read-only one, or no permission."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What fails in here because of the disk raises `UnwritableError`, which names `path` and the reason."""
+    try:
+        yield
+    except Exception as error:
+        number = _number(error)
+        if number is None:
+            raise
+        raise UnwritableError(f"{path} cannot be written: {reason(number)}") from None
+
+
+def reason(number: int) -> str:
+    """What an error number of the system says, and what helps."""
+    return os.strerror(number) + (": free some space" if number in _FULL else "")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`. What is written there becomes `path` at the end; after an error it is removed."""
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with writing(path):
+            yield temporary
+            temporary.replace(path)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file's content in one step; `UnwritableError` where that fails."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text in one step; `UnwritableError` where that fails."""
+    write_bytes(path, text.encode())
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents where they are missing; `UnwritableError` where that fails."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def lock(path: Path) -> IO[str]:
+    """The open lock file `path`, held until it is closed. BlockingIOError where another process holds it,
+    `UnwritableError` where the file cannot be made."""
+    with writing(path):
+        handle = path.open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            handle.close()
+            raise
+    # a forked child shares the lock: the workers of a killed process would hold it for seconds
+    held = weakref.ref(handle)
+    os.register_at_fork(after_in_child=lambda: _close(held()))
+    return handle
+
+
+def _close(handle: IO[str] | None) -> None:
+    if handle is not None:
+        handle.close()
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _number(error: Exception) -> int | None:
+    """The system's error number. Libraries in Rust have it in the text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
