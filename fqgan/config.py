@@ -125,10 +125,10 @@ class DataConfig:
     """Where images come from and how they are cut."""
 
     source: str = ""
-    """`photos` (the packaged photographs), an image folder, or parquet files or WebDataset tars: a file, a folder of
-    them, a glob, or a range such as `train-{0000..0099}.tar`."""
+    """`photos` (the packaged photographs), `cifar10` or `cifar100` (as torchvision keeps them), an image folder, or
+    parquet files or WebDataset tars: a file, a folder of them, a glob, or a range such as `train-{0000..0099}.tar`."""
     validation: str = ""
-    """The same for validation; empty: the held-out regions of `photos`, else no validation."""
+    """The same for validation; empty: the held-out regions of `photos`, CIFAR's test split, else no validation."""
     crop_min: float = 0.8
     """ADM random crop: smallest crop as a fraction of the resized shorter side."""
     crop_max: float = 1.0

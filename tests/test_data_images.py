@@ -135,8 +135,8 @@ def test_parquet_variants(tmp_path: Path) -> None:
         source.read(2)
 
 
-def test_shuffled_reading_opens_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_source(str(write_parquet(tmp_path / "a.parquet", list(range(40)))))
+def counted_row_groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The row groups that are read from now on, in a list that grows."""
     reads: list[int] = []
     original = pq.ParquetFile.read_row_group
 
@@ -145,6 +145,12 @@ def test_shuffled_reading_opens_each_row_group_once(tmp_path: Path, monkeypatch:
         return original(self, group, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counting)
+    return reads
+
+
+def test_shuffled_reading_opens_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(str(write_parquet(tmp_path / "a.parquet", list(range(40)))))
+    reads = counted_row_groups(monkeypatch)
     source.reserve(3)
     for index in epoch_order(source.blocks, seed=0, epoch=0, window=3):
         assert source.read(int(index))[1] == index
@@ -175,7 +181,7 @@ def test_errors_of_paths(tmp_path: Path) -> None:
     assert error(tmp_path / "imagenete") == f"{tmp_path}/imagenete does not exist; did you mean 'imagenette'?"
     assert error("fotos").startswith("fotos does not exist; did you mean 'photos'?")
     assert error(tmp_path / "nowhere/a.parquet") == f"{tmp_path}/nowhere/a.parquet does not exist"
-    assert error("") == "no image source is set: name photos, an image folder, parquet files or tars"
+    assert error("") == "no image source is set: name photos, cifar10, an image folder, parquet files or tars"
     assert error(tmp_path / "imagenette").startswith(f"{tmp_path}/imagenette holds no picture (.jpg ")
     picture = save(tmp_path / "a.png")
     assert error(picture) == f"{picture} is neither a folder nor a .parquet or .tar file"

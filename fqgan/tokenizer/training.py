@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fqgan.config import TokenizerRunConfig
 from fqgan.data.fingerprint import fingerprint
-from fqgan.data.images import ImageSource, open_source
+from fqgan.data.images import ImageSource, default_validation, open_source
 from fqgan.data.loader import evaluation_batches, training_batches
 from fqgan.data.transforms import normalize
 from fqgan.data.unreadable import UnreadableMeter
@@ -215,7 +215,7 @@ def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
         torch.use_deterministic_algorithms(True)
     micro_batch(config.train, world.size)
     if not config.data.source:
-        raise UserError("--data.source is missing: photos, a folder of images, parquet files or tars")
+        raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
     source = open_source(config.data.source)
     validation = _validation_source(config)
     teachers = {name: load_teacher(name) for name in dict.fromkeys(f.teacher for f in config.model.factors) if name}
@@ -239,7 +239,7 @@ def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
 
 
 def _validation_source(config: TokenizerRunConfig) -> ImageSource | None:
-    spec = config.data.validation or ("photos" if config.data.source == "photos" else "")
+    spec = config.data.validation or default_validation(config.data.source)
     return open_source(spec, "validation") if spec else None
 
 
