@@ -89,8 +89,8 @@ def test_split_folders_are_not_taken_for_classes(tmp_path: Path) -> None:
 
 
 def test_parquet_file(tmp_path: Path) -> None:
-    source = open_source(str(write_parquet(tmp_path / "a.parquet", list(range(10)), names=("x", "y"))))
-    assert (len(source), source.blocks, source.classes) == (10, [4, 4, 2], ("x", "y"))
+    source = open_source(str(write_parquet(tmp_path / "a.parquet", list(range(10)), names=tuple("abcdefghij"))))
+    assert (len(source), source.blocks, source.classes) == (10, [4, 4, 2], tuple("abcdefghij"))
     for index in (9, 0, 5, 4):
         image, label = source.read(index)
         assert (image.getpixel((3, 3)), label) == ((index,) * 3, index)
@@ -203,6 +203,16 @@ def test_errors_of_parquet_files(tmp_path: Path) -> None:
     assert error(tmp_path / "names.parquet").endswith("the column label must hold integers, not string")
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "rows.parquet")
     assert error(tmp_path / "rows.parquet").endswith("holds no picture: its parquet files have no rows")
+
+
+def test_labels_must_be_classes(tmp_path: Path) -> None:
+    """Such a label would end a training on a GPU in a failed assertion of some kernel, hours later."""
+    path = write_parquet(tmp_path / "a.parquet", [0, 1, 2, 1, 3], names=("x", "y"))
+    assert error(path) == f"row 2 of {path} has the label 2: the 2 classes are 0 to 1, and -1 stands for none"
+    pq.write_table(pa.table({"image": [png(1)] * 3, "label": [7, -1, -2]}), path)
+    assert error(path) == f"row 2 of {path} has the label -2: -1 stands for none"
+    pq.write_table(pa.table({"image": [png(1)] * 3, "label": [7, -1, None]}), path)
+    assert open_source(str(path)).labels.tolist() == [7, -1, -1]
 
 
 def test_data_damaged_after_opening_is_a_user_error(tmp_path: Path) -> None:

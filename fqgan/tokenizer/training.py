@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fqgan.config import TokenizerRunConfig
 from fqgan.data.fingerprint import fingerprint
 from fqgan.data.images import ImageSource, default_validation, open_source
-from fqgan.data.loader import evaluation_batches, training_batches
+from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
 from fqgan.data.transforms import normalize
 from fqgan.data.unreadable import UnreadableMeter
 from fqgan.engine import distributed
@@ -217,6 +217,7 @@ def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
     if not config.data.source:
         raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
     source = open_source(config.data.source)
+    check_ranks(source, world.size)
     validation = _validation_source(config)
     teachers = {name: load_teacher(name) for name in dict.fromkeys(f.teacher for f in config.model.factors) if name}
     config = _with_teacher_dims(config, teachers)
