@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from fqgan.errors import UserError
-from fqgan.schema import flatten
+from fqgan.ranges import check_ranges
 
 # Class-token (or pooled) feature dimensions of the teachers that presets name, so that a model can be built
 # without loading its teachers.
@@ -100,7 +98,7 @@ class TokenizerConfig:
         """Raise `UserError` for an architecture that cannot be built."""
         if not self.factors or not self.channel_multipliers:
             raise UserError("model.factors and model.channel_multipliers need at least one entry each")
-        _check_ranges(self, "model.")
+        check_ranges(self, "model.")
         if self.image_size % self.downsampling:
             raise UserError(
                 f"model.image_size {self.image_size} is no multiple of the downsampling factor {self.downsampling}"
@@ -128,10 +126,10 @@ class DataConfig:
     """Where images come from and how they are cut."""
 
     source: str = ""
-    """`photos` (the packaged photographs), an image folder, or parquet files or WebDataset tars: a file, a folder of
-    them, a glob, or a range such as `train-{0000..0099}.tar`."""
+    """`photos` (the packaged photographs), `cifar10` or `cifar100` (as torchvision keeps them), an image folder, or
+    parquet files or WebDataset tars: a file, a folder of them, a glob, or a range such as `train-{0000..0099}.tar`."""
     validation: str = ""
-    """The same for validation; empty: the held-out regions of `photos`, else no validation."""
+    """The same for validation; empty: the held-out regions of `photos`, CIFAR's test split, else no validation."""
     crop_min: float = 0.8
     """ADM random crop: smallest crop as a fraction of the resized shorter side."""
     crop_max: float = 1.0
@@ -329,7 +327,7 @@ class TokenizerRunConfig:
     def check(self) -> None:
         """Raise `UserError` for settings that contradict each other."""
         self.model.check()
-        _check_ranges(self)
+        check_ranges(self)
         dims = {factor.code_dim for factor in self.model.factors}
         if self.loss.disentangle_weight and len(dims) > 1:
             raise UserError("loss.disentangle_weight needs factors of one code_dim (Eq. 7): set it to 0 or align them")
@@ -344,36 +342,3 @@ class TokenizerRunConfig:
         self.discriminator.check(self.model.image_size)
         if self.discriminator.adaptive and not (self.loss.reconstruction_weight or self.loss.perceptual_weight):
             raise UserError("discriminator.adaptive needs loss.reconstruction_weight or loss.perceptual_weight above 0")
-
-
-# what numbers may be; all others must be at least 0
-_AT_LEAST_1 = re.compile(
-    r"model\.(image_size|stem|channels|channel_multipliers|res_blocks|z_channels|adapter_head_dim|feature_head_depth|"
-    r"feature_head_heads|factors\.\d+\.(codebook_size|code_dim))|data\.(window|lanes)|"
-    r"discriminator\.(channels|layers|r1_every)|"
-    r"train\.(batch|log_every|checkpoint_every|keep_last)"
-)
-_ABOVE_0 = ("loss.entropy_temperature", "loss.representation_temperature", "optimizer.lr")
-_BELOW_1 = (
-    "data.max_unreadable",
-    "model.dropout",
-    "discriminator.lecam_decay",
-    "optimizer.beta1",
-    "optimizer.beta2",
-    "optimizer.momentum",
-    "quantizer.ema_decay",
-    "train.ema_decay",
-)
-
-
-def _check_ranges(config: Any, prefix: str = "") -> None:
-    """`UserError` for the first number outside its range; infinity and not-a-number are outside every range."""
-    for leaf, value in flatten(config).items():
-        name = prefix + leaf
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, str):
-                continue
-            low, high = int(bool(_AT_LEAST_1.fullmatch(name))), 1 if name in _BELOW_1 else math.inf
-            if not low <= number < high or (name in _ABOVE_0 and not number):
-                rule = "above 0" if name in _ABOVE_0 else f"at least {low}" + (" and below 1" if high == 1 else "")
-                raise UserError(f"{name} must be {rule}, got {number}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from fqgan import schema
 from fqgan.cli import main
 from fqgan.config import TokenizerRunConfig
+from fqgan.engine import distributed
 from fqgan.engine.run import RunFolder
 from fqgan.tokenizer import training
 
@@ -125,6 +126,12 @@ def test_a_picture_too_small_for_training_is_named(workers: int, here: Path, ref
 
     # what the line advises works: as long as there is no checkpoint, the settings may change
     assert main([str(argument) for argument in (*TRAIN, *options, "--data.upscale")]) == 0
+
+
+def test_more_ranks_than_pictures(nothing_happens: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "start", lambda device: distributed.World(0, 9, torch.device("cpu")))
+    line = nothing_happens(*TRAIN, "--train.batch", "9")
+    assert "holds 8 picture(s) for 9 ranks" in line
 
 
 def test_a_run_keeps_its_settings(here: Path, pictures: Path, nothing_happens: Refused) -> None:

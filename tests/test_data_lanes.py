@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from noise import Noise, batches
-from test_data_images import write_parquet
+from test_data_images import counted_row_groups, write_parquet
 
 from fqgan.config import DataConfig
 from fqgan.data.images import open_source
@@ -132,14 +130,7 @@ def test_enough_blocks_are_kept(lanes: int, world: int) -> None:
 
 def test_row_groups_are_read_once_by_one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "a.parquet", list(range(240)), group=5)
-    reads: list[int] = []
-    original = pq.ParquetFile.read_row_group
-
-    def counting(self: pq.ParquetFile, group: int, **options: Any) -> pa.Table:
-        reads.append(group)
-        return original(self, group, **options)
-
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counting)
+    reads = counted_row_groups(monkeypatch)
     config = DataConfig(workers=0, window=8, lanes=4)
     for rank in range(4):
         batches(open_source(str(path)), 20, config, micro_batch=3, rank=rank, world=4, size=8)

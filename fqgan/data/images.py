@@ -22,6 +22,7 @@ from fqgan.errors import UserError
 from fqgan.schema import did_you_mean
 
 PHOTOS = "photos"
+CIFAR = ("cifar10", "cifar100")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 FILES = (".parquet", ".tar")
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
@@ -99,21 +100,30 @@ class FolderSource:
 
 
 def open_source(spec: str, split: str = "train") -> ImageSource:
-    """Open `photos` (the packaged photographs), an image folder, or parquet files or WebDataset tars: one file, a
-    folder of them, a glob, or a range such as `train-{0000..0099}.tar`.
+    """Open `photos` (the packaged photographs), `cifar10`, `cifar100`, an image folder, or parquet files or WebDataset
+    tars: one file, a folder of them, a glob, or a range such as `train-{0000..0099}.tar`.
 
-    `split` is "train" or "validation". It picks regions of the photographs, and one of several splits in a folder
-    that holds them side by side (`train/` and `val/`, or `train-0.tar` and `test-0.tar`; `test` serves as
-    validation where nothing else does). Otherwise it has no meaning. `UserError` for what is missing, empty or broken.
+    `split` is "train" or "validation". It picks regions of the photographs, CIFAR's training or test pictures, and one
+    of several splits in a folder that holds them side by side (`train/` and `val/`, or `train-0.tar` and `test-0.tar`;
+    `test` serves as validation where nothing else does). Otherwise it has no meaning. `UserError` for what is missing,
+    empty or broken.
     """
+    from fqgan.data.cifar import CifarSource
     from fqgan.data.photos import PhotoSource
 
     if not spec:
-        raise UserError("no image source is set: name photos, an image folder, parquet files or tars")
+        raise UserError("no image source is set: name photos, cifar10, an image folder, parquet files or tars")
     if spec == PHOTOS:
         return PhotoSource(split)
+    if spec in CIFAR:
+        return CifarSource(spec, split)
     path = Path(spec).expanduser()
     return _open_folder(path, split, spec) if path.is_dir() else _open_files(_find(path, spec), spec)
+
+
+def default_validation(spec: str) -> str:
+    """What validates a source where nothing else is named: itself, if it knows its splits; else nothing."""
+    return spec if spec in (PHOTOS, *CIFAR) else ""
 
 
 def _open_folder(folder: Path, split: str, spec: str) -> ImageSource:
@@ -202,7 +212,7 @@ def _of_split(paths: list[Path], split: str, spec: str) -> list[Path]:
 
 def _missing(spec: str, path: Path) -> UserError:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return UserError(f"{spec} does not exist{did_you_mean(path.name, [PHOTOS, *siblings])}")
+    return UserError(f"{spec} does not exist{did_you_mean(path.name, [PHOTOS, *CIFAR, *siblings])}")
 
 
 def _pictures_below(folder: Path) -> list[str]:

@@ -128,11 +128,12 @@ def training_batches(
     gives every rank blocks of its own. A data set smaller than a batch comes several times in it.
 
     A picture that cannot be read is replaced by another (see `TrainingSet`), named in a warning and counted in
-    `Batches.unreadable`. `UserError` when `batch` is no multiple of micro_batch * world, when no substitute is found,
-    and for pictures that are too small.
+    `Batches.unreadable`. `UserError` when `batch` is no multiple of micro_batch * world, for more ranks than
+    pictures, when no substitute is found, and for pictures that are too small.
     """
     if batch % (micro_batch * world):
         raise UserError(f"batch {batch} is no multiple of micro_batch {micro_batch} times {world} ranks")
+    check_ranks(source, world)
     stream = SampleStream(source.blocks, seed, config.window, config.lanes)
     source.reserve(stream.blocks_at_hand(world))
     together = world * micro_batch
@@ -144,6 +145,12 @@ def training_batches(
     else:
         keys = (stream.take(start + rank, start + together, world) for start in starts)
     return load(TrainingSet(source, config, size, seed).read_or_replace, keys, config.workers, pin_memory)
+
+
+def check_ranks(source: ImageSource, world: int) -> None:
+    """`UserError` for more ranks than pictures. A batch may be larger than the data set: the stream goes on."""
+    if world > len(source):
+        raise UserError(f"{source.name} holds {len(source)} picture(s) for {world} ranks: start no more than it holds")
 
 
 def evaluation_batches(

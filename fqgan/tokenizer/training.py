@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fqgan.config import TokenizerRunConfig
 from fqgan.data.fingerprint import fingerprint
-from fqgan.data.images import ImageSource, open_source
-from fqgan.data.loader import evaluation_batches, training_batches
+from fqgan.data.images import ImageSource, default_validation, open_source
+from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
 from fqgan.data.transforms import normalize
 from fqgan.data.unreadable import UnreadableMeter
 from fqgan.engine import distributed
@@ -262,8 +262,9 @@ def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
         torch.use_deterministic_algorithms(True)
     micro_batch(config.train, world.size)
     if not config.data.source:
-        raise UserError("--data.source is missing: photos, a folder of images, parquet files or tars")
+        raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
     source = open_source(config.data.source)
+    check_ranks(source, world.size)
     validation = _validation_source(config)
     teachers = load_teachers(config.model.factors, config.train.precision, world.device)
     config = _with_teacher_dims(config, teachers)
@@ -288,7 +289,7 @@ def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
 
 
 def _validation_source(config: TokenizerRunConfig) -> ImageSource | None:
-    spec = config.data.validation or ("photos" if config.data.source == "photos" else "")
+    spec = config.data.validation or default_validation(config.data.source)
     return open_source(spec, "validation") if spec else None
 
 

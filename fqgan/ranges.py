@@ -1,0 +1,42 @@
+"""The range that each number of a configuration must lie in."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from fqgan.errors import UserError
+from fqgan.schema import flatten
+
+# what numbers may be; all others must be at least 0
+_AT_LEAST_1 = re.compile(
+    r"model\.(image_size|stem|channels|channel_multipliers|res_blocks|z_channels|adapter_head_dim|feature_head_depth|"
+    r"feature_head_heads|factors\.\d+\.(codebook_size|code_dim))|data\.(window|lanes)|"
+    r"discriminator\.(channels|layers|r1_every)|"
+    r"train\.(batch|log_every|checkpoint_every|keep_last)"
+)
+_ABOVE_0 = ("loss.entropy_temperature", "loss.representation_temperature", "optimizer.lr")
+_BELOW_1 = (
+    "data.max_unreadable",
+    "model.dropout",
+    "discriminator.lecam_decay",
+    "optimizer.beta1",
+    "optimizer.beta2",
+    "optimizer.momentum",
+    "quantizer.ema_decay",
+    "train.ema_decay",
+)
+
+
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """`UserError` for the first number outside its range; infinity and not-a-number are outside every range."""
+    for leaf, value in flatten(config).items():
+        name = prefix + leaf
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, str):
+                continue
+            low, high = int(bool(_AT_LEAST_1.fullmatch(name))), 1 if name in _BELOW_1 else math.inf
+            if not low <= number < high or (name in _ABOVE_0 and not number):
+                rule = "above 0" if name in _ABOVE_0 else f"at least {low}" + (" and below 1" if high == 1 else "")
+                raise UserError(f"{name} must be {rule}, got {number}")
