@@ -18,6 +18,7 @@ ROOT = Path(fqgan.__file__).parent
 LAYERS = (
     ("fqgan", "fqgan.errors"),
     ("fqgan.schema", "fqgan.files"),
+    ("fqgan.ranges",),
     ("fqgan.config",),
     ("fqgan.presets",),
     ("fqgan.engine.distributed",),
