@@ -154,7 +154,7 @@ def _caveats(report: Report) -> Html:
         judge,
         f"The baseline keeps each patch's exact mean colour: at least 24 bits for {patch} pixels. "
         f"The tokenizer spends {bits:g} bits on them.",
-        "The data are crops of ten photographs. Held-out crops come from a band of the same photographs that training "
+        "The data are crops of ten photographs. Held-out crops come from a strip of the same photographs that training "
         "never saw: new content of known scenes, not new scenes. They overlap one another, so there are fewer "
         "independent images than crops.",
         f"The Fréchet distance compares {images:,} crops in 1,280 dimensions: too few for an unbiased value. "
