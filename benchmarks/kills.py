@@ -4,8 +4,9 @@ python benchmarks/kills.py [--runs 100] [--steps 9] [--seed 0] [--keep FOLDER]
 
 A tiny tokenizer with everything on: GAN, entropy, InfoNCE, moving average, augmentation, dropout, accumulation over two
 micro-batches, two loader workers, validation. Every run is killed once to three times and started again at once by the
-same command, until it is through. Three in four kills fall at a moment drawn evenly from the CPU time of a whole run (of
-the main thread: wall time says little where others work on the machine, too), the fourth while a checkpoint is written.
+same command, until it is through. Three in four kills fall at a moment drawn evenly from the CPU time of a whole run
+(of the main thread: wall time says little where others work on the machine, too), the fourth while a checkpoint is
+written.
 Weights, optimizers, moving averages, meters, lines of statistics and pictures are compared with those of a run that
 nobody killed. The processes are forked from one that has imported everything, so that a start costs no seconds. Linux
 only. Exit status 1 if any run differs.
@@ -138,7 +139,8 @@ def ended(child: int, until: Callable[[], bool] = lambda: False) -> int | None:
 
 def moment(child: int, run: Path, rng: np.random.Generator, seconds: float) -> Callable[[], bool]:
     """When to kill: from a CPU time on, or from a CPU time after the first checkpoint's write that is seen then."""
-    at, writing, after = rng.uniform(0, seconds), rng.random() < 0.25, rng.uniform(0, WRITE_SECONDS)
+    writing, after = rng.random() < 0.25, rng.uniform(0, WRITE_SECONDS)
+    at = rng.uniform(0, seconds / 2 if writing else seconds)
 
     def come() -> bool:
         nonlocal at, writing
@@ -227,13 +229,12 @@ def compare(folder: Path, runs: int, steps: int, seed: int) -> int:
     write_pictures(folder / "pictures")
     config = folder / "config.json"
     schema.save(configuration(folder / "pictures", steps), config)
-    seconds = 0.0
     for name in ("warm-up", "straight"):
-        child = start(config, folder / name)
+        child, seconds = start(config, folder / name), 0.0
 
         def watch(child: int = child) -> bool:
             nonlocal seconds
-            seconds = max(seconds, cpu_seconds(child))
+            seconds = cpu_seconds(child)
             return False
 
         if ended(child, watch) != 0:
@@ -241,9 +242,8 @@ def compare(folder: Path, runs: int, steps: int, seed: int) -> int:
             return 1
     expected = contents(folder / "straight", steps)
     tensors = sum(isinstance(value, torch.Tensor) for value in expected.values())
-    print(
-        f"uninterrupted: {steps} steps in {seconds:.1f} s of CPU time; {tensors} tensors, {len(expected)} things to compare"
-    )
+    print(f"uninterrupted: {steps} steps in {seconds:.1f} s of CPU time; {len(expected)} things to compare, ", end="")
+    print(f"{tensors} of them tensors", flush=True)
     outcomes = []
     for i in range(runs):
         run = folder / f"run-{i:03d}"
