@@ -125,9 +125,10 @@ class DataConfig:
     """Where images come from and how they are cut."""
 
     source: str = ""
-    """`photos` (the packaged photographs), an image folder, a parquet file, or a folder of parquet files."""
+    """`photos` (the packaged photographs), `cifar10` or `cifar100` (as torchvision keeps them), an image folder, or
+    parquet files or WebDataset tars: a file, a folder of them, a glob, or a range such as `train-{0000..0099}.tar`."""
     validation: str = ""
-    """The same for validation; empty: the held-out regions of `photos`, else no validation."""
+    """The same for validation; empty: the held-out regions of `photos`, CIFAR's test split, else no validation."""
     crop_min: float = 0.8
     """ADM random crop: smallest crop as a fraction of the resized shorter side."""
     crop_max: float = 1.0
@@ -142,7 +143,10 @@ class DataConfig:
     workers: int = 4
     """Loader processes of each rank; 0: load in the training process."""
     window: int = 16
-    """Blocks of a sequential source (row groups) that are shuffled together."""
+    """Blocks of a sequential source (row groups, spans of a tar) that are shuffled together, over all lanes."""
+    lanes: int = 1
+    """Lanes of the sample order. Where it is a multiple of the ranks, every rank reads blocks of its own, which spares
+    shared storage; the order depends on it, but not on the ranks. 1: all ranks read all blocks."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +275,7 @@ class TokenizerRunConfig:
 # what numbers may be; all others must be at least 0
 _AT_LEAST_1 = re.compile(
     r"model\.(image_size|stem|channels|channel_multipliers|res_blocks|z_channels|adapter_head_dim|feature_head_depth|"
-    r"feature_head_heads|factors\.\d+\.(codebook_size|code_dim))|data\.window|discriminator\.(channels|layers)|"
+    r"feature_head_heads|factors\.\d+\.(codebook_size|code_dim))|data\.(window|lanes)|discriminator\.(channels|layers)|"
     r"train\.(batch|log_every|checkpoint_every|keep_last)"
 )
 _ABOVE_0 = ("loss.entropy_temperature", "loss.representation_temperature", "optimizer.lr")

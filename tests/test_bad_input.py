@@ -16,6 +16,7 @@ from torch import Tensor
 from fqgan import schema
 from fqgan.cli import main
 from fqgan.config import TokenizerRunConfig
+from fqgan.engine import distributed
 from fqgan.engine.run import RunFolder
 from fqgan.tokenizer import training
 
@@ -62,7 +63,7 @@ def write_picture(path: Path, size: tuple[int, int] = (40, 40)) -> Path:
     [
         ("--data.source nowhere", ["nowhere does not exist"]),
         ("--data.source photso", ["photso does not exist; did you mean 'photos'?"]),
-        ("--data.source tiny.json", ["tiny.json is neither a folder nor a .parquet file"]),
+        ("--data.source tiny.json", ["tiny.json is neither a folder nor a .parquet or .tar file"]),
         ("--data.source exported", ["exported holds no picture"]),
         ("--data.validation nowhere", ["nowhere does not exist"]),
         ("--model.image-size 30", ["model.image_size 30 is no multiple of the downsampling factor 4"]),
@@ -121,6 +122,12 @@ def test_a_picture_too_small_for_training_is_named(workers: int, here: Path, ref
 
     # what the line advises works: as long as there is no checkpoint, the settings may change
     assert main([str(argument) for argument in (*TRAIN, *options, "--data.upscale")]) == 0
+
+
+def test_more_ranks_than_pictures(nothing_happens: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "start", lambda device: distributed.World(0, 9, torch.device("cpu")))
+    line = nothing_happens(*TRAIN, "--train.batch", "9")
+    assert "holds 8 picture(s) for 9 ranks" in line
 
 
 def test_a_run_keeps_its_settings(here: Path, pictures: Path, nothing_happens: Refused) -> None:

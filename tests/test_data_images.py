@@ -89,8 +89,8 @@ def test_split_folders_are_not_taken_for_classes(tmp_path: Path) -> None:
 
 
 def test_parquet_file(tmp_path: Path) -> None:
-    source = open_source(str(write_parquet(tmp_path / "a.parquet", list(range(10)), names=("x", "y"))))
-    assert (len(source), source.blocks, source.classes) == (10, [4, 4, 2], ("x", "y"))
+    source = open_source(str(write_parquet(tmp_path / "a.parquet", list(range(10)), names=tuple("abcdefghij"))))
+    assert (len(source), source.blocks, source.classes) == (10, [4, 4, 2], tuple("abcdefghij"))
     for index in (9, 0, 5, 4):
         image, label = source.read(index)
         assert (image.getpixel((3, 3)), label) == ((index,) * 3, index)
@@ -135,8 +135,8 @@ def test_parquet_variants(tmp_path: Path) -> None:
         source.read(2)
 
 
-def test_shuffled_reading_opens_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_source(str(write_parquet(tmp_path / "a.parquet", list(range(40)))))
+def counted_row_groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The row groups that are read from now on, in a list that grows."""
     reads: list[int] = []
     original = pq.ParquetFile.read_row_group
 
@@ -145,6 +145,12 @@ def test_shuffled_reading_opens_each_row_group_once(tmp_path: Path, monkeypatch:
         return original(self, group, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counting)
+    return reads
+
+
+def test_shuffled_reading_opens_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(str(write_parquet(tmp_path / "a.parquet", list(range(40)))))
+    reads = counted_row_groups(monkeypatch)
     source.reserve(3)
     for index in epoch_order(source.blocks, seed=0, epoch=0, window=3):
         assert source.read(int(index))[1] == index
@@ -175,10 +181,10 @@ def test_errors_of_paths(tmp_path: Path) -> None:
     assert error(tmp_path / "imagenete") == f"{tmp_path}/imagenete does not exist; did you mean 'imagenette'?"
     assert error("fotos").startswith("fotos does not exist; did you mean 'photos'?")
     assert error(tmp_path / "nowhere/a.parquet") == f"{tmp_path}/nowhere/a.parquet does not exist"
-    assert error("") == "no image source is set: name photos, an image folder or parquet files"
+    assert error("") == "no image source is set: name photos, cifar10, an image folder, parquet files or tars"
     assert error(tmp_path / "imagenette").startswith(f"{tmp_path}/imagenette holds no picture (.jpg ")
     picture = save(tmp_path / "a.png")
-    assert error(picture) == f"{picture} is neither a folder nor a .parquet file"
+    assert error(picture) == f"{picture} is neither a folder nor a .parquet or .tar file"
     assert error("photos", "test").startswith("the packaged photographs have the splits train and validation")
 
 
@@ -197,6 +203,16 @@ def test_errors_of_parquet_files(tmp_path: Path) -> None:
     assert error(tmp_path / "names.parquet").endswith("the column label must hold integers, not string")
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "rows.parquet")
     assert error(tmp_path / "rows.parquet").endswith("holds no picture: its parquet files have no rows")
+
+
+def test_labels_must_be_classes(tmp_path: Path) -> None:
+    """Such a label would end a training on a GPU in a failed assertion of some kernel, hours later."""
+    path = write_parquet(tmp_path / "a.parquet", [0, 1, 2, 1, 3], names=("x", "y"))
+    assert error(path) == f"row 2 of {path} has the label 2: the 2 classes are 0 to 1, and -1 stands for none"
+    pq.write_table(pa.table({"image": [png(1)] * 3, "label": [7, -1, -2]}), path)
+    assert error(path) == f"row 2 of {path} has the label -2: -1 stands for none"
+    pq.write_table(pa.table({"image": [png(1)] * 3, "label": [7, -1, None]}), path)
+    assert open_source(str(path)).labels.tolist() == [7, -1, -1]
 
 
 def test_data_damaged_after_opening_is_a_user_error(tmp_path: Path) -> None:

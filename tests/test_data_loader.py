@@ -72,6 +72,20 @@ def test_batch_must_be_divisible() -> None:
         batches(Noise([20]), 1, micro_batch=5, world=2)
 
 
+def test_a_data_set_may_be_smaller_than_a_batch_but_not_than_the_ranks() -> None:
+    """A batch of 12 from 5 pictures: each comes in every epoch of the stream, crops and flips anew."""
+    result = batches(Noise([5]), 5)
+    labels = torch.cat([labels for _, labels in result])
+    assert [sorted(labels[i : i + 5].tolist()) for i in range(0, 60, 5)] == [list(range(5))] * 12
+    assert len({image.numpy().tobytes() for images, _ in result for image in images}) > 50
+    ranks = [batches(Noise([5]), 5, micro_batch=3, rank=rank, world=4) for rank in range(4)]
+    interleaved = torch.cat([images for turn in zip(*ranks, strict=True) for images, _ in turn])
+    assert torch.equal(interleaved, torch.cat([images for images, _ in result]))
+    message = r"^noise holds 5 picture\(s\) for 6 ranks: start no more than it holds$"
+    with pytest.raises(UserError, match=message):
+        batches(Noise([5]), 1, micro_batch=2, world=6)
+
+
 def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
     config = DataConfig(workers=0)
     images = {

@@ -27,7 +27,7 @@ class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, one of its checkpoints, or an exported tokenizer."""
     data: str
-    """Images: `photos` (held-out regions), a folder, or parquet files."""
+    """Images: `photos` (held-out regions), `cifar10` (test split), a folder, parquet files or tars."""
     out: Path = Path()
     """Where to write the numbers; by default eval.json in the checkpoint's run folder."""
     size: int = 0

@@ -6,9 +6,18 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from fqgan.errors import UnreadableError, UserError
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+MAX_PIXELS = 2**27
+"""Pixels of a picture at most, read from its header before anything is decoded: 400 MB as RGB. Pictures of a
+100-megapixel camera pass; a small file that claims more would take a loader process's memory."""
 
 
 def decode_image(data: Path | bytes, name: str) -> Image.Image:
@@ -18,7 +27,9 @@ def decode_image(data: Path | bytes, name: str) -> Image.Image:
     """
     try:
         with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as image:
-            return to_rgb(image)
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS} allowed")
+            return _fast_jpeg(image) or to_rgb(image)
     except FileNotFoundError:
         raise UserError(f"{name} does not exist") from None
     except UnidentifiedImageError:
@@ -44,6 +55,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _fast_jpeg(image: ImageFile.ImageFile) -> Image.Image | None:
+    """A colour JPEG, just opened, by the package simplejpeg if it is installed: the same pixels, a little sooner for
+    small pictures and in half of Pillow's time for large ones. None for all else: Pillow turns pictures, and says what
+    is wrong with broken ones."""
+    if simplejpeg is None or image.format != "JPEG" or image.mode != "RGB" or not image.fp:
+        return None
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return None
+        image.fp.seek(0)
+        pixels = simplejpeg.decode_jpeg(image.fp.read(), "RGB")
+    except Exception:
+        return None
+    return Image.fromarray(pixels) if pixels.shape[1::-1] == image.size else None
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -22,7 +22,9 @@ from fqgan.errors import UserError
 from fqgan.schema import did_you_mean
 
 PHOTOS = "photos"
+CIFAR = ("cifar10", "cifar100")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+FILES = (".parquet", ".tar")
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 """What a file or folder is called -> the split it holds."""
 
@@ -49,6 +51,10 @@ class ImageSource(Protocol):
         """The picture's file (and place in it), for messages."""
         ...
 
+    def names(self) -> Iterable[str]:
+        """The files or parts of files that are read, in order and without the folder that holds the data set."""
+        ...
+
     def reserve(self, blocks: int) -> None:
         """Ask for memory enough that reads spread over `blocks` blocks stay cheap."""
         ...
@@ -64,13 +70,14 @@ class FolderSource:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
+        self._folder = folder
         with os.scandir(folder) as entries:
             flat = any(_is_picture(entry.name) for entry in entries)
         groups = [folder] if flat else _subfolders(folder)
         files = [_pictures_below(group) for group in groups]
         self._files = list(itertools.chain(*files))
         if not self._files:
-            raise UserError(f"{name} holds no picture ({' '.join(EXTENSIONS)}) and no parquet file")
+            raise UserError(f"{name} holds no picture ({' '.join(EXTENSIONS)}), parquet file or tar")
         self.classes: tuple[str, ...] = () if flat else tuple(group.name for group in groups)
         labels = [-1] if flat else range(len(groups))
         self.labels = np.repeat(np.array(labels, dtype=np.int64), [len(group) for group in files])
@@ -85,37 +92,79 @@ class FolderSource:
     def describe(self, index: int) -> str:
         return self._files[index]
 
+    def names(self) -> Iterable[str]:
+        return (file.removeprefix(f"{self._folder}/") for file in self._files)  # relpath takes seconds for a million
+
     def reserve(self, blocks: int) -> None:
         """Nothing to do: every file is read by itself."""
 
 
 def open_source(spec: str, split: str = "train") -> ImageSource:
-    """Open `photos` (the packaged photographs), an image folder, a parquet file, a glob of parquet files, or a folder
-    of parquet files.
+    """Open `photos` (the packaged photographs), `cifar10`, `cifar100`, an image folder, or parquet files or WebDataset
+    tars: one file, a folder of them, a glob, or a range such as `train-{0000..0099}.tar`.
 
-    `split` is "train" or "validation". It picks regions of the photographs, and one of several splits in a folder
-    that holds them side by side (`train/` and `val/`, or `train-0.parquet` and `test-0.parquet`; `test` serves as
-    validation where nothing else does). Otherwise it has no meaning. `UserError` for what is missing, empty or broken.
+    `split` is "train" or "validation". It picks regions of the photographs, CIFAR's training or test pictures, and one
+    of several splits in a folder that holds them side by side (`train/` and `val/`, or `train-0.tar` and `test-0.tar`;
+    `test` serves as validation where nothing else does). Otherwise it has no meaning. `UserError` for what is missing,
+    empty or broken.
     """
-    from fqgan.data.parquet import ParquetSource
+    from fqgan.data.cifar import CifarSource
     from fqgan.data.photos import PhotoSource
 
     if not spec:
-        raise UserError("no image source is set: name photos, an image folder or parquet files")
+        raise UserError("no image source is set: name photos, cifar10, an image folder, parquet files or tars")
     if spec == PHOTOS:
         return PhotoSource(split)
+    if spec in CIFAR:
+        return CifarSource(spec, split)
     path = Path(spec).expanduser()
-    if path.is_dir():
-        if files := sorted(file for file in path.glob("*.parquet") if not file.name.startswith(".")):
-            return ParquetSource(_of_split(files, split, spec), spec)
-        return FolderSource(_split_folder(path, split, spec), spec)
-    files = [path] if path.exists() else sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-    if not files:
-        raise _missing(spec, path)
+    return _open_folder(path, split, spec) if path.is_dir() else _open_files(_find(path, spec), spec)
+
+
+def default_validation(spec: str) -> str:
+    """What validates a source where nothing else is named: itself, if it knows its splits; else nothing."""
+    return spec if spec in (PHOTOS, *CIFAR) else ""
+
+
+def _open_folder(folder: Path, split: str, spec: str) -> ImageSource:
+    for suffix in FILES:
+        if files := sorted(file for file in folder.glob(f"*{suffix}") if not file.name.startswith(".")):
+            return _open_files(_of_split(files, split, spec), spec)
+    chosen = _split_folder(folder, split, spec)
+    return FolderSource(folder, spec) if chosen == folder else _open_folder(chosen, split, spec)
+
+
+def _open_files(files: list[Path], spec: str) -> ImageSource:
+    from fqgan.data.parquet import ParquetSource
+    from fqgan.data.tar import TarSource
+
     for file in files:
-        if file.suffix != ".parquet":
-            raise UserError(f"{file} is neither a folder nor a .parquet file")
-    return ParquetSource(files, spec)
+        if file.suffix not in FILES:
+            raise UserError(f"{file} is neither a folder nor a {' or '.join(FILES)} file")
+        if file.suffix != files[0].suffix:
+            raise UserError(f"{spec} holds {' and '.join(FILES)} files: name those of one kind")
+    return (ParquetSource if files[0].suffix == ".parquet" else TarSource)(files, spec)
+
+
+def _find(path: Path, spec: str) -> list[Path]:
+    """The files that a path, a glob or a range of numbers names. `UserError` where one of them is missing."""
+    files: list[Path] = []
+    for name in [str(path)] if path.exists() else _expand(str(path)):
+        found = [Path(name)] if Path(name).exists() else sorted(map(Path, glob.glob(name, recursive=True)))
+        if not found:
+            raise _missing(spec if name == str(path) else name, Path(name))
+        files += found
+    return files
+
+
+def _expand(name: str) -> list[str]:
+    """`a-{08..10}` -> `a-08`, `a-09`, `a-10`, and so for several ranges."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", name)
+    if not match:
+        return [name]
+    first, last = match.groups()
+    numbers = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    return [rest for number in numbers for rest in _expand(name[: match.start()] + number + name[match.end() :])]
 
 
 def load_images(paths: str | Path | Iterable[str | Path], size: int = 256) -> Tensor:
@@ -148,8 +197,10 @@ def _split_folder(folder: Path, split: str, spec: str) -> Path:
 
 
 def _of_split(paths: list[Path], split: str, spec: str) -> list[Path]:
-    """The paths of one split where the first words of their names tell of several, else all of them."""
-    splits = {path: SPLITS.get(re.split("[^a-z]", path.name.lower())[0]) for path in paths}
+    """The paths of one split where the words in their names tell of several, else all of them."""
+    splits = {
+        path: next((SPLITS[w] for w in re.split("[^a-z]", path.name.lower()) if w in SPLITS), "") for path in paths
+    }
     if len(set(splits.values())) < 2:
         return paths
     wanted = "test" if split == "validation" and "validation" not in splits.values() else split
@@ -161,7 +212,7 @@ def _of_split(paths: list[Path], split: str, spec: str) -> list[Path]:
 
 def _missing(spec: str, path: Path) -> UserError:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return UserError(f"{spec} does not exist{did_you_mean(path.name, [PHOTOS, *siblings])}")
+    return UserError(f"{spec} does not exist{did_you_mean(path.name, [PHOTOS, *CIFAR, *siblings])}")
 
 
 def _pictures_below(folder: Path) -> list[str]:

@@ -33,7 +33,6 @@ class TrainingSet:
     """
 
     def __init__(self, source: ImageSource, config: DataConfig, size: int, seed: int) -> None:
-        source.reserve(config.window)
         self.source = source
         self.config = config
         self.size = size
@@ -122,21 +121,36 @@ def training_batches(
     """This rank's micro-batches from optimizer step `start_step` on, without end: uint8 images
     (micro_batch, 3, size, size) and int64 labels (micro_batch,).
 
-    Step s covers the positions [s * batch, (s + 1) * batch) of the sample stream, and micro-batch m of rank r in it
-    those from s * batch + (m * world + r) * micro_batch: the union over the ranks depends neither on their number nor
-    on the micro-batch. A picture that cannot be read is replaced by another (see `TrainingSet`), named in a warning and
-    counted in `Batches.unreadable`. `UserError` when `batch` is no multiple of micro_batch * world, when no substitute
-    is found, and for pictures that are too small.
+    Step s covers the positions [s * batch, (s + 1) * batch) of the sample stream, and micro-batch m of all ranks in it
+    the world * micro_batch ones from s * batch + m * world * micro_batch: the union over the ranks depends neither on
+    their number nor on the micro-batch. With one lane, rank r takes the r-th run of micro_batch positions; with several
+    the positions p = r modulo world, and so the lanes of that residue: a number of lanes that is a multiple of world
+    gives every rank blocks of its own. A data set smaller than a batch comes several times in it.
+
+    A picture that cannot be read is replaced by another (see `TrainingSet`), named in a warning and counted in
+    `Batches.unreadable`. `UserError` when `batch` is no multiple of micro_batch * world, for more ranks than
+    pictures, when no substitute is found, and for pictures that are too small.
     """
     if batch % (micro_batch * world):
         raise UserError(f"batch {batch} is no multiple of micro_batch {micro_batch} times {world} ranks")
-    stream = SampleStream(source.blocks, seed, config.window)
-    keys = (
-        stream.take(start, start + micro_batch)
-        for step in itertools.count(start_step)
-        for start in range(step * batch + rank * micro_batch, (step + 1) * batch, world * micro_batch)
+    check_ranks(source, world)
+    stream = SampleStream(source.blocks, seed, config.window, config.lanes)
+    source.reserve(stream.blocks_at_hand(world))
+    together = world * micro_batch
+    starts = (
+        start for step in itertools.count(start_step) for start in range(step * batch, (step + 1) * batch, together)
     )
+    if config.lanes == 1:
+        keys = (stream.take(start + rank * micro_batch, start + (rank + 1) * micro_batch) for start in starts)
+    else:
+        keys = (stream.take(start + rank, start + together, world) for start in starts)
     return load(TrainingSet(source, config, size, seed).read_or_replace, keys, config.workers, pin_memory)
+
+
+def check_ranks(source: ImageSource, world: int) -> None:
+    """`UserError` for more ranks than pictures. A batch may be larger than the data set: the stream goes on."""
+    if world > len(source):
+        raise UserError(f"{source.name} holds {len(source)} picture(s) for {world} ranks: start no more than it holds")
 
 
 def evaluation_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,42 +12,83 @@ import numpy.typing as npt
 _ORDER_TAG = 0x04DE4
 
 
-def epoch_order(blocks: Sequence[int], seed: int, epoch: int, window: int) -> npt.NDArray[np.int64]:
+def epoch_order(blocks: Sequence[int], seed: int, epoch: int, window: int, lanes: int = 1) -> npt.NDArray[np.int64]:
     """All sample indices in the order of one epoch.
 
     `blocks` holds the lengths of consecutive spans of indices. The blocks are shuffled, then the samples within each
     `window` successive blocks, so that a reader needs no more than `window` blocks at hand. A single block gives a
     full shuffle.
+
+    With several `lanes`, the sequence of shuffled blocks is first cut into as many shares, as equal as can be, and the
+    samples are shuffled within each window / lanes (rounded up) blocks of a share. Counted over all epochs, position p
+    belongs to lane p mod lanes: who reads some of the lanes needs their blocks only, but for those on the borders of
+    shares, which two lanes read. The samples of a single block are cut into ranges, which stay the same in all epochs.
     """
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, _ORDER_TAG])))
-    spans = np.split(np.arange(sum(blocks), dtype=np.int64), np.cumsum(blocks)[:-1])
+    count = sum(blocks)
+    spans = np.split(np.arange(count, dtype=np.int64), np.cumsum(blocks)[:-1])
     shuffled = [spans[block] for block in rng.permutation(len(spans))]
-    windows = [np.concatenate(shuffled[i : i + window]) for i in range(0, len(shuffled), window)]
-    return np.concatenate([rng.permutation(indices) for indices in windows])
+    order = np.empty(count, dtype=np.int64)
+    places = [order[(lane - epoch * count) % lanes :: lanes] for lane in range(lanes)]
+    for place, share in zip(places, _shares(shuffled, [len(place) for place in places]), strict=True):
+        size = lane_window(window, lanes)
+        windows = [np.concatenate(share[i : i + size]) for i in range(0, len(share), size)]
+        if windows:
+            place[:] = np.concatenate([rng.permutation(indices) for indices in windows])
+    return order
+
+
+def lane_window(window: int, lanes: int) -> int:
+    """Blocks that a lane shuffles together."""
+    return -(-window // lanes)
+
+
+def _shares(spans: Sequence[npt.NDArray[np.int64]], lengths: Sequence[int]) -> list[list[npt.NDArray[np.int64]]]:
+    """Successive spans, some of them cut in two, as lists of the total `lengths`."""
+    ends = np.cumsum([len(span) for span in spans])
+    shares = []
+    start = 0
+    for length in lengths:
+        stop, share = start + length, []
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(ends, stop, side="left"))
+        for span, end in zip(spans[first : last + 1], ends[first : last + 1], strict=True):
+            begin = int(end) - len(span)
+            share.append(span[max(0, start - begin) : stop - begin])
+        shares.append([piece for piece in share if len(piece)])
+        start = stop
+    return shares
 
 
 class SampleStream:
     """The infinite concatenation of the epochs 0, 1, 2, ... of `epoch_order`, open at any position."""
 
-    def __init__(self, blocks: Sequence[int], seed: int, window: int) -> None:
+    def __init__(self, blocks: Sequence[int], seed: int, window: int, lanes: int = 1) -> None:
         self.blocks = tuple(blocks)
         self.seed = seed
         self.window = window
+        self.lanes = lanes
         self.epoch_length = sum(self.blocks)
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
+
+    def blocks_at_hand(self, ranks: int) -> int:
+        """Blocks that one of `ranks` ranks, each with its own lanes, needs at hand so that it reads each but once."""
+        own = self.lanes // math.gcd(self.lanes, ranks)
+        # lanes go on to their next blocks at different times: room for one of them
+        return lane_window(self.window, self.lanes) * (own + (self.lanes > 1))
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         """(epoch, index) of one position."""
         epoch, place = divmod(position, self.epoch_length)
         return epoch, int(self._order(epoch)[place])
 
-    def take(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """(epoch, index) of the positions in [start, stop)."""
-        return [self[position] for position in range(start, stop)]
+    def take(self, start: int, stop: int, step: int = 1) -> list[tuple[int, int]]:
+        """(epoch, index) of every `step`-th position in [start, stop)."""
+        return [self[position] for position in range(start, stop, step)]
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch not in self._orders:
             # positions run upwards: an epoch and its successor are all that a batch in between needs
             self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
-            self._orders[epoch] = epoch_order(self.blocks, self.seed, epoch, self.window)
+            self._orders[epoch] = epoch_order(self.blocks, self.seed, epoch, self.window, self.lanes)
         return self._orders[epoch]

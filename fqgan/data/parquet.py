@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,7 +37,7 @@ class ParquetSource:
     The images are in the column `image` (a struct with `bytes`, or binary), else in the first column of such a type;
     labels in the integer column `label`, if there is one; class names in the schema's Hugging Face metadata.
     No file stays open, so that a source works alike in forked and in spawned processes. `UserError` for files that
-    cannot be read, hold no image column, or hold no rows at all.
+    cannot be read, hold no image column, or hold no rows at all, and for labels that are no class.
     """
 
     def __init__(self, paths: Sequence[Path], name: str) -> None:
@@ -72,6 +72,9 @@ class ParquetSource:
         group = self._groups[block]
         return f"row {group.first_row + row} of {group.path}"
 
+    def names(self) -> Iterable[str]:
+        return (f"{group.path.name} {group.group}" for group in self._groups)
+
     def reserve(self, blocks: int) -> None:
         """Keep the encoded images of `blocks` row groups in memory. Shuffled reading needs as many as its window."""
         self._cache_size = blocks
@@ -88,7 +91,9 @@ class ParquetSource:
                     self._groups.append(RowGroup(path, column, group, first_row))
                     self.blocks.append(rows)
                     first_row += rows
-            return _labels(file, path)
+            labels = _labels(file, path)
+        _check_labels(labels, self.classes, path)
+        return labels
 
     def _locate(self, index: int) -> tuple[int, int]:
         block = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -152,6 +157,15 @@ def _labels(file: pq.ParquetFile, path: Path) -> npt.NDArray[np.int64]:
         raise UserError(f"{path}: the column label must hold integers, not {kind}")
     column = file.read(columns=["label"], use_threads=False)["label"]
     return column.cast(pa.int64()).fill_null(-1).to_numpy()
+
+
+def _check_labels(labels: npt.NDArray[np.int64], classes: tuple[str, ...], path: Path) -> None:
+    """`UserError` for the first label that is neither -1 (none) nor the number of a class."""
+    wrong = (labels < -1) | (labels >= (len(classes) or np.iinfo(np.int64).max))
+    if wrong.any():
+        row = int(wrong.argmax())
+        known = f"the {len(classes)} classes are 0 to {len(classes) - 1}, and " if classes else ""
+        raise UserError(f"row {row} of {path} has the label {labels[row]}: {known}-1 stands for none")
 
 
 def _class_names(schema: pa.Schema) -> tuple[str, ...]:

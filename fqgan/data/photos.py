@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -83,6 +84,9 @@ class PhotoSource:
     def describe(self, index: int) -> str:
         label, (left, top, _, _) = self._crops[index]
         return f"{PHOTOS[label].file} at x {left}, y {top}"
+
+    def names(self) -> Iterable[str]:
+        return map(self.describe, range(len(self)))
 
     def reserve(self, blocks: int) -> None:
         """Nothing to do: all photographs stay in memory."""

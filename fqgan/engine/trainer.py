@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fqgan import schema
 from fqgan.config import OptimizerConfig, TrainConfig
+from fqgan.data.fingerprint import changes
 from fqgan.engine import checkpoint, distributed
 from fqgan.engine.distributed import World
 from fqgan.engine.logs import Log
@@ -58,6 +59,10 @@ class Task(ABC):
     @abstractmethod
     def batches(self, start_step: int) -> Iterator[Any]:
         """This rank's micro-batches from a step on, on its device."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order of the training data depends on, as `fqgan.data.fingerprint` gives it."""
 
     @abstractmethod
     def meters(self) -> dict[str, float]:
@@ -242,13 +247,23 @@ class Trainer:
                 tensors[f"{phase.name}-optimizer"] = checkpoint.optimizer_tensors(phase.optimizer, phase.module)
             if self.ema:
                 tensors["ema"] = self.ema.module.state_dict()
-            state = {"config": schema.to_dict(self.run.config), "images_seen": step * self.config.batch}
+            state = {
+                "config": schema.to_dict(self.run.config),
+                "images_seen": step * self.config.batch,
+                "data": self.task.fingerprint(),
+            }
             checkpoint.save(self.run.checkpoints, step, tensors, state, self.config.keep_last)
             self.saved = step
         distributed.barrier()
 
     def _restore(self, folder: Path) -> int:
-        """Load a checkpoint into all phases; returns the number of steps done."""
+        """Load a checkpoint into all phases; returns the number of steps done. `UserError` if the data changed."""
+        state = schema.load_json(folder / "state.json")
+        if changed := changes(state.get("data", {}), self.task.fingerprint()):
+            raise UserError(
+                f"the training data of {self.run.path} changed since its last checkpoint ({changed}), and with it the "
+                "order of the pictures: restore the data or use a new --run"
+            )
         for phase in self.task.phases:
             tensors = checkpoint.load_tensors(folder / f"{phase.name}.safetensors", self.world.device)
             checkpoint.load_module(phase.module, tensors, str(folder / f"{phase.name}.safetensors"))
@@ -265,7 +280,7 @@ class Trainer:
                 groups[group][name] = value
             self.task.load_meter_state(groups["meter"])
             self.window = {name: value[0] for name, value in groups["window"].items()}
-        step = schema.load_json(folder / "state.json")["step"]
+        step = state["step"]
         if self.world.is_main:
             print(f"resuming {self.run.path} at step {step}", flush=True)
         return step

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fqgan.config import TokenizerRunConfig
-from fqgan.data.images import ImageSource, open_source
-from fqgan.data.loader import evaluation_batches, training_batches
+from fqgan.data.fingerprint import fingerprint
+from fqgan.data.images import ImageSource, default_validation, open_source
+from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
 from fqgan.data.transforms import normalize
 from fqgan.data.unreadable import UnreadableMeter
 from fqgan.engine import distributed
@@ -66,6 +67,7 @@ class TokenizerTask(Task):
             phase = Phase("discriminator", self.discriminator, adam, self._discriminator_loss, gan.start)
             self.phases.append(phase)
         self.usage = [CodeUsage(q.codebook_size, world.device) for q in self.model.quantizers]
+        self._fingerprint = fingerprint(source)
         self.unreadable = UnreadableMeter(config.data.max_unreadable, world.device)
 
     def _place(self, module: nn.Module) -> nn.Module:
@@ -137,6 +139,9 @@ class TokenizerTask(Task):
             self.unreadable.update(config.train.batch * (self.step - start_step + 1), loader.unreadable)
             images = normalize(raw.to(self.world.device, non_blocking=True))
             yield Batch(images.contiguous(memory_format=self._memory_format))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._fingerprint
 
     def meters(self) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -210,8 +215,9 @@ def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
         torch.use_deterministic_algorithms(True)
     micro_batch(config.train, world.size)
     if not config.data.source:
-        raise UserError("--data.source is missing: photos, a folder of images, or parquet files")
+        raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
     source = open_source(config.data.source)
+    check_ranks(source, world.size)
     validation = _validation_source(config)
     teachers = {name: load_teacher(name) for name in dict.fromkeys(f.teacher for f in config.model.factors) if name}
     config = _with_teacher_dims(config, teachers)
@@ -234,7 +240,7 @@ def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
 
 
 def _validation_source(config: TokenizerRunConfig) -> ImageSource | None:
-    spec = config.data.validation or ("photos" if config.data.source == "photos" else "")
+    spec = config.data.validation or default_validation(config.data.source)
     return open_source(spec, "validation") if spec else None
 
 

@@ -1,0 +1,40 @@
+"""What tells one data set from another, so that a resumed run notices when its own has changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fqgan.data.images import ImageSource
+
+
+def fingerprint(source: ImageSource) -> dict[str, Any]:
+    """JSON-ready numbers and digests of all that the order of samples and their labels depend on. The pictures
+    themselves are not read: a broken one may be repaired."""
+    return {
+        "images": len(source),
+        "blocks": len(source.blocks),
+        "classes": len(source.classes),
+        "block lengths": _digest(np.array(source.blocks)),
+        "class names": _digest(source.classes),
+        "labels": _digest(source.labels),
+        "names": _digest(source.names()),
+    }
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """In which entries two fingerprints differ, numbers as `old -> new`; empty if in none. An entry that one of them
+    lacks is of another version and says nothing."""
+    names = [name for name, value in new.items() if old.get(name, value) != value]
+    numbers = [f"{name}: {old[name]} -> {new[name]}" for name in names if isinstance(new[name], int)]
+    return ", ".join(numbers or [f"other {name}" for name in names])
+
+
+def _digest(data: npt.NDArray[np.int64] | Iterable[str]) -> str:
+    if not isinstance(data, np.ndarray):
+        return hashlib.sha256("\n".join(data).encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(data.astype("<i8").tobytes()).hexdigest()
