@@ -32,7 +32,7 @@ class InfoArguments:
     """Options of `info`."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Images: `photos`, a folder, or whatever else training reads."""
+    """Images: `photos`, `cifar10`, a folder, parquet files or tars."""
     split: Literal["train", "validation"] = "train"
     """Which one, where the source holds several."""
     scan: int = 1000
@@ -52,7 +52,7 @@ class PackArguments:
     """Options of `pack`."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Images: `photos`, a folder, or whatever else training reads."""
+    """Images: `photos`, `cifar10`, a folder, parquet files or tars."""
     out: Path
     """Folder for the parquet files; several splits may share one. The same command resumes."""
     split: Literal["train", "validation"] = "train"

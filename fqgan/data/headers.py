@@ -12,6 +12,7 @@ from PIL import Image
 
 from fqgan.data.images import FolderSource, ImageSource
 from fqgan.data.parquet import ParquetSource
+from fqgan.data.tar import TarSource
 from fqgan.errors import UnreadableError
 
 _ORIENTATION = 0x0112  # EXIF; values from 5 on swap width and height
@@ -53,6 +54,10 @@ def stored(source: ImageSource, index: int) -> Stored | None:
         cell = source._column(block)[row].as_py()
         data, path = (cell["bytes"], cell.get("path")) if isinstance(cell, dict) else (cell, "")
         return Stored(data, path or "") if data is not None else None
+    if isinstance(source, TarSource):
+        file = source._file(source._tar(index))
+        data = os.pread(file.fileno(), int(source._sizes[index]), int(source._offsets[index]))
+        return Stored(data, source.describe(index).rpartition(" of ")[0])
     return None
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fqgan import schema
+from fqgan.data.fingerprint import changes, fingerprint
 from fqgan.data.headers import Stored, evenly_spaced, stored
 from fqgan.data.images import ImageSource
 from fqgan.data.order import epoch_order
@@ -27,7 +28,7 @@ from fqgan.errors import UnreadableError, UserError
 from fqgan.files import lock, make_folder, sync, write_text, writing
 
 SAMPLE = 32
-"""Pictures behind the estimate of the space needed and the fingerprint of the source."""
+"""Pictures behind the estimate of the space needed, and whose pixels are compared when packing goes on."""
 CHUNK = 32
 """Pictures that a worker makes at a time; from sources of several blocks a whole row group, so that workers do not all
 read the same block."""
@@ -56,8 +57,9 @@ class Packer:
         self.source, self.folder, self.options = source, folder, options
         self.workers, self.max_unreadable = workers, max_unreadable
         self.order = packing_order(source, options.shuffle)
-        fingerprint, self.bytes_each = _sample(source, options)
-        self.manifest = Manifest(source.name, fingerprint, len(source), options)
+        self.data = fingerprint(source)
+        samples, self.bytes_each = _sample(source, options)
+        self.manifest = Manifest(source.name, samples, options)
         self._check_neighbours()
         self._continue()
 
@@ -120,18 +122,23 @@ class Packer:
         """Take over the finished shards of an earlier attempt, but for those that have been lost since."""
         if not self.manifest_path.exists():
             return
-        old = schema.load(Manifest, self.manifest_path)
+        content = schema.load_json(self.manifest_path)
+        data = content.pop("data", {})
+        old = schema.from_dict(Manifest, content, str(self.manifest_path))
         shards = tuple(shard for shard in old.shards if self._find(shard))
         if not shards:
             return
-        if old.fingerprint != self.manifest.fingerprint:
+        # a broken picture may have been repaired
+        pairs = zip(old.samples, self.manifest.samples, strict=False)
+        other_pixels = "other pixels" if any(a and b and a != b for a, b in pairs) else ""
+        if changed := changes(data, self.data) or other_pixels:
             raise UserError(
-                f"{self.folder} is packed from {old.source} with {old.pictures} pictures, which is another source, or "
-                "has changed since: use a new --out"
+                f"{self.folder} is packed from {old.source}, which is another source or has changed since ({changed}): "
+                "use a new --out"
             )
         if changed := schema.diff(old.options, self.options):
-            changes = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items())
-            raise UserError(f"{self.folder} is packed with other options ({changes}): restore them or use a new --out")
+            told = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items())
+            raise UserError(f"{self.folder} is packed with other options ({told}): restore them or use a new --out")
         self.manifest = replace(old, shards=shards, complete=old.complete and len(shards) == self.options.shards)
 
     def _find(self, shard: Shard) -> Path | None:
@@ -229,7 +236,8 @@ class Packer:
             sync(self.folder)
 
     def _record(self) -> None:
-        write_text(self.manifest_path, json.dumps(schema.to_dict(self.manifest), indent=2) + "\n")
+        content = {**schema.to_dict(self.manifest), "data": self.data}
+        write_text(self.manifest_path, json.dumps(content, indent=2) + "\n")
 
 
 def packing_order(source: ImageSource, shuffle: bool) -> npt.NDArray[np.int64]:
@@ -279,22 +287,15 @@ def encode(image: Image.Image, original: Stored | None, options: PackOptions) ->
     return buffer.getvalue()
 
 
-def _sample(source: ImageSource, options: PackOptions) -> tuple[str, float]:
-    """The fingerprint of a source, and the mean bytes of its packed pictures, both from a few of them.
-
-    The fingerprint covers names, labels, classes and blocks of all pictures, and the pixels of the few.
-    """
-    digest = hashlib.sha256(repr((len(source), source.classes, list(source.blocks))).encode())
-    digest.update(source.labels.astype("<i8").tobytes())
-    for index in range(len(source)):
-        # the same data set may be called by another path the next time
-        digest.update(source.describe(index).replace(source.name, "", 1).encode(errors="surrogateescape") + b"\0")
-    sizes = []
+def _sample(source: ImageSource, options: PackOptions) -> tuple[tuple[str, ...], float]:
+    """Digests of the pixels of a few pictures, empty for unreadable ones, and the mean bytes of these when packed."""
+    digests, sizes = [], []
     for index in evenly_spaced(source.blocks, SAMPLE, most_blocks=8):
         try:
             image, _ = source.read(index)
         except UnreadableError:
+            digests.append("")
             continue
-        digest.update(repr(image.size).encode() + image.tobytes())
+        digests.append(hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16])
         sizes.append(len(encode(image, stored(source, index), options)))
-    return digest.hexdigest(), sum(sizes) / max(1, len(sizes))
+    return tuple(digests), sum(sizes) / max(1, len(sizes))

@@ -56,9 +56,8 @@ class Manifest:
     """What a folder was packed from, and how far."""
 
     source: str
-    fingerprint: str
-    pictures: int
-    """Pictures of the source."""
+    samples: tuple[str, ...]
+    """Digests of the pixels of some pictures."""
     options: PackOptions
     complete: bool = False
     shards: tuple[Shard, ...] = ()

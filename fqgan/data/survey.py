@@ -9,13 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from fqgan.data.cifar import CifarSource
 from fqgan.data.headers import Header, evenly_spaced, header
 from fqgan.data.images import FolderSource, ImageSource
 from fqgan.data.parquet import ParquetSource
 from fqgan.data.photos import PhotoSource
+from fqgan.data.tar import TarSource
 from fqgan.data.workers import load
 
-_KINDS = {FolderSource: "image folder", ParquetSource: "parquet files", PhotoSource: "packaged photographs"}
+_KINDS = {
+    FolderSource: "image folder",
+    ParquetSource: "parquet files",
+    TarSource: "WebDataset tars",
+    CifarSource: "CIFAR in torchvision's files",
+    PhotoSource: "packaged photographs",
+}
 _BATCH = 64
 
 
