@@ -43,9 +43,7 @@ def compile_tokenizer(model: FactorizedTokenizer, device: torch.device) -> bool:
     problem = _compile_problem(device)
     if all_reduce_sum(torch.tensor(float(bool(problem)), device=device)):
         reason = problem or "it fails on another rank"
-        print(
-            f"fqgan: warning: train.compile has no effect, torch.compile does not work here: {reason}", file=sys.stderr
-        )
+        print(f"fqgan: warning: train.compile has no effect here, torch.compile fails: {reason}", file=sys.stderr)
         return False
     parts: list[Any] = [model.encoder, model.decoder]
     for branch in model.branches:
