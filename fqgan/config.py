@@ -136,6 +136,8 @@ class DataConfig:
     """ADM random crop: largest crop as a fraction of the resized shorter side; 1 and 1: centre crop."""
     flip: bool = True
     """Mirror half of the images."""
+    turn: bool = False
+    """Turn images by a random multiple of 90 degrees: for pictures without an upright, and for very small sets."""
     upscale: bool = False
     """Enlarge images whose shorter side is below model.image_size; otherwise they are refused."""
     max_unreadable: float = 0.01

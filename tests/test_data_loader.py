@@ -114,6 +114,18 @@ def test_fractions_of_one_are_centre_crops_and_half_are_mirrored() -> None:
     assert torch.equal(plain[0, 0][0], to_tensor(center_crop(source.read(0)[0], 32)))
 
 
+def test_turns_are_even_and_change_nothing_else() -> None:
+    source = Noise([200])
+    turned = TrainingSet(source, DataConfig(turn=True), 32, seed=0)
+    upright = TrainingSet(source, DataConfig(), 32, seed=0)
+    counts = [0, 0, 0, 0]
+    for index in range(200):
+        image, plain = turned[0, index][0], upright[0, index][0]
+        (quarters,) = [k for k in range(4) if torch.equal(image, plain.rot90(k, (1, 2)))]
+        counts[quarters] += 1
+    assert min(counts) >= 30
+
+
 def test_small_pictures_are_refused_unless_enlarged() -> None:
     source, message = (
         Noise([4], side=20),

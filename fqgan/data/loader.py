@@ -12,7 +12,7 @@ from torch import Tensor
 from fqgan.config import DataConfig
 from fqgan.data.images import ImageSource
 from fqgan.data.order import SampleStream
-from fqgan.data.transforms import center_crop, flip, random_crop, to_tensor
+from fqgan.data.transforms import center_crop, flip, random_crop, to_tensor, turn
 from fqgan.data.workers import Batches, load
 from fqgan.errors import UnreadableError, UserError
 
@@ -82,7 +82,9 @@ class TrainingSet:
             image = center_crop(image, self.size)
         else:
             image = random_crop(image, self.size, rng, self.config.crop_min, self.config.crop_max)
-        return flip(image) if self.config.flip and rng.random() < 0.5 else image
+        if self.config.flip and rng.random() < 0.5:
+            image = flip(image)
+        return turn(image, int(rng.integers(4))) if self.config.turn else image
 
 
 class EvaluationSet:

@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+_TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+
 
 def resize_shorter(image: Image.Image, target: int) -> Image.Image:
     """Resize so that the shorter side has `target` pixels: halve with a box filter while the result stays at least
@@ -40,6 +42,11 @@ def random_crop(
 def flip(image: Image.Image) -> Image.Image:
     """Mirror left and right."""
     return ImageOps.mirror(image)
+
+
+def turn(image: Image.Image, quarters: int) -> Image.Image:
+    """Turn a square picture counter-clockwise by 0 to 3 quarters."""
+    return image.transpose(_TURNS[quarters - 1]) if quarters else image
 
 
 def to_tensor(image: Image.Image) -> Tensor:
