@@ -62,7 +62,7 @@ PHOTOS_DUAL = child(
             FactorConfig("semantic", 1024, 4, adapter_depth=1, teacher="efficientnet-lite0@64"),
         ),
     },
-    data={"source": "photos", "crop_min": 0.7, "upscale": False, "workers": 1},
+    data={"source": "photos", "crop_min": 0.6, "turn": True, "upscale": False, "workers": 1},
     loss={
         "perceptual": "efficientnet-lite0",
         "perceptual_weight": 0.3,
@@ -71,16 +71,16 @@ PHOTOS_DUAL = child(
         "representation_weight": 0.02,
     },
     discriminator={"weight": 0.0},
-    optimizer={"lr": 2e-3, "schedule": "cosine", "warmup_steps": 50},
+    optimizer={"kind": "muon", "lr": 3e-3, "schedule": "cosine", "warmup_steps": 50},
     train={
         "batch": 16,
         "epochs": 0.0,
-        "steps": 1300,
+        "steps": 1500,
         "ema_decay": 0.99,
         "log_every": 25,
         "image_every": 500,
-        "validate_every": 325,
-        "checkpoint_every": 325,
+        "validate_every": 375,
+        "checkpoint_every": 375,
     },
 )
 PHOTOS_DUAL_128 = child(PHOTOS_DUAL, model={"image_size": 128})
@@ -100,7 +100,7 @@ PHOTOS_VQGAN = child(PHOTOS_DUAL, model={"factors": (FactorConfig("visual", 2048
 CIFAR10_DUAL = child(
     PHOTOS_DUAL,
     model={"image_size": 32, "stem": 2},
-    data={"source": "", "crop_min": 1.0},
+    data={"source": "", "crop_min": 1.0, "turn": False},
     train={"batch": 64, "steps": 0, "epochs": 20.0},
 )
 CIFAR10_VQGAN = child(CIFAR10_DUAL, model={"factors": PHOTOS_VQGAN.model.factors})

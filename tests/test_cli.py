@@ -57,7 +57,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     [
         ("reconstruct", "(default: reconstructions)"),
         ("evaluate tokenizer", "(default: 32)"),
-        ("train-tokenizer photos-dual", "(default: 0.002)"),
+        ("train-tokenizer photos-dual", "(default: 0.003)"),
         ("train-tokenizer dual-ds16", "(default: 0.0002)"),
     ],
 )
