@@ -43,20 +43,27 @@ def test_orthogonalize_flattens_the_spectrum_and_keeps_the_singular_vectors(shap
     torch.manual_seed(0)
     matrices = torch.randn(3, *shape) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
-    inside = u.mT @ orthogonalize(matrices, torch.float32) @ vh.mT  # diagonal where the singular vectors are kept
+    inside = u.mT @ orthogonalize(matrices) @ vh.mT  # diagonal where the singular vectors are kept
     values = inside.diagonal(dim1=1, dim2=2)
     assert (inside - torch.diag_embed(values)).abs().max() < 1e-4
     large = torch.linalg.svdvals(matrices) > 0.05 * torch.linalg.svdvals(matrices)[:, :1]
     assert values[large].min() > 0.5 and values.max() < 1.3
-    close = orthogonalize(matrices, torch.bfloat16) - orthogonalize(matrices, torch.float32)
-    assert close.abs().max() < 0.05
+
+
+def test_orthogonalize_leaves_no_trace_of_what_a_matrix_lacks() -> None:
+    """Rounding in the Gram matrix must not grow into directions that a matrix of low rank does not have."""
+    torch.manual_seed(1)
+    low = torch.randn(4, 48, 3) @ torch.randn(4, 3, 160)
+    values = torch.linalg.svdvals(orthogonalize(low))
+    assert values[:, 2].min() > 0.5 and values[:, 0].max() < 1.3 and values[:, 3].max() < 1e-2
+    assert not orthogonalize(torch.zeros(1, 16, 32)).any()
 
 
 def test_two_steps_are_the_formula() -> None:
     """Momentum, Nesterov, orthogonalisation and scale, written out for the matrices (24, 16 * 9) and (32, 24)."""
     for name, scale in (("convolution", 10), ("linear", 10 * math.sqrt(32 / 24))):
         network = with_gradients(0)
-        optimizer = Muon(network, 0.01, (0.9, 0.95), momentum=0.8, dtype=torch.float32)
+        optimizer = Muon(network, 0.01, (0.9, 0.95), momentum=0.8)
         weight = network.get_submodule(name).get_parameter("weight")
         expected = weight.detach().double().flatten(1)
         average = torch.zeros_like(expected)
@@ -72,7 +79,7 @@ def test_two_steps_are_the_formula() -> None:
                 x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
             expected = expected - 0.01 * scale * (x if x.shape == expected.shape else x.T)
             optimizer.step()
-        assert torch.allclose(weight.double().flatten(1), expected, atol=1e-5)
+        assert torch.allclose(weight.double().flatten(1), expected, atol=5e-5)
 
 
 def test_the_other_parameters_take_adams_steps() -> None:

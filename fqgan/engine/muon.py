@@ -30,24 +30,15 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate of both.
         betas: Adam's, for the other parameters.
         momentum: Nesterov momentum of the matrices.
-        dtype: type of the orthogonalisation; bfloat16 is enough.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        lr: float,
-        betas: tuple[float, float],
-        momentum: float = 0.95,
-        dtype: torch.dtype = torch.bfloat16,
-    ):
+    def __init__(self, module: nn.Module, lr: float, betas: tuple[float, float], momentum: float = 0.95):
         matrices = [p for name, p in module.named_parameters() if is_hidden_matrix(name, p)]
         chosen = {id(p) for p in matrices}
         others = [p for p in module.parameters() if id(p) not in chosen]
         self._adam = torch.optim.Adam(others, lr, betas, fused=True)
         super().__init__([{"params": others}, {"params": matrices}], self._adam.defaults)
         self._momentum = momentum
-        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -64,7 +55,7 @@ class Muon(torch.optim.Optimizer):
             if parameter.grad is not None:
                 by_shape.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
         for shape, parameters in by_shape.items():  # equal shapes in one batch of matrix products
-            updates = orthogonalize(torch.stack([self._momentum_of(p).reshape(shape) for p in parameters]), self._dtype)
+            updates = orthogonalize(torch.stack([self._momentum_of(p).reshape(shape) for p in parameters]))
             rate = group["lr"] * _SCALE * math.sqrt(max(1, shape[0] / shape[1]))
             for parameter, update in zip(parameters, updates, strict=True):
                 parameter.add_(update.view_as(parameter), alpha=-rate)
@@ -86,16 +77,24 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return min(parameter.shape[0], parameter[0].numel()) >= _SMALLEST
 
 
-def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """Roughly U V^T of each matrix U S V^T, by Newton and Schulz's iteration: (n, rows, columns) -> the same, float32.
 
     Singular values come out between about 0.7 and 1.2, whatever their size before.
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).to(dtype)
+    x = (matrices.mT if tall else matrices).float()
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    # every step multiplies x by a polynomial of its Gram matrix: all of them act on the short side alone. In float32,
+    # since rounding makes small eigenvalues negative, and those grow twelvefold a step
     a, b, c = _QUINTIC
-    for _ in range(_STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).float()
+    gram = x @ x.mT
+    product = torch.eye(len(gram[0]), device=x.device).expand_as(gram)
+    for step in range(_STEPS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor @ product
+        if step < _STEPS - 1:
+            gram = factor @ factor @ gram
+    x = product @ x
+    return x.mT if tall else x

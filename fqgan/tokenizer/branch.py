@@ -25,7 +25,9 @@ class Adapter(nn.Module):
         h, w = x.shape[2:]
         tokens = x.flatten(2).transpose(1, 2) + self.positions(h, w)
         tokens = self.norm_out(self.blocks(self.norm_in(tokens)))
-        return tokens.transpose(1, 2).unflatten(2, (h, w))
+        # in the layout of the input: what is transposed here would pass on channels_last, which a small model avoids
+        like = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        return tokens.transpose(1, 2).unflatten(2, (h, w)).contiguous(memory_format=like)
 
 
 class FeaturePredictionHead(nn.Module):
