@@ -170,16 +170,18 @@ def test_splits_side_by_side(folder: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fifty pictures a second, a file every tenth of one."""
-    read = pack._read
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that holds how many pictures may be read."""
+    file, read, parent = tmp_path / "gate", pack._read, os.getpid()
 
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.02)
+    def gated(*arguments: Any) -> Any:
+        while arguments[-1] >= int(file.read_text() or 0) and os.path.exists(f"/proc/{parent}"):
+            time.sleep(0.002)
         return read(*arguments)
 
-    monkeypatch.setattr(pack, "_read", slowly)
+    monkeypatch.setattr(pack, "_read", gated)
     monkeypatch.setattr(pack, "CHUNK", 2)
+    return file
 
 
 def in_a_child(*argv: object) -> int:
@@ -199,13 +201,14 @@ def test_what_is_interrupted_goes_on(
     number: signal.Signals,
     folder: Path,
     tmp_path: Path,
-    slow: None,
+    gate: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["data", "pack", folder, "--size", "32", "--shards", "8", "--workers", "1", "--out"]
     for first in range(3):
+        gate.write_text(str(5 * first + 8))  # five pictures a file: some of the next one's, too
         child = in_a_child(*command, "out")
         waiting = tmp_path / "out/.train-unfinished"
         while len(list(waiting.glob("*.parquet"))) <= first or not list(waiting.glob(".*.writing")):
@@ -213,6 +216,7 @@ def test_what_is_interrupted_goes_on(
             time.sleep(0.002)
         assert not list((tmp_path / "out").glob("*.parquet")), "a part of the set is not taken for all of it"
         os.kill(child, number)
+        gate.write_text("40")  # a worker ends after what it is at
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if number == signal.SIGINT:
             assert code == 130
@@ -221,7 +225,9 @@ def test_what_is_interrupted_goes_on(
     capsys.readouterr()
     assert main([str(argument) for argument in (*command, "out")]) == 0
     text = capsys.readouterr().out
-    assert " of them done" in text and "train-00002-of" not in text
+    assert ", 15 of them done;" in text
+    assert "train-00002-of" not in text
+    assert "train-00003-of" in text
     assert main([str(argument) for argument in (*command, "straight")]) == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "straight")
     capsys.readouterr()

@@ -44,7 +44,7 @@ class InfoArguments:
     workers: int = 2
     """Reading processes."""
     json: Path = Path()
-    """Write the numbers to this file, too."""
+    """Write the numbers to this file, too; by default to none."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class PackArguments:
     """Pixels to which a larger shorter side is reduced, with the filter of training. Nothing is enlarged."""
     crop_min: float = 0.0
     """The data.crop_min of the training to come. Its random crops resize the shorter side to up to size / crop_min
-    pixels first, so this many are kept: nothing is lost, for 1.6 times the bytes at 0.8. 0: `size` pixels are kept, and
-    crops are enlarged from these, a little less sharp."""
+    first, so this many pixels are kept, 1.6 times as many at 0.8. 0: `size` are kept, from which such crops are
+    enlarged, a little less sharp; right for validation, as centre crops are then those of the originals."""
     format: Literal["jpeg", "png", "webp-lossless"] = "jpeg"
     """Pictures that need no resizing and have this format already keep their bytes."""
     quality: int = 95

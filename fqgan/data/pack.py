@@ -200,13 +200,14 @@ class Packer:
         problems: list[str] = []
         with shard_writer(path, self.source) as add:
             for chunk in self._chunks(shard):
-                for data, name, label, side in zip(*next(batches), strict=True):
+                for data, name, numbers in zip(*next(batches), strict=True):
+                    label, side = map(int, numbers.split())
                     if not side:
                         problems.append(name)
                         self._check_unreadable(problems, note)
                         continue
-                    add(data, name, int(label))
-                    rows, below = rows + 1, below + int(side < self.options.size)
+                    add(data, name, label)
+                    rows, below = rows + 1, below + (side < self.options.size)
                 advance(len(chunk))
         return replace(shard, rows=rows, bytes=path.stat().st_size, below_size=below, unreadable=tuple(problems))
 
@@ -250,17 +251,21 @@ def packing_order(source: ImageSource, shuffle: bool) -> npt.NDArray[np.int64]:
 
 def _read(
     source: ImageSource, order: npt.NDArray[np.int64], options: PackOptions, position: int
-) -> tuple[tuple[bytes, str, int, int], list[str]]:
-    """Encoded picture, its path, label and shorter side in pixels. Side 0: it cannot be read, and path tells why."""
+) -> tuple[tuple[bytes, str, str], list[str]]:
+    """Encoded picture, its path, and label and shorter side in pixels. Side 0: it cannot be read, and path tells why.
+
+    Numbers are text on their way, or they would become tensors in shared memory: when Ctrl-C comes while these are
+    handed over, their worker prints a traceback.
+    """
     index = int(order[position])
     try:
         image, label = source.read(index)
     except UnreadableError as error:
-        return (b"", str(error), -1, 0), []
+        return (b"", str(error), "-1 0"), []
     original = stored(source, index)
     name, suffix = original.path if original else "", FORMATS[options.format][1]
     path = str(Path(name).with_suffix(f".{suffix}")) if name else f"{index:08d}.{suffix}"
-    return (encode(image, original, options), path, label, min(image.size)), []
+    return (encode(image, original, options), path, f"{label} {min(image.size)}"), []
 
 
 def encode(image: Image.Image, original: Stored | None, options: PackOptions) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -45,10 +46,9 @@ def survey(
     keys = (indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH))
     headers: list[Header] = []
     batches = load(partial(_look, source, decode), keys, workers, False)
-    for width, height, form, mode, size, problem in batches:
-        rows = zip(width.tolist(), height.tolist(), form, mode, size.tolist(), problem, strict=True)
-        headers += [Header(*row) for row in rows]
-        advance(len(problem))
+    for (found,) in batches:
+        headers += [Header(*json.loads(row)) for row in found]
+        advance(len(found))
     return {
         "source": source.name,
         "kind": _KINDS.get(type(source), type(source).__name__),
@@ -62,8 +62,8 @@ def survey(
     }
 
 
-def _look(source: ImageSource, decode: bool, index: int) -> tuple[tuple[Any, ...], list[str]]:
-    return tuple(header(source, index, decode)), []
+def _look(source: ImageSource, decode: bool, index: int) -> tuple[tuple[str], list[str]]:
+    return (json.dumps(header(source, index, decode)),), []  # as text, see `fqgan.data.pack`
 
 
 def _labels(source: ImageSource) -> dict[str, Any]:
