@@ -75,12 +75,12 @@ PHOTOS_DUAL = child(
     train={
         "batch": 16,
         "epochs": 0.0,
-        "steps": 1500,
+        "steps": 1240,
         "ema_decay": 0.99,
         "log_every": 25,
         "image_every": 500,
-        "validate_every": 375,
-        "checkpoint_every": 375,
+        "validate_every": 310,
+        "checkpoint_every": 310,
     },
 )
 PHOTOS_DUAL_128 = child(PHOTOS_DUAL, model={"image_size": 128})
