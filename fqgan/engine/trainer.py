@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -346,4 +347,7 @@ def _wrap(module: nn.Module, world: World) -> nn.Module:
         return module
     # the GAN's running statistics are written by one phase only: nothing to broadcast
     ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        # its successor has another meaning so far, and torch 2.11 does not know it
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
