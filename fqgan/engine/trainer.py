@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fqgan import schema
 from fqgan.config import OptimizerConfig, TrainConfig
@@ -126,7 +124,7 @@ class Trainer:
         if start >= self.steps and self.world.is_main:
             print(f"{self.run.path} has already done its {self.steps} steps", flush=True)
         for phase in self.task.phases:
-            phase.network = _wrap(phase.module, self.world)
+            phase.network = distributed.wrap(phase.module, self.world)
         log = Log(self.run, self.world, start, self.steps, self.config)
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -199,7 +197,7 @@ class Trainer:
             batch = next(batches)
             for phase in phases:
                 synchronize = i == self.accumulate - 1
-                with nullcontext() if synchronize else _no_sync(phase.network):
+                with nullcontext() if synchronize else distributed.no_sync(phase.network):
                     loss, new = phase.loss(phase.network, batch)
                     (loss / self.accumulate).backward()
                 for name, value in new.items():
@@ -336,18 +334,3 @@ def _due(every: int, done: int) -> bool:
 def _gradient_norm(module: nn.Module) -> Tensor:
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     return nn.utils.get_total_norm(gradients)
-
-
-def _no_sync(network: nn.Module) -> Any:
-    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
-
-
-def _wrap(module: nn.Module, world: World) -> nn.Module:
-    if world.size == 1:
-        return module
-    # the GAN's running statistics are written by one phase only: nothing to broadcast
-    ids = [world.device.index] if world.device.type == "cuda" else None
-    with warnings.catch_warnings():
-        # its successor has another meaning so far, and torch 2.11 does not know it
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
