@@ -23,8 +23,7 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 def align_gradients(module: nn.Module) -> None:
     """Give each gradient the strides of its parameter: fused Adam on CUDA refuses all others.
 
-    Compiled convolutions, and those that are differentiated twice, return gradients whose strides differ where a side
-    is 1 long.
+    Compiled 1x1 convolutions return such, in the same memory order (pytorch issue 126585).
     """
     for parameter in module.parameters():
         gradient = parameter.grad
