@@ -21,7 +21,7 @@ from fqgan.data.fingerprint import changes
 from fqgan.engine import checkpoint, distributed
 from fqgan.engine.distributed import World
 from fqgan.engine.logs import Log
-from fqgan.engine.optim import Ema, learning_rate
+from fqgan.engine.optim import Ema, align_gradients, learning_rate
 from fqgan.engine.run import RunFolder
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
@@ -208,6 +208,7 @@ class Trainer:
             if self.optimizer_config.clip:
                 parameters = phase.module.parameters()
                 nn.utils.clip_grads_with_norm_(parameters, self.optimizer_config.clip, norms[phase.name])
+            align_gradients(phase.module)
             phase.optimizer.step()
         self.task.after_step()
         if self.ema:

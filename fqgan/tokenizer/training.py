@@ -79,6 +79,7 @@ class TokenizerTask(Task):
                 ema_decay=options.ema_decay,
                 restart_after=options.restart_after,
                 seed=(config.train.seed, i),
+                interleaved=config.data.lanes > 1,
             )
             for i, quantizer in enumerate(self.model.quantizers)
         ]
@@ -166,9 +167,9 @@ class TokenizerTask(Task):
         for batch in islice(self.batches(0), micro_batches):
             with self._autocast():
                 for part, found in zip(parts, self.model.features(batch.images), strict=True):
-                    part.append(as_rows(found))
+                    part.append(as_rows(found).unflatten(0, (len(found), -1)))
         for keeper, part in zip(self.keepers, parts, strict=True):
-            keeper.start(in_order(part), options.kmeans_iterations)
+            keeper.start(in_order(part, config.data.lanes > 1), options.kmeans_iterations)
 
     def after_step(self) -> None:
         for keeper in self.keepers:
