@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -260,6 +261,7 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
 
 def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
     if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
     micro_batch(config.train, world.size)
     if not config.data.source:
