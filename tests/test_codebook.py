@@ -194,10 +194,14 @@ def test_a_centre_without_rows_stays() -> None:
 
 
 def test_rows_of_all_ranks_come_in_the_order_of_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks with three micro-batches of two: a rank holds samples 0-1, 4-5, 8-9 or 2-3, 6-7, 10-11."""
-    first, second = (list(torch.arange(24.0).view(3, 2, 2, 2)[:, rank]) for rank in (0, 1))
-    monkeypatch.setattr(codebook, "gather_rows", lambda rows: torch.cat([rows, torch.stack(second)]))
-    assert torch.equal(codebook.in_order(first), torch.arange(24.0).view(12, 2))
+    """Two ranks with three micro-batches of two images of three rows: a rank holds images 0-1, 4-5, 8-9 or 2-3, 6-7,
+    10-11; with several lanes 0 and 2, 4 and 6, 8 and 10, or those after them."""
+    rows = torch.arange(72.0).view(36, 2)
+    for interleaved in (False, True):
+        batches = rows.view(3, 2, 2, 3, 2).transpose(1, 2) if interleaved else rows.view(3, 2, 2, 3, 2)
+        first, second = batches.unbind(1)
+        monkeypatch.setattr(codebook, "gather_rows", lambda own, other=second: torch.cat([own, other]))
+        assert torch.equal(codebook.in_order(list(first), interleaved), rows)
 
 
 def trained(config: TokenizerRunConfig, run: Path, steps: int, **quantizer: Any) -> Path:

@@ -238,12 +238,12 @@ def test_exact_resume_with_the_gan_variants(pictures: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("gan", "quantizer"),
-    [({"norm": "group"}, {}), (VARIANTS, {}), ({"norm": "group"}, QUANTIZER_OPTIONS)],
-    ids=["plain", "gan variants", "quantizer options"],
+    ("gan", "quantizer", "lanes"),
+    [({"norm": "group"}, {}, 1), (VARIANTS, {}, 1), ({"norm": "group"}, QUANTIZER_OPTIONS, 2)],
+    ids=["plain", "gan variants", "quantizer options and lanes"],
 )
 def test_two_ranks_equal_one_process(
-    pictures: Path, tmp_path: Path, gan: dict[str, Any], quantizer: dict[str, Any]
+    pictures: Path, tmp_path: Path, gan: dict[str, Any], quantizer: dict[str, Any], lanes: int
 ) -> None:
     """Entropy, InfoNCE and the GAN's adaptive weight act on the global micro-batch: two ranks of 4 images are one
     process of 8. R1's second derivatives and LeCam's averages meet over ranks too.
@@ -256,7 +256,7 @@ def test_two_ranks_equal_one_process(
         discriminator={**gan, "start": 1},
         quantizer=quantizer,
         train={"micro_batch": 0, "steps": 3, "checkpoint_every": 1, "validate_every": 3, "validation_images": 6},
-        data={"workers": 0, "validation": str(pictures)},
+        data={"workers": 0, "validation": str(pictures), "lanes": lanes},
     )
     alone, together = tmp_path / "alone", tmp_path / "together"
     finish(start(command(config, alone)))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fqgan import presets
 from fqgan.cli import main
 from fqgan.config import TokenizerConfig, TokenizerRunConfig
 from fqgan.engine.checkpoint import load_tensors
+from fqgan.engine.optim import align_gradients
 from fqgan.engine.run import read_stats
 from fqgan.errors import UserError
 from fqgan.presets import child
@@ -110,6 +112,32 @@ def test_channels_last_trains_alike(tiny: TokenizerRunConfig, tmp_path: Path) ->
     for off, on in zip(read_stats(tmp_path / "off"), read_stats(tmp_path / "on"), strict=True):
         losses = [name for name in off if name.endswith("loss")]
         assert [on[name] for name in losses] == pytest.approx([off[name] for name in losses], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["adam", "muon"])
+def test_channels_last_resumes_to_the_bit(
+    tiny: TokenizerRunConfig, tmp_path: Path, kind: Literal["adam", "muon"]
+) -> None:
+    """Fused Adam takes parameter and moments in the order of their memory: those of a checkpoint have to follow."""
+    config = child(tiny, train={"channels_last": "on"}, optimizer={"kind": kind})
+    straight = trained(config, tmp_path / "straight")
+    train_tokenizer(child(config, train={"steps": 1}), tmp_path / "resumed")
+    resumed = trained(config, tmp_path / "resumed")
+    assert [name for name, value in straight.items() if not torch.equal(resumed[name], value)] == []
+
+
+def test_gradients_take_their_parameters_strides() -> None:
+    """A 1x1 convolution in channels_last with a gradient in the usual layout: the same memory, other strides."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 1), torch.nn.Conv2d(6, 2, 3))
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    gradients = [torch.randn(parameter.shape) for parameter in network.parameters()]
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        parameter.grad = gradient.clone()
+    assert [p.grad.stride() == p.stride() for p in network.parameters() if p.grad is not None].count(False) == 2
+    align_gradients(network)
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        assert parameter.grad is not None and parameter.grad.stride() == parameter.stride()
+        assert torch.equal(parameter.grad, gradient)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 _LARGEST = 2**31 - 1
+_LARGEST_BEFORE_2_35 = 2**25  # the threshold that older versions of glibc take; they refuse larger ones
 
 
 def keep_freed_memory() -> None:
@@ -18,5 +19,7 @@ def keep_freed_memory() -> None:
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018 - not there in other C libraries
-        for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-            libc.mallopt(parameter, _LARGEST)
+        # a refused threshold would stay where it is for good, as setting the other one ends its growth
+        if not libc.mallopt(_MMAP_THRESHOLD, _LARGEST):
+            libc.mallopt(_MMAP_THRESHOLD, _LARGEST_BEFORE_2_35)
+        libc.mallopt(_TRIM_THRESHOLD, _LARGEST)

@@ -140,11 +140,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Tensors) -> None:
     """Restore what `optimizer_tensors` gave. Learning rates come from the schedule, not from the file."""
     index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    names = {name: index[id(parameter)] for name, parameter in module.named_parameters()}
+    parameters = dict(module.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
-        state.setdefault(names[name], {})[entry] = value
+        parameter = parameters[name]
+        if value.shape == parameter.shape:  # fused kernels go through the memory of both: the layouts must agree
+            value = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+        state.setdefault(index[id(parameter)], {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import warnings
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fqgan.errors import UserError
 
@@ -56,6 +58,23 @@ def stop() -> None:
     if is_distributed():
         with suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def wrap(module: nn.Module, world: World) -> nn.Module:
+    """DDP around a network where there are several ranks."""
+    if world.size == 1:
+        return module
+    # the GAN's running statistics are written by one phase only: nothing to broadcast
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    with warnings.catch_warnings():
+        # its successor has another meaning so far, and torch 2.11 does not know it
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def no_sync(network: nn.Module) -> Any:
+    """Context in which a network's backward pass leaves gradients on their rank: for all micro-batches but the last."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def is_distributed() -> bool:

@@ -20,6 +20,17 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     return torch.optim.Adam(module.parameters(), config.lr, betas, fused=True)
 
 
+def align_gradients(module: nn.Module) -> None:
+    """Give each gradient the strides of its parameter: fused Adam on CUDA refuses all others.
+
+    Compiled 1x1 convolutions return such, in the same memory order (pytorch issue 126585).
+    """
+    for parameter in module.parameters():
+        gradient = parameter.grad
+        if gradient is not None and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+
+
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """Rate of optimizer step `step` in [0, steps): linear warm-up, then constant or half a cosine."""
     if step < config.warmup_steps:

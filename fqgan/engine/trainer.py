@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fqgan import schema
 from fqgan.config import OptimizerConfig, TrainConfig
@@ -22,7 +21,7 @@ from fqgan.data.fingerprint import changes
 from fqgan.engine import checkpoint, distributed
 from fqgan.engine.distributed import World
 from fqgan.engine.logs import Log
-from fqgan.engine.optim import Ema, learning_rate
+from fqgan.engine.optim import Ema, align_gradients, learning_rate
 from fqgan.engine.run import RunFolder
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
@@ -125,7 +124,7 @@ class Trainer:
         if start >= self.steps and self.world.is_main:
             print(f"{self.run.path} has already done its {self.steps} steps", flush=True)
         for phase in self.task.phases:
-            phase.network = _wrap(phase.module, self.world)
+            phase.network = distributed.wrap(phase.module, self.world)
         log = Log(self.run, self.world, start, self.steps, self.config)
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -198,7 +197,7 @@ class Trainer:
             batch = next(batches)
             for phase in phases:
                 synchronize = i == self.accumulate - 1
-                with nullcontext() if synchronize else _no_sync(phase.network):
+                with nullcontext() if synchronize else distributed.no_sync(phase.network):
                     loss, new = phase.loss(phase.network, batch)
                     (loss / self.accumulate).backward()
                 for name, value in new.items():
@@ -209,6 +208,7 @@ class Trainer:
             if self.optimizer_config.clip:
                 parameters = phase.module.parameters()
                 nn.utils.clip_grads_with_norm_(parameters, self.optimizer_config.clip, norms[phase.name])
+            align_gradients(phase.module)
             phase.optimizer.step()
         self.task.after_step()
         if self.ema:
@@ -335,15 +335,3 @@ def _due(every: int, done: int) -> bool:
 def _gradient_norm(module: nn.Module) -> Tensor:
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     return nn.utils.get_total_norm(gradients)
-
-
-def _no_sync(network: nn.Module) -> Any:
-    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
-
-
-def _wrap(module: nn.Module, world: World) -> nn.Module:
-    if world.size == 1:
-        return module
-    # the GAN's running statistics are written by one phase only: nothing to broadcast
-    ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -39,6 +39,7 @@ class CodebookKeeper:
         ema_decay: in [0, 1); 0: codes learn by gradient.
         restart_after: optimizer steps; 0: never.
         seed: of the run, and the factor's index.
+        interleaved: as `in_order` has it.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class CodebookKeeper:
         ema_decay: float = 0.0,
         restart_after: int = 0,
         seed: tuple[int, int] = (0, 0),
+        interleaved: bool = False,
     ):
         self.codebook, self.optimizer = quantizer.codebook, optimizer
         self.ema_decay, self.restart_after, self.seed = ema_decay, restart_after, seed
+        self.interleaved = interleaved
         codebook = quantizer.codebook.detach()
         if ema_decay:
             quantizer.codebook.requires_grad_(False)
@@ -77,7 +80,7 @@ class CodebookKeeper:
         if self.restart_after:
             self._used.index_fill_(0, codes, True)
             if self._looks(step):
-                self._rows.append(rows)
+                self._rows.append(rows.unflatten(0, (len(quantized.codes), -1)))
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -120,7 +123,7 @@ class CodebookKeeper:
 
     def _restart(self, step: int) -> None:
         """Dead codes, in order, become the features that a permutation puts first; a mask, as nothing may wait."""
-        rows = in_order(self._rows)
+        rows = in_order(self._rows, self.interleaved)
         order = torch.randperm(len(rows), generator=_generator(*self.seed, step)).to(rows.device)
         dead = all_reduce_min(self._ages) >= self.restart_after  # each rank counts from its own last use
         place = dead.cumsum(0) - 1
@@ -155,9 +158,11 @@ def spherical_kmeans(rows: Tensor, num_centres: int, iterations: int, generator:
     return centres
 
 
-def in_order(parts: Sequence[Tensor]) -> Tensor:
-    """The rows (n, d) of this rank's consecutive micro-batches -> those of all ranks in the order of the samples."""
-    return gather_rows(torch.stack(list(parts))).unflatten(0, (-1, len(parts))).transpose(0, 1).flatten(0, 2)
+def in_order(parts: Sequence[Tensor], interleaved: bool) -> Tensor:
+    """This rank's consecutive micro-batches (b, n, d), n rows an image -> the rows (N, d) of all ranks, in the order of
+    the samples. `interleaved`: in a micro-batch the ranks hold every other image (several lanes), not runs of them."""
+    gathered = gather_rows(torch.stack(list(parts))).unflatten(0, (-1, len(parts)))  # (ranks, parts, b, n, d)
+    return gathered.permute(1, 2, 0, 3, 4).flatten(0, 3) if interleaved else gathered.transpose(0, 1).flatten(0, 3)
 
 
 def _generator(*key: int) -> torch.Generator:

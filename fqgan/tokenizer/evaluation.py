@@ -82,7 +82,7 @@ class Scores:
 
     def compute(self) -> dict[str, Any]:
         """`psnr` and `psnr_pooled` in dB, `ssim`, and what was asked for: `perceptual`, `frechet_efficientnet`, and
-        under `classes` the pooled PSNR and the perceptual distance of each class."""
+        under `classes` the pooled PSNR and the perceptual distance of each class that has pictures."""
         try:
             pixels = self._psnr.compute(all_reduce_sum)
         except ValueError:
@@ -92,12 +92,19 @@ class Scores:
         if self.perceptual:
             scores["perceptual"] = self._distance.compute()
         if self.network:
-            real, fake = self._real.compute(all_reduce_sum), self._fake.compute(all_reduce_sum)
+            try:
+                real, fake = self._real.compute(all_reduce_sum), self._fake.compute(all_reduce_sum)
+            except ValueError:
+                raise UserError("only one picture of the data was scored: the Frechet distance needs two") from None
             scores["frechet_efficientnet"] = frechet_distance(real, fake)
         if self._classes:
             scores["classes"] = {}
             for name, (psnr, mean) in self._classes.items():
-                scores["classes"][name] = {"psnr_pooled": psnr.compute(all_reduce_sum)["psnr_pooled"]}
+                try:
+                    pixels = psnr.compute(all_reduce_sum)
+                except ValueError:  # on all ranks alike: none of its pictures was asked for, or could be read
+                    continue
+                scores["classes"][name] = {"psnr_pooled": pixels["psnr_pooled"]}
                 if self.perceptual:
                     scores["classes"][name]["perceptual"] = mean.compute()
         return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -78,6 +79,7 @@ class TokenizerTask(Task):
                 ema_decay=options.ema_decay,
                 restart_after=options.restart_after,
                 seed=(config.train.seed, i),
+                interleaved=config.data.lanes > 1,
             )
             for i, quantizer in enumerate(self.model.quantizers)
         ]
@@ -165,9 +167,9 @@ class TokenizerTask(Task):
         for batch in islice(self.batches(0), micro_batches):
             with self._autocast():
                 for part, found in zip(parts, self.model.features(batch.images), strict=True):
-                    part.append(as_rows(found))
+                    part.append(as_rows(found).unflatten(0, (len(found), -1)))
         for keeper, part in zip(self.keepers, parts, strict=True):
-            keeper.start(in_order(part), options.kmeans_iterations)
+            keeper.start(in_order(part, config.data.lanes > 1), options.kmeans_iterations)
 
     def after_step(self) -> None:
         for keeper in self.keepers:
@@ -258,6 +260,7 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
 
 def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
     if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
     micro_batch(config.train, world.size)
     if not config.data.source:

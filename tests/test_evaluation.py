@@ -1,0 +1,28 @@
+"""Scores of few pictures, and of classes of which none was seen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fqgan.errors import UserError
+from fqgan.tokenizer.evaluation import Scores
+from fqgan.vision.efficientnet import load_efficientnet_lite0
+
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_a_class_without_pictures_has_no_scores() -> None:
+    """As with --limit on many classes, or where all pictures of a class are unreadable."""
+    scores = Scores("cpu", lambda x, y: (x - y).abs().mean((1, 2, 3)), classes=("cat", "dog", "emu"))
+    scores.update(IMAGES, IMAGES.roll(1, 3), torch.tensor([0, 2, -1]))
+    classes = scores.compute()["classes"]
+    assert list(classes) == ["cat", "emu"]
+    assert all(set(numbers) == {"psnr_pooled", "perceptual"} for numbers in classes.values())
+
+
+def test_one_picture_has_no_frechet_distance() -> None:
+    scores = Scores("cpu", network=load_efficientnet_lite0())
+    scores.update(IMAGES[:1], IMAGES[1:2], torch.tensor([0]))
+    with pytest.raises(UserError, match="needs two"):
+        scores.compute()
