@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="*", default=JOBS, choices=JOBS)
     parser.add_argument("--profile", action="store_true", help="also the parts of a training step")
     parser.add_argument("--compile", action="store_true", help="train.compile in the fast path")
-    parser.add_argument("--activation-checkpointing", action="store_true", help="the same of that switch")
+    parser.add_argument("--activation-checkpointing", default="none", choices=("none", "transformer", "all"))
     parser.add_argument("--job", choices=(*JOBS, "quality", "profile"), help=argparse.SUPPRESS)
     parser.add_argument("--path", choices=("plain", "fast"), default="fast", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -301,7 +301,7 @@ def worker(options: argparse.Namespace, device: torch.device) -> None:
         torch.set_num_threads(options.threads)
     if options.path == "plain":
         VectorQuantizer.forward = plain_quantizer
-        options.compile = options.activation_checkpointing = False
+        options.compile, options.activation_checkpointing = False, "none"
     else:
         keep_freed_memory()
     functions = {"quality": quality, "profile": profile}

@@ -96,7 +96,8 @@ class _NormSiluConv(torch.autograd.Function):
             ctx.conv.groups,
             [True, True, ctx.bias_sizes is not None],
         )
-        grad = torch.ops.aten.silu_backward(grad.to(x.dtype), y)
+        grad = grad.to(x.dtype)  # from here on in place: maps are large
+        torch.ops.aten.silu_backward.grad_input(grad, y, grad_input=grad)
         dxhat, dy = _sums(grad, x, mean, rstd)
 
         def group_means(sums: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class _NormSiluConv(torch.autograd.Function):
             return means.repeat_interleave(c // groups, 1)
 
         slope = -(rstd**2) * group_means(dxhat)
-        grad_x = _affine(grad, scale, -rstd * group_means(dy) - mean * slope)
+        grad_x = _affine(grad, scale, -rstd * group_means(dy) - mean * slope, out=grad)
         grad_x += _affine(x, slope, torch.zeros_like(slope), out=y)
         if grad_kernel_bias is not None:
             grad_kernel_bias = grad_kernel_bias.to(exact)

@@ -11,7 +11,7 @@ from torch import nn
 
 from fqgan.config import TokenizerConfig
 from fqgan.engine.distributed import all_reduce_sum
-from fqgan.tokenizer.blocks import Block
+from fqgan.tokenizer.blocks import Block, TransformerBlock
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 _LARGE_SIDE = 64  # of the first feature map: from here on a CPU gains from channels_last
@@ -27,11 +27,12 @@ def memory_format(choice: str, device: torch.device, model: TokenizerConfig) -> 
     return torch.channels_last if choice == "on" or (choice == "auto" and large) else torch.contiguous_format
 
 
-def recompute_activations(model: nn.Module) -> None:
-    """Let every residual, attention and transformer block recompute its activations in the backward pass."""
+def recompute_activations(model: nn.Module, blocks: str) -> None:
+    """Let blocks recompute their activations in the backward pass: `none`, those of `transformer`s, or `all`."""
+    kind = {"none": (), "transformer": TransformerBlock, "all": Block}[blocks]
     for module in model.modules():
         if isinstance(module, Block):
-            module.recompute = True
+            module.recompute = isinstance(module, kind)
 
 
 def compile_tokenizer(model: FactorizedTokenizer, device: torch.device) -> bool:

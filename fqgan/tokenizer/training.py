@@ -68,8 +68,7 @@ class TokenizerTask(Task):
         torch.manual_seed(config.train.seed)
         options = config.quantizer
         self.model = FactorizedTokenizer(config.model, config.loss.entropy_temperature, options.gradient)
-        if config.train.activation_checkpointing:
-            recompute_activations(self.model)
+        recompute_activations(self.model, config.train.activation_checkpointing)
         if config.train.compile:
             compile_tokenizer(self.model, world.device)
         self.phases = [Phase("tokenizer", self._place(self.model), self._optimizer(self.model), self._generator_loss)]
