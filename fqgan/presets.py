@@ -8,17 +8,18 @@ on) need ImageNet, CLIP or DINOv2 and the LPIPS weights; `photos-*` run offline.
 from __future__ import annotations
 
 from dataclasses import replace as but
-from typing import Any
+from typing import Any, TypeVar
 
-from fqgan.config import FactorConfig, TokenizerRunConfig
+from fqgan.config import FactorConfig, GeneratorRunConfig, TokenizerRunConfig
 from fqgan.errors import UserError
 from fqgan.schema import did_you_mean
 
 CLIP_L, CLIP_B = "clip:openai/clip-vit-large-patch14", "clip:openai/clip-vit-base-patch16"
 DINO_S = "dinov2:facebook/dinov2-small"
+Run = TypeVar("Run", TokenizerRunConfig, GeneratorRunConfig)
 
 
-def child(parent: TokenizerRunConfig, **changes: dict[str, Any]) -> TokenizerRunConfig:
+def child(parent: Run, **changes: dict[str, Any]) -> Run:
     """A copy of `parent` with fields of its sections changed: child(p, model={"stem": 2}, train={"batch": 8})."""
     return but(parent, **{section: but(getattr(parent, section), **fields) for section, fields in changes.items()})
 
@@ -121,9 +122,37 @@ PRESETS = {
     "vqgan-ds8": VQGAN_DS8,
 }
 
+# Generators leave number and size of the codebooks, grid and classes to the token store: each fits a dual and a triple
+# tokenizer alike.
+FAR_BASE = GeneratorRunConfig()
+FAR_LARGE = child(FAR_BASE, model={"width": 1280, "depth": 36, "heads": 20, "head_depth": 4})
+FAR_SMALL = child(
+    FAR_BASE,
+    model={"width": 256, "depth": 6, "heads": 4, "head_depth": 1, "mlp_multiple": 64},
+    optimizer={"lr": 1e-3, "schedule": "cosine", "warmup_steps": 50},
+    train={"batch": 64, "ema_decay": 0.99},
+)
+FAR_TINY = child(FAR_SMALL, model={"width": 128, "depth": 4, "heads": 2})
+
+GENERATOR_PRESETS = {
+    "far-tiny": FAR_TINY,
+    "far-small": FAR_SMALL,
+    "far-base": FAR_BASE,
+    "far-large": FAR_LARGE,
+}
+
 
 def get(name: str) -> TokenizerRunConfig:
-    """The preset of a name; `UserError` that names the nearest one otherwise."""
-    if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)} (presets: {', '.join(PRESETS)})")
-    return PRESETS[name]
+    """The tokenizer preset of a name; `UserError` that names the nearest one otherwise."""
+    return _named(PRESETS, name)
+
+
+def get_generator(name: str) -> GeneratorRunConfig:
+    """The generator preset of a name; `UserError` that names the nearest one otherwise."""
+    return _named(GENERATOR_PRESETS, name)
+
+
+def _named(presets: dict[str, Run], name: str) -> Run:
+    if name not in presets:
+        raise UserError(f"unknown preset {name!r}{did_you_mean(name, presets)} (presets: {', '.join(presets)})")
+    return presets[name]

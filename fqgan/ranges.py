@@ -12,13 +12,22 @@ from fqgan.schema import flatten
 # what numbers may be; all others must be at least 0
 _AT_LEAST_1 = re.compile(
     r"model\.(image_size|stem|channels|channel_multipliers|res_blocks|z_channels|adapter_head_dim|feature_head_depth|"
-    r"feature_head_heads|factors\.\d+\.(codebook_size|code_dim))|data\.(window|lanes)|"
+    r"feature_head_heads|factors\.\d+\.(codebook_size|code_dim)|"
+    r"codebook_sizes|grid|width|depth|heads|mlp_multiple|head_depth)|"
+    r"data\.(window|lanes)|"
     r"discriminator\.(channels|layers|r1_every)|"
-    r"train\.(batch|log_every|checkpoint_every|keep_last)"
+    r"train\.(batch|log_every|checkpoint_every|keep_last|sample_images)"
 )
-_ABOVE_0 = ("loss.entropy_temperature", "loss.representation_temperature", "optimizer.lr")
+_ABOVE_0 = (
+    "loss.entropy_temperature",
+    "loss.representation_temperature",
+    "model.norm_eps",
+    "model.rope_base",
+    "optimizer.lr",
+)
 _BELOW_1 = (
     "data.max_unreadable",
+    "model.class_dropout",
     "model.dropout",
     "discriminator.lecam_decay",
     "optimizer.beta1",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fqgan.generator.model import FAR
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 # per factor: name of adapter, of norm/conv, of quantizer/projection, of the feature head
@@ -93,6 +94,39 @@ def fill(model: FactorizedTokenizer, factors: tuple[tuple[str, str, str, str], .
             model.get_parameter(name.replace("positions.table", "class_position")).copy_(whole[:1])
         else:
             tensor.copy_(filled(target, tuple(tensor.shape)))
+
+
+_FAR = [
+    (r"class_embedding\.", "cls_embedding.embedding_table."),
+    (r"code_embeddings\.(\d+)", r"tok_embeddings_<\1>"),
+    (r"aggregate\.", "aggregation_layer."),
+    (r"head\.outputs\.(\d+)", r"output_<\1>"),
+    (r"head\.norm", "norm"),
+    (r"head\.blocks\.", "ar_head."),
+    (r"^blocks\.", "layers."),
+    (r"attention\.(qkv)", "attention.wqkv"),
+    (r"attention\.out", "attention.wo"),
+    (r"mlp_norm", "ffn_norm"),
+    (r"\.down\.", ".feed_forward.w2."),
+    (r"<(\d)>", lambda match: str(int(match[1]) + 1)),
+]
+
+
+@torch.no_grad()
+def fill_far(model: FAR) -> None:
+    """Fill a generator by the recipe, through the released names; SwiGLU's two halves have one each."""
+    for name, tensor in model.named_parameters():
+        target = name
+        for ours, theirs in _FAR:
+            target = re.sub(ours, theirs, target)
+        halves = {target: tensor}
+        if "gate_up" in name:
+            halves = {
+                target.replace("gate_up", f"feed_forward.{w}"): x
+                for w, x in zip(("w1", "w3"), tensor.chunk(2), strict=True)
+            }
+        for half, part in halves.items():
+            part.copy_(filled(half, tuple(part.shape)))
 
 
 def reference_images() -> Tensor:

@@ -33,8 +33,13 @@ LAYERS = (
         "fqgan.tokenizer.blocks",
         "fqgan.tokenizer.fused",
         "fqgan.tokenizer.discriminator",
+        "fqgan.generator.transformer",
+        "fqgan.generator.cross_entropy",
     ),
     (  # models and losses
+        "fqgan.generator",
+        "fqgan.generator.heads",
+        "fqgan.generator.model",
         "fqgan.tokenizer",
         "fqgan.tokenizer.branch",
         "fqgan.tokenizer.model",
@@ -51,7 +56,7 @@ LAYERS = (
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 # packages whose modules stand in different layers: each of their modules must be listed by itself
-LISTED_ONE_BY_ONE = ("fqgan", "fqgan.tokenizer")
+LISTED_ONE_BY_ONE = ("fqgan", "fqgan.tokenizer", "fqgan.generator")
 MODULES = {
     ".".join((ROOT.name, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))

@@ -10,7 +10,8 @@ import torch
 
 from fqgan.commands.train_tokenizer import parse_run
 from fqgan.errors import UserError
-from fqgan.presets import PRESETS, child, get
+from fqgan.generator.model import FAR
+from fqgan.presets import GENERATOR_PRESETS, PRESETS, child, get, get_generator
 from fqgan.tokenizer.model import FactorizedTokenizer, num_parameters
 
 PAPER = [name for name in PRESETS if re.match(r"(dual|triple|vqgan)-ds\d", name)]
@@ -87,3 +88,36 @@ def test_the_offline_triple_has_the_papers_levels() -> None:
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown preset 'dual-ds15'; did you mean 'dual-ds16'\?"):
         get("dual-ds15")
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", GENERATOR_PRESETS)
+def test_a_generator_preset_builds_for_any_number_of_factors(name: str, k: int) -> None:
+    config = get_generator(name).model.resolved((64,) * k, (4, 8), 10)
+    with torch.device("meta"):
+        assert FAR(config).config.num_factors == k
+
+
+@pytest.mark.parametrize(
+    ("name", "k", "parameters"),
+    [
+        ("far-base", 2, 417_104_896),
+        ("far-base", 3, 451_707_904),
+        ("far-large", 2, 901_195_520),
+        ("far-large", 3, 944_776_960),
+    ],
+)
+def test_the_papers_generators_have_their_size(name: str, k: int, parameters: int) -> None:
+    with torch.device("meta"):
+        assert num_parameters(FAR(get_generator(name).model.resolved((16384,) * k, (16, 16), 1000))) == parameters
+
+
+def test_the_papers_generator_recipe_is_pinned() -> None:
+    """Section 4.1 and appendix E of the paper."""
+    for name in ("far-base", "far-large"):
+        config = get_generator(name)
+        assert (config.train.batch, config.train.epochs, config.train.precision) == (256, 300, "bf16")
+        optimizer = config.optimizer
+        assert (optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.weight_decay) == (2e-4, 0.9, 0.95, 0.05)
+        assert (optimizer.schedule, optimizer.clip) == ("constant", 1.0)
+        assert (config.model.dropout, config.model.class_dropout, config.model.head) == (0.1, 0.1, "ar")

@@ -1,10 +1,11 @@
-"""Everything that can be set, as frozen dataclasses. No torch here, so that the command line starts fast."""
+"""A tokenizer: its architecture, data, losses and training run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fqgan.config.training import OptimizerConfig, TrainConfig
 from fqgan.errors import UserError
 from fqgan.ranges import check_ranges
 
@@ -253,66 +254,14 @@ class DiscriminatorConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimizer and its schedule, in steps."""
+class TokenizerTrainConfig(TrainConfig):
+    """A tokenizer's training run."""
 
-    kind: Literal["adam", "muon"] = "adam"
-    """adam: the paper's. muon: orthogonal updates of the hidden matrices and Adam for the rest, in far fewer steps."""
-    lr: float = 2e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    momentum: float = 0.95
-    """Nesterov momentum of Muon's matrices."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0
-    """Steps of linear warm-up."""
-    final_lr: float = 0.0
-    """Where the cosine ends, as a fraction of `lr`."""
-    clip: float = 1.0
-    """Largest gradient norm (of generator and discriminator each); 0: no clipping."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Length, batch, precision and bookkeeping of a training run."""
-
-    batch: int = 256
-    """Images of one optimizer step over all ranks."""
-    micro_batch: int = 0
-    """Images of a rank at a time; 0: batch / ranks. batch must be a multiple of micro_batch * ranks."""
-    epochs: float = 40
-    """Passes over the data; converted to steps once."""
-    steps: int = 0
-    """Optimizer steps; 0: from `epochs`."""
-    precision: Literal["bf16", "float32"] = "bf16"
-    """Autocast of the networks; quantizer and losses are float32 always."""
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Memory layout of the convolutional networks; auto: on with CUDA, and on a CPU for large feature maps."""
-    compile: bool = False
-    """torch.compile of encoder, decoder, adapters and feature heads; needs a C++ compiler on a CPU."""
     activation_checkpointing: Literal["none", "transformer", "all"] = "none"
     """Blocks that the backward pass recomputes, which gives the same gradients in less memory: `transformer` those of
     adapters and feature heads, for a few percent more time; `all` the convolutional ones too, for about a quarter."""
-    ema_decay: float = 0.0
-    """Decay of the weights' moving average a step; 0: none."""
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    deterministic: bool = False
-    """Deterministic kernels on a GPU, for bit-exact resume there."""
-    log_every: int = 50
-    """Steps between lines of stats.jsonl."""
-    image_every: int = 1000
-    """Steps between pictures of reconstructions; 0: none."""
-    validate_every: int = 5000
-    """Steps between validations; 0: none."""
-    validation_images: int = 2048
-    """Images of one validation at most."""
-    checkpoint_every: int = 5000
-    """Steps between checkpoints; the last step is always saved."""
-    keep_last: int = 2
-    """Checkpoints kept."""
-    wandb: str = ""
-    """Project to log to on Weights & Biases (needs the package wandb); empty: none."""
 
 
 @dataclass(frozen=True)
@@ -325,7 +274,7 @@ class TokenizerRunConfig:
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
 
     def check(self) -> None:
         """Raise `UserError` for settings that contradict each other."""

@@ -1,0 +1,177 @@
+"""A generator: its architecture, how it samples, and its training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from fqgan.config.training import OptimizerConfig, TrainConfig
+from fqgan.errors import UserError
+from fqgan.ranges import check_ranges
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Architecture of FAR (paper section 3.3). The defaults are FAR-Base (Table 7)."""
+
+    codebook_sizes: tuple[int, ...] = ()
+    """Number of codes of each factor; their number is k. Empty: the token store's."""
+    grid: tuple[int, ...] = ()
+    """Positions: height and width of the token grid. Empty: the token store's."""
+    num_classes: int = 0
+    """Number of classes; the null class of classifier-free guidance comes on top. 0: the token store's."""
+    width: int = 1024
+    """Width d of the backbone and of the auto-regressive head."""
+    depth: int = 24
+    """Blocks of the backbone."""
+    heads: int = 16
+    """Attention heads, in backbone and head."""
+    kv_heads: int = 0
+    """Key and value heads (grouped-query attention); 0: as many as `heads`."""
+    qk_norm: bool = False
+    """RMSNorm of each head's queries and keys."""
+    mlp_multiple: int = 256
+    """SwiGLU's hidden width is 8/3 `width`, rounded up to a multiple of this."""
+    head: Literal["ar", "mlp", "linear"] = "ar"
+    """What predicts the k codes of a position (Table 4): the factorized auto-regressive head, k two-layer
+    classifiers, or k linear ones."""
+    head_depth: int = 3
+    """Blocks of the auto-regressive head."""
+    norm_eps: float = 1e-5
+    rope_base: float = 10_000.0
+    """Base of the rotary frequencies."""
+    dropout: float = 0.1
+    """Dropout on token embeddings and on the outputs of attention and MLP."""
+    class_dropout: float = 0.1
+    """Share of training samples whose class is replaced by the null class."""
+    legacy: bool = False
+    """As the released models: rotary rows of zeros for the class position and the head's first position, which make
+    their queries and keys zero."""
+
+    @property
+    def num_factors(self) -> int:
+        """k."""
+        return len(self.codebook_sizes)
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of SwiGLU."""
+        return -(-(8 * self.width // 3) // self.mlp_multiple) * self.mlp_multiple
+
+    def resolved(self, codebook_sizes: tuple[int, ...], grid: tuple[int, ...], num_classes: int) -> GeneratorConfig:
+        """With what a token store says in place of what is left open; `UserError` where the two disagree."""
+        for name, own, given in (("codebook_sizes", self.codebook_sizes, codebook_sizes), ("grid", self.grid, grid)):
+            if own and own != given:
+                values = " ".join(map(str, given))
+                raise UserError(
+                    f"model.{name} is {' '.join(map(str, own))}, but the token store has {values}: leave it out, or "
+                    f"extract codes with the tokenizer that belongs to it"
+                )
+        if self.num_classes and self.num_classes < num_classes:
+            raise UserError(f"model.num_classes is {self.num_classes}, but the token store has {num_classes} classes")
+        classes = self.num_classes or num_classes
+        return replace(self, codebook_sizes=tuple(codebook_sizes), grid=tuple(grid), num_classes=classes)
+
+    def check(self) -> None:
+        """Raise `UserError` for an architecture that cannot be built. What is left open passes."""
+        check_ranges(self, "model.")
+        if len(self.grid) not in (0, 2):
+            raise UserError(f"model.grid must be a height and a width, got {len(self.grid)} number(s)")
+        if self.width % self.heads or self.width // self.heads % 4:
+            raise UserError(
+                f"model.width {self.width} must be model.heads {self.heads} times a multiple of 4 (rotary positions)"
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise UserError(f"model.kv_heads {self.kv_heads} does not divide model.heads {self.heads}")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How codes are drawn. A tuple has one value for all factors, or one for each."""
+
+    cfg_scale: tuple[float, ...] = (2.0,)
+    """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none."""
+    cfg_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
+    """How guidance grows over the positions: not at all, linearly from 1 to the scale, or as
+    1 + (scale - 1) * (1 - cos(pi * progress^power)) / 2."""
+    cfg_power: float = 1.0
+    """Power of the power-cosine schedule; larger: guidance sets in later."""
+    cfg_interval: tuple[float, ...] = (0.0, 1.0)
+    """Fractions of the positions, from and up to which guidance acts; outside of it the scale is 1."""
+    temperature: tuple[float, ...] = (1.0,)
+    """Divides the logits; 0: greedy, the most probable code."""
+    top_k: tuple[int, ...] = (0,)
+    """Draw from the k most probable codes only; 0: from all."""
+    top_p: tuple[float, ...] = (1.0,)
+    """Draw from the fewest most probable codes whose probabilities reach this sum; 1: from all."""
+
+    def check(self, codebook_sizes: tuple[int, ...]) -> None:
+        """`UserError` for values that are impossible for these codebooks."""
+        k = len(codebook_sizes)
+        for name in ("cfg_scale", "temperature", "top_k", "top_p"):
+            values = getattr(self, name)
+            if len(values) not in (1, k):
+                raise UserError(f"{name} needs one value, or one for each of the {k} factors, got {len(values)}")
+        for name, low, high in (
+            ("cfg_scale", 0.0, float("inf")),
+            ("cfg_power", 0.0, float("inf")),
+            ("temperature", 0.0, float("inf")),
+            ("top_p", 0.0, 1.0),
+        ):
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if not low <= value <= high or value == float("inf") or (name == "top_p" and not value):
+                    rule = "above 0 and at most 1" if name == "top_p" else "at least 0"
+                    raise UserError(f"{name} must be {rule}, got {value}")
+        for i, size in enumerate(codebook_sizes):
+            top = self.top_k[i if len(self.top_k) > 1 else 0]
+            if not 0 <= top <= size:
+                raise UserError(f"top_k {top} is impossible: factor {i} has {size} codes (0: all of them)")
+        if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
+            raise UserError(f"cfg_interval must be two fractions 0 <= from <= to <= 1, got {self.cfg_interval}")
+
+
+@dataclass(frozen=True)
+class GeneratorTrainConfig(TrainConfig):
+    """A generator's training run."""
+
+    epochs: float = 300
+    """Passes over the images of the store, one crop of each; converted to steps once."""
+    ema_decay: float = 0.9999
+    activation_checkpointing: bool = False
+    """Recompute the blocks in the backward pass: the same gradients in less memory, for about a third more time."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer over the ranks (FSDP2) instead of copying them to each (DDP)."""
+    sample_images: int = 16
+    """Images of a sample grid."""
+
+
+@dataclass(frozen=True)
+class GeneratorRunConfig:
+    """A generator's training run. The defaults are the paper's recipe (section 4.1)."""
+
+    data: str = ""
+    """Token store (`fqgan extract` makes one)."""
+    validation: str = ""
+    """Token store of held-out images; empty: no validation."""
+    init: str = ""
+    """A generator (run, checkpoint or export) whose weights to start from; empty: random."""
+    tokenizer: str = ""
+    """The tokenizer that the codes belong to; empty: the one that the store carries."""
+    model: GeneratorConfig = field(default_factory=GeneratorConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Of the sample grids."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.05))
+    train: GeneratorTrainConfig = field(default_factory=GeneratorTrainConfig)
+
+    def check(self) -> None:
+        """Raise `UserError` for settings that contradict each other."""
+        self.model.check()
+        check_ranges(self)
+        if not self.train.steps and not self.train.epochs:
+            raise UserError("train.steps and train.epochs are both 0: set one of them")

@@ -1,0 +1,66 @@
+"""Optimizer, schedule and bookkeeping: what every training run sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and its schedule, in steps."""
+
+    kind: Literal["adam", "muon"] = "adam"
+    """adam: the paper's. muon: orthogonal updates of the hidden matrices and Adam for the rest, in far fewer steps."""
+    lr: float = 2e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    momentum: float = 0.95
+    """Nesterov momentum of Muon's matrices."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    final_lr: float = 0.0
+    """Where the cosine ends, as a fraction of `lr`."""
+    weight_decay: float = 0.0
+    """Decoupled decay (AdamW) of matrices; vectors such as biases and norms have none."""
+    clip: float = 1.0
+    """Largest gradient norm (of generator and discriminator each); 0: no clipping."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch, precision and bookkeeping of a training run."""
+
+    batch: int = 256
+    """Images (codes of images) of one optimizer step over all ranks."""
+    micro_batch: int = 0
+    """Images of a rank at a time; 0: batch / ranks. batch must be a multiple of micro_batch * ranks."""
+    epochs: float = 40
+    """Passes over the data; converted to steps once."""
+    steps: int = 0
+    """Optimizer steps; 0: from `epochs`."""
+    precision: Literal["bf16", "float32"] = "bf16"
+    """Autocast of the networks; quantizer and losses are float32 always."""
+    compile: bool = False
+    """torch.compile of the networks; needs a C++ compiler on a CPU."""
+    ema_decay: float = 0.0
+    """Decay of the weights' moving average a step; 0: none."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = False
+    """Deterministic kernels on a GPU, for bit-exact resume there."""
+    log_every: int = 50
+    """Steps between lines of stats.jsonl."""
+    image_every: int = 1000
+    """Steps between pictures of reconstructions or samples; 0: none."""
+    validate_every: int = 5000
+    """Steps between validations; 0: none."""
+    validation_images: int = 2048
+    """Images of one validation at most."""
+    checkpoint_every: int = 5000
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: int = 2
+    """Checkpoints kept."""
+    wandb: str = ""
+    """Project to log to on Weights & Biases (needs the package wandb); empty: none."""

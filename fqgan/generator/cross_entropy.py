@@ -1,0 +1,67 @@
+"""Cross-entropy of a linear classifier whose logits are never all in memory at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CHUNK_ELEMENTS = 1 << 24  # logits at a time: 64 MiB in float32
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 0) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the logits `hidden @ weight.T`, and the share of rows whose largest logit is the target's.
+
+    Logits are made chunk by chunk, in autocast's type where it is on, and turned into gradients on the spot: N x K
+    numbers never exist, and the backward pass has nothing left to do but to scale.
+
+    Args:
+        hidden: (N, d).
+        weight: (K, d).
+        targets: (N,) int64 in [0, K).
+        chunk: rows at a time; 0: 2^24 / K of them.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk or max(1, _CHUNK_ELEMENTS // len(weight)))  # pyright: ignore[reportReturnType]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        # what needs a gradient is asked of the context: gradients are off in here
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        rows, matrix = hidden.detach().to(dtype), weight.detach().to(dtype)
+        loss, hits = (torch.zeros((), device=hidden.device) for _ in range(2))
+        hidden_grad = torch.empty_like(rows) if wants_hidden else None
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        with torch.autocast(kind, enabled=False):
+            for start in range(0, len(rows), chunk):
+                x, y = rows[start : start + chunk], targets[start : start + chunk]
+                logits = (x @ matrix.T).float()
+                loss += F.cross_entropy(logits, y, reduction="sum")
+                hits += (logits.argmax(1) == y).sum()
+                if hidden_grad is None and weight_grad is None:
+                    continue
+                p = logits.softmax(1)
+                p[torch.arange(len(y), device=y.device), y] -= 1
+                p = (p / len(rows)).to(dtype)
+                if hidden_grad is not None:
+                    torch.mm(p, matrix, out=hidden_grad[start : start + chunk])
+                if weight_grad is not None:
+                    weight_grad += p.T @ x
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        share = hits / len(rows)
+        ctx.mark_non_differentiable(share)
+        return loss / len(rows), share
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        scaled = (
+            None if grad is None else (grad * grads[0].to(grad.dtype)).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return *scaled, None, None  # pyright: ignore[reportReturnType]

@@ -1,0 +1,108 @@
+"""What predicts the k codes of a position from the backbone's vector g_t (Table 4)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fqgan.config import GeneratorConfig
+from fqgan.generator.transformer import Block, Cache, rotary_table
+
+
+class Head(nn.Module):
+    """k vectors of a position, each with its own output matrix: factor i's logits are `outputs[i](vectors[i])`."""
+
+    def __init__(self, config: GeneratorConfig, width: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in config.codebook_sizes)
+
+    @abstractmethod
+    def forward(self, g: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
+        """The k vectors, each (n, width).
+
+        Args:
+            g: (n, d), the backbone's vectors.
+            embeddings: k tensors (n, d), of the codes that are to be predicted; that of factor i may only influence
+                the vectors of the factors after i.
+        """
+
+    def step(self, i: int, x: Tensor, caches: Sequence[Cache]) -> Tensor:
+        """The vector (n, width) of factor i, one factor at a time.
+
+        Args:
+            x: (n, d): g for i = 0, else the embedding of factor i - 1's code. Heads that predict all factors from g
+                alone get g for every i.
+            caches: one for each block of the head (see `num_caches`), of this position.
+        """
+        raise NotImplementedError
+
+    num_caches = 0
+    """Attention layers that need a cache in `step`."""
+
+
+class LinearHead(Head):
+    """k independent linear classifiers."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__(config, config.width)
+
+    def forward(self, g: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
+        return [self.norm(g)] * len(self.outputs)
+
+    def step(self, i: int, x: Tensor, caches: Sequence[Cache]) -> Tensor:
+        return self.norm(x)
+
+
+class MlpHead(Head):
+    """k independent classifiers of two layers, of width 4d, with GELU between."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__(config, 4 * config.width)
+        self.hidden = nn.ModuleList(nn.Linear(config.width, 4 * config.width) for _ in config.codebook_sizes)
+
+    def forward(self, g: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
+        g = self.norm(g)
+        return [F.gelu(layer(g)) for layer in self.hidden]
+
+    def step(self, i: int, x: Tensor, caches: Sequence[Cache]) -> Tensor:
+        return F.gelu(self.hidden[i](self.norm(x)))
+
+
+class AutoregressiveHead(Head):
+    """The factorized AR head: blocks over [g_t, e(z_1), ..., e(z_{k-1})], whose i-th output predicts z_i."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__(config, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.head_depth))
+        self.num_caches = config.head_depth
+        self.config = config
+
+    def rotary(self, device: torch.device) -> Tensor:
+        """Rotary rows (k, hd / 2, 2): g stands where the backbone has the class, the codes on the cells after it."""
+        c = self.config
+        h, w = c.grid
+        # the released models take the rows of the token grid; a longer sequence than it needs a larger one
+        grid = (max(h, -(-c.num_factors // w)), w)
+        return rotary_table(grid, c.width // c.heads, c.rope_base, c.legacy, device)[: c.num_factors]
+
+    def forward(self, g: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
+        x = torch.stack([g, *embeddings[:-1]], 1)
+        rotary = self.rotary(g.device)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return list(self.norm(x).unbind(1))
+
+    def step(self, i: int, x: Tensor, caches: Sequence[Cache]) -> Tensor:
+        rotary = self.rotary(x.device)[i : i + 1]
+        x = x[:, None]
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, rotary, cache)
+        return self.norm(x[:, 0])
+
+
+HEADS: dict[str, Callable[[GeneratorConfig], Head]] = {"linear": LinearHead, "mlp": MlpHead, "ar": AutoregressiveHead}

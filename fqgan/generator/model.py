@@ -1,0 +1,143 @@
+"""FAR: a Llama backbone over the positions and a head over the factors (paper section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fqgan.config import GeneratorConfig
+from fqgan.errors import UserError
+from fqgan.generator.cross_entropy import linear_cross_entropy
+from fqgan.generator.heads import HEADS, Head
+from fqgan.generator.transformer import Block, Cache, rotary_table
+
+
+@dataclass
+class GeneratorLoss:
+    """What a training or validation pass says, each entry one of k scalars."""
+
+    cross_entropy: list[Tensor]
+    """Nats a code, with gradient."""
+    accuracy: list[Tensor]
+    """Share of codes whose logit is the largest."""
+
+
+class FAR(nn.Module):
+    """Codes (b, k, h, w) of images and their class labels (b,) -> the codes' logits, for any number of factors k >= 1.
+
+    The class, then the positions in raster order, are one causal sequence; position t sees the class and the positions
+    before t, the head at t also the factors before its own.
+
+    Args:
+        config: the architecture, with nothing left open; `UserError` if it cannot be built.
+    """
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        config.check()
+        if not (config.codebook_sizes and config.grid and config.num_classes):
+            raise UserError(
+                "model.codebook_sizes, model.grid and model.num_classes must be set: a token store has them"
+            )
+        self.config = config
+        d = config.width
+        self.class_embedding = nn.Embedding(config.num_classes + 1, d)
+        self.code_embeddings = nn.ModuleList(nn.Embedding(size, d) for size in config.codebook_sizes)
+        self.aggregate = nn.Linear(config.num_factors * d, d)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head: Head = HEADS[config.head](config)
+        self.apply(_initialize)
+        for output in self.head.outputs:
+            nn.init.zeros_(output.weight)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def null_class(self) -> int:
+        """Label of the unconditional class."""
+        return self.config.num_classes
+
+    def forward(self, codes: Tensor, labels: Tensor) -> list[Tensor]:
+        """Teacher-forced logits: k tensors (b, h * w, codebook size).
+
+        Args:
+            codes: (b, k, h, w) int64.
+            labels: (b,) int64 in [0, num_classes]; num_classes is the null class.
+
+        Raises:
+            UserError: shapes, codes or labels of another model.
+        """
+        vectors = self._head_vectors(codes, labels)
+        positions = codes[0, 0].numel()
+        return [output(x).unflatten(0, (-1, positions)) for output, x in zip(self.head.outputs, vectors, strict=True)]
+
+    def loss(self, codes: Tensor, labels: Tensor) -> GeneratorLoss:
+        """Cross-entropy and accuracy of each factor, teacher-forced, without ever holding all logits.
+
+        Shapes as in `forward`. In training mode a share `class_dropout` of the labels becomes the null class.
+        """
+        if self.training and self.config.class_dropout:
+            dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
+            labels = labels.masked_fill(dropped, self.null_class)
+        targets = codes.flatten(2).transpose(1, 2).flatten(0, 1)
+        result = GeneratorLoss([], [])
+        for i, vector in enumerate(self._head_vectors(codes, labels)):
+            weight = self.head.outputs[i].weight
+            cross_entropy, accuracy = linear_cross_entropy(vector, weight, targets[:, i])  # pyright: ignore
+            result.cross_entropy.append(cross_entropy)
+            result.accuracy.append(accuracy)
+        return result
+
+    def embed(self, codes: Tensor) -> list[Tensor]:
+        """Embeddings of each factor's codes (..., k): k tensors (..., d)."""
+        return [table(codes[..., i]) for i, table in enumerate(self.code_embeddings)]
+
+    def aggregated(self, embeddings: Sequence[Tensor]) -> Tensor:
+        """One input vector a position from its k embeddings."""
+        return self.aggregate(torch.cat(list(embeddings), -1))
+
+    def backbone(self, x: Tensor, rotary: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
+        """g (b, n, d) of n input vectors (b, n, d); `caches` (one for each block) hold the positions before them."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, rotary, caches[i] if caches else None)
+        return x
+
+    def rotary(self, device: torch.device) -> Tensor:
+        """Rotary rows of the input sequence: the class and all positions but the last, (h * w, hd / 2, 2)."""
+        c = self.config
+        table = rotary_table((c.grid[0], c.grid[1]), c.width // c.heads, c.rope_base, c.legacy, device)
+        return table[: c.num_positions]
+
+    def _head_vectors(self, codes: Tensor, labels: Tensor) -> list[Tensor]:
+        """The head's k vectors of every position, each (b * h * w, width)."""
+        self._check(codes, labels)
+        embeddings = self.embed(codes.flatten(2).transpose(1, 2))
+        x = torch.cat([self.class_embedding(labels)[:, None], self.aggregated([e[:, :-1] for e in embeddings])], 1)
+        x = F.dropout(x, self.config.dropout, self.training)
+        g = self.backbone(x, self.rotary(x.device))
+        return self.head(g.flatten(0, 1), [e.flatten(0, 1) for e in embeddings])
+
+    def _check(self, codes: Tensor, labels: Tensor) -> None:
+        wanted = (self.config.num_factors, *self.config.grid)
+        if tuple(codes.shape[1:]) != wanted or labels.shape != codes.shape[:1]:
+            raise UserError(
+                f"codes must be (b, {', '.join(map(str, wanted))}) and labels (b,), got {tuple(codes.shape)} and "
+                f"{tuple(labels.shape)}"
+            )
+        if codes.is_cuda or not codes.numel():
+            return
+        if not 0 <= labels.min() <= labels.max() <= self.null_class:
+            raise UserError(f"labels must lie in [0, {self.null_class}]")
+        for i, size in enumerate(self.config.codebook_sizes):
+            if not 0 <= codes[:, i].min() <= codes[:, i].max() < size:
+                raise UserError(f"codes of factor {i} must lie in [0, {size})")
+
+
+def _initialize(module: nn.Module) -> None:
+    """Normal weights of standard deviation 0.02 and zero biases."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,93 @@
+"""Llama blocks with two-dimensional rotary positions: RMSNorm, causal attention, SwiGLU (paper section 3.3)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fqgan.config import GeneratorConfig
+
+
+class Cache(Protocol):
+    """The keys and values of earlier positions, which a sampler keeps for one attention layer."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Take in new positions' keys and values (b, kv_heads, n, hd); returns what their queries (b, heads, n, hd)
+        see of all positions so far, (b, heads, n, hd)."""
+        ...
+
+
+@lru_cache(maxsize=16)
+def rotary_table(grid: tuple[int, int], head_dim: int, base: float, legacy: bool, device: torch.device) -> Tensor:
+    """Cosines and sines of the rotary positions, (1 + h * w, head_dim / 2, 2) float32.
+
+    Row 0 is the class position's, row 1 + t that of token t's cell in raster order. The first half of a head's
+    channels turns with the cell's row, the second with its column; each axis has head_dim / 4 frequencies
+    base^(-4 j / head_dim). The class position stands at cell (-1, -1), a place of its own; with `legacy` its row is
+    zero, as in the released models.
+    """
+    h, w = grid
+    frequencies = base ** (-torch.arange(0, head_dim, 4, dtype=torch.float32)[: head_dim // 4] / head_dim)
+    cells = torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(h * w, 2)
+    cells = torch.cat([torch.full((1, 2), -1), cells]).float()
+    angles = (cells[:, :, None] * frequencies).flatten(1)
+    table = torch.stack([angles.cos(), angles.sin()], -1)
+    if legacy:
+        table[0] = 0
+    return table.to(device)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn each pair of neighbouring channels of x (..., n, hd) by its position's angle; table (n, hd / 2, 2)."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    cos, sin = table.unbind(-1)
+    a, b = pairs.unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).type_as(x)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and, if wanted, grouped keys and values and QK-norm."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
+        self.head_dim = config.width // config.heads
+        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        norm = (lambda: nn.RMSNorm(self.head_dim, config.norm_eps)) if config.qk_norm else nn.Identity
+        self.q_norm, self.k_norm = norm(), norm()
+
+    def forward(self, x: Tensor, rotary: Tensor, cache: Cache | None = None) -> Tensor:
+        sizes = [self.heads, self.kv_heads, self.kv_heads]
+        q, k, v = self.qkv(x).unflatten(-1, (sum(sizes), -1)).transpose(1, 2).split(sizes, 1)
+        q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
+        if cache is not None:
+            y = cache.attend(q, k, v)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv_heads < self.heads)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + SwiGLU(norm(x)). (b, n, d) -> (b, n, d)."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=False)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, rotary: Tensor, cache: Cache | None = None) -> Tensor:
+        x = x + self._drop(self.attention(self.attention_norm(x), rotary, cache))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
+        return x + self._drop(self.down(F.silu(gate) * up))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)

@@ -1,0 +1,223 @@
+"""FAR: against the released model's numbers, transformers' Llama, and what a causal model must do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from released import fill_far
+from torch import Tensor
+
+from fqgan.config import GeneratorConfig
+from fqgan.errors import UserError
+from fqgan.generator.cross_entropy import linear_cross_entropy
+from fqgan.generator.model import FAR
+from fqgan.generator.transformer import rotary_table, rotate
+
+CPU = torch.device("cpu")
+TINY = GeneratorConfig((7, 11, 5), (3, 4), 6, width=32, depth=2, heads=4, mlp_multiple=16, head_depth=2, dropout=0.0)
+
+
+def tiny(**changes: object) -> FAR:
+    """A small model whose outputs are not zero."""
+    torch.manual_seed(0)
+    model = FAR(replace(TINY, **changes)).eval()  # pyright: ignore[reportArgumentType]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def inputs(config: GeneratorConfig, b: int = 2) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    codes = [torch.randint(size, (b, *config.grid), generator=rng) for size in config.codebook_sizes]
+    return torch.stack(codes, 1), torch.randint(config.num_classes + 1, (b,), generator=rng)
+
+
+@pytest.mark.slow
+def test_the_released_base_model() -> None:
+    golden = np.load(Path(__file__).parent / "golden" / "far_dual_B.npz")
+    with torch.device("meta"):
+        model = FAR(GeneratorConfig((16384, 16384), (16, 16), 1000, legacy=True))
+    model.to_empty(device="cpu").eval()
+    fill_far(model)
+    codes = torch.from_numpy(golden["codes"]).long().transpose(0, 1).unflatten(-1, (16, 16))
+    labels = torch.from_numpy(golden["labels"]).long()
+    with torch.no_grad():
+        logits = model(codes, labels)
+        losses = model.loss(codes, labels).cross_entropy
+    for i, own in enumerate(logits):
+        expected = torch.from_numpy(golden[f"logits_{i + 1}"])
+        torch.testing.assert_close(own[:, golden["positions"], ::64], expected, atol=1e-5, rtol=1e-5)
+        assert losses[i].item() == pytest.approx(golden["loss_each"][i], abs=1e-5)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "ar"])
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}, {"qk_norm": True}, {"codebook_sizes": (9,)}])
+def test_the_loss_is_the_logits_cross_entropy(head: str, changes: dict) -> None:
+    model = tiny(head=head, **changes)
+    codes, labels = inputs(model.config)
+    result = model.loss(codes, labels)
+    for i, logits in enumerate(model(codes, labels)):
+        assert logits.shape == (2, 12, model.config.codebook_sizes[i])
+        target = codes[:, i].flatten(1)
+        torch.testing.assert_close(result.cross_entropy[i], F.cross_entropy(logits.flatten(0, 1), target.flatten()))
+        assert result.accuracy[i].item() == pytest.approx((logits.argmax(-1) == target).float().mean().item())
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "ar"])
+def test_a_code_sees_what_stands_before_it_and_nothing_else(head: str) -> None:
+    """Position by position, and within a position factor by factor."""
+    model = tiny(head=head)
+    codes, labels = inputs(model.config, 1)
+    before = model(codes, labels)
+    for position, factor in ((0, 0), (5, 1), (11, 2), (4, 2)):
+        changed = codes.clone()
+        flat = changed[0, factor].view(-1)
+        flat[position] = (flat[position] + 1) % model.config.codebook_sizes[factor]
+        for i, (old, new) in enumerate(zip(before, model(changed, labels), strict=True)):
+            differs = ((old - new).abs().amax(-1)[0] > 1e-6).tolist()
+            expected = [t > position or (t == position and head == "ar" and i > factor) for t in range(12)]
+            assert differs == expected, (position, factor, i)
+    assert all((a - b).abs().amax() > 1e-4 for a, b in zip(before, model(codes, (labels + 1) % 7), strict=True))
+
+
+def test_a_block_is_transformers_llama_layer() -> None:
+    """Given our rotary rows, in its order of channels."""
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    from transformers import LlamaConfig
+
+    config = replace(TINY, kv_heads=2)
+    block = tiny(kv_heads=2).blocks[0]
+    theirs = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=config.mlp_width,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rms_norm_eps=config.norm_eps,
+        attn_implementation="eager",
+    )
+    layer = llama.LlamaDecoderLayer(theirs, 0)
+    # transformers turns channel j with j + hd / 2, we turn neighbours
+    order = torch.cat([torch.arange(0, 8, 2), torch.arange(1, 8, 2)])
+
+    def reordered(weight: Tensor, heads: int) -> Tensor:
+        return weight.unflatten(0, (heads, 8))[:, order].flatten(0, 1)
+
+    q, k, v = block.attention.qkv.weight.split([32, 16, 16])
+    gate, up = block.gate_up.weight.chunk(2)
+    layer.load_state_dict(
+        {
+            "self_attn.q_proj.weight": reordered(q, 4),
+            "self_attn.k_proj.weight": reordered(k, 2),
+            "self_attn.v_proj.weight": v,
+            "self_attn.o_proj.weight": block.attention.out.weight,
+            "mlp.gate_proj.weight": gate,
+            "mlp.up_proj.weight": up,
+            "mlp.down_proj.weight": block.down.weight,
+            "input_layernorm.weight": block.attention_norm.weight,
+            "post_attention_layernorm.weight": block.mlp_norm.weight,
+        }
+    )
+    x, table = torch.randn(2, 12, 32), rotary_table((3, 4), 8, 10_000.0, False, CPU)[:12]
+    cos, sin = (part.repeat(1, 2)[None] for part in table.unbind(-1))
+    mask = torch.full((12, 12), -torch.inf).triu(1)[None, None]
+    expected = layer(x, attention_mask=mask, position_embeddings=(cos, sin))
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    torch.testing.assert_close(block(x, table), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rotary_positions_see_distances_along_both_axes() -> None:
+    """The product of two turned vectors depends on the cells' difference alone, and the class stands on no cell."""
+    table = rotary_table((4, 4), 16, 100.0, False, CPU)
+    q, k = torch.randn(16), torch.randn(16)
+    products = (rotate(q.expand(17, 16), table) @ rotate(k.expand(17, 16), table).T)[1:, 1:].view(4, 4, 4, 4)
+    torch.testing.assert_close(products[0, 1, 2, 0], products[1, 3, 3, 2])
+    torch.testing.assert_close(products[3, 3, 1, 2], products[2, 1, 0, 0])
+    assert not torch.allclose(products[0, 0, 1, 0], products[0, 0, 0, 1])
+    assert len({tuple(row) for row in table.flatten(1).tolist()}) == 17
+    old = rotary_table((4, 4), 16, 100.0, True, CPU)
+    assert not old[0].any() and torch.equal(old[1:], table[1:])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_chunked_cross_entropy_has_the_values_and_gradients_of_the_plain_one(chunk: int) -> None:
+    x, weight = torch.randn(50, 8, dtype=torch.float64), torch.randn(13, 8, dtype=torch.float64)
+    targets = torch.randint(13, (50,))
+    gradients = []
+    for compute in (
+        lambda a, b: linear_cross_entropy(a, b, targets, chunk)[0],
+        lambda a, b: F.cross_entropy(a @ b.T, targets),
+    ):
+        a, b = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = compute(a, b)
+        (3 * loss).backward()
+        gradients.append((loss.detach().double(), a.grad, b.grad))
+    for own, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, plain, atol=1e-6, rtol=1e-6)
+
+
+def test_untrained_every_code_is_equally_likely() -> None:
+    model = FAR(TINY)
+    losses = model.loss(*inputs(TINY)).cross_entropy
+    for loss, size in zip(losses, TINY.codebook_sizes, strict=True):
+        assert loss.item() == pytest.approx(np.log(size), abs=1e-5)
+
+
+def test_class_dropout_reaches_the_null_class_in_training_only() -> None:
+    model = tiny(class_dropout=0.999999)
+    codes, labels = inputs(TINY)
+    null = model.loss(codes, torch.full_like(labels, model.null_class)).cross_entropy
+    assert not torch.allclose(torch.stack(model.loss(codes, labels).cross_entropy), torch.stack(null))
+    model.train()
+    torch.testing.assert_close(torch.stack(model.loss(codes, labels).cross_entropy), torch.stack(null))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": (4, 4)}, "codes must be (b, 3, 4, 4)"),
+        ({"num_classes": 1}, "labels must lie in [0, 1]"),
+        ({"codebook_sizes": (7, 11, 2)}, "codes of factor 2 must lie in [0, 2)"),
+        ({"codebook_sizes": (7, 11)}, "codes must be (b, 2, 3, 4)"),
+    ],
+)
+def test_foreign_codes_are_refused(changes: dict, message: str) -> None:
+    codes, _ = inputs(TINY)
+    with pytest.raises(UserError) as error:
+        tiny(**changes)(codes, torch.tensor([0, 5]))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 30}, "model.width 30 must be model.heads 4 times a multiple of 4"),
+        ({"kv_heads": 3}, "model.kv_heads 3 does not divide model.heads 4"),
+        ({"grid": (4,)}, "model.grid must be a height and a width"),
+        ({"codebook_sizes": (4, 0)}, "model.codebook_sizes must be at least 1, got 0"),
+        ({"codebook_sizes": ()}, "must be set: a token store has them"),
+    ],
+)
+def test_impossible_architectures_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        tiny(**changes)
+    assert message in str(error.value)
+
+
+def test_the_token_store_fills_what_a_preset_leaves_open() -> None:
+    open_ = replace(TINY, codebook_sizes=(), grid=(), num_classes=0)
+    assert open_.resolved((7, 11, 5), (3, 4), 6) == TINY
+    assert replace(open_, num_classes=9).resolved((7,), (1, 2), 6).num_classes == 9
+    for other, message in (
+        (((7, 11), (3, 4), 6), "model.codebook_sizes is 7 11 5, but the token store has 7 11"),
+        (((7, 11, 5), (3, 3), 6), "model.grid is 3 4, but the token store has 3 3"),
+        (((7, 11, 5), (3, 4), 7), "model.num_classes is 6, but the token store has 7 classes"),
+    ):
+        with pytest.raises(UserError) as error:
+            TINY.resolved(*other)
+        assert message in str(error.value)
