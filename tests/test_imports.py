@@ -21,6 +21,7 @@ LAYERS = (
     ("fqgan.ranges",),
     ("fqgan.config",),
     ("fqgan.presets",),
+    ("fqgan.engine.sharding",),
     ("fqgan.engine.distributed",),
     (  # leaves
         "fqgan.vision",
@@ -51,6 +52,7 @@ LAYERS = (
         "fqgan.tokenizer.training",
     ),
     ("fqgan.checkpoints", "fqgan.report"),
+    ("fqgan.generator.training",),
     ("fqgan.commands",),
     ("fqgan.cli", "fqgan.__main__"),
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fqgan.engine.sharding import sharded_parts
 from fqgan.errors import UserError
 
 
@@ -61,8 +63,8 @@ def stop() -> None:
 
 
 def wrap(module: nn.Module, world: World) -> nn.Module:
-    """DDP around a network where there are several ranks."""
-    if world.size == 1:
+    """DDP around a network where there are several ranks, unless its weights are sharded over them."""
+    if world.size == 1 or sharded_parts(module):
         return module
     # the GAN's running statistics are written by one phase only: nothing to broadcast
     ids = [world.device.index] if world.device.type == "cuda" else None
@@ -72,9 +74,15 @@ def wrap(module: nn.Module, world: World) -> nn.Module:
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def no_sync(network: nn.Module) -> Any:
-    """Context in which a network's backward pass leaves gradients on their rank: for all micro-batches but the last."""
-    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+@contextmanager
+def no_sync(network: nn.Module) -> Iterator[None]:
+    """A network's backward pass in here leaves gradients on their rank: for all micro-batches but the last."""
+    with network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext():
+        for part in sharded_parts(network):
+            part.set_requires_gradient_sync(False)
+        yield
+        for part in sharded_parts(network):
+            part.set_requires_gradient_sync(True)
 
 
 def is_distributed() -> bool:
