@@ -21,7 +21,7 @@ LAYERS = (
     ("fqgan.ranges",),
     ("fqgan.config",),
     ("fqgan.presets",),
-    ("fqgan.engine.sharding",),
+    ("fqgan.engine.sharding", "fqgan.engine.recompute"),
     ("fqgan.engine.distributed",),
     (  # leaves
         "fqgan.vision",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fqgan.config import DataConfig
 from fqgan.data.images import ImageSource
-from fqgan.data.order import SampleStream
+from fqgan.data.order import SampleStream, evenly_spaced, sample_rng
 from fqgan.data.transforms import center_crop, flip, random_crop, to_tensor, turn
 from fqgan.data.workers import Batches, load
 from fqgan.errors import UnreadableError, UserError
@@ -41,7 +41,7 @@ class TrainingSet:
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         image, label = _read(self.source, key[1], self.size, self.config.upscale)
-        return to_tensor(self._augment(image, self._rng(key, _AUGMENTATION_TAG))), label
+        return to_tensor(self._augment(image, sample_rng(self.seed, key, _AUGMENTATION_TAG))), label
 
     def read_or_replace(self, key: Key) -> tuple[tuple[Tensor, int], list[str]]:
         """The sample, or a substitute where its picture cannot be read; and what is wrong with the pictures tried
@@ -69,13 +69,10 @@ class TrainingSet:
         epoch, index = key
         block = int(np.searchsorted(self._ends, index, side="right"))
         end = int(self._ends[block])
-        rng = self._rng(key, _SUBSTITUTE_TAG)
+        rng = sample_rng(self.seed, key, _SUBSTITUTE_TAG)
         for low, high in ((end - self.source.blocks[block], end), (0, len(self.source))):
             for _ in range(_TRIES):
                 yield epoch, int(rng.integers(low, high))
-
-    def _rng(self, key: Key, tag: int) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *key, tag])))
 
     def _augment(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if self.config.crop_min == self.config.crop_max == 1:
@@ -123,29 +120,16 @@ def training_batches(
     """This rank's micro-batches from optimizer step `start_step` on, without end: uint8 images
     (micro_batch, 3, size, size) and int64 labels (micro_batch,).
 
-    Step s covers the positions [s * batch, (s + 1) * batch) of the sample stream, and micro-batch m of all ranks in it
-    the world * micro_batch ones from s * batch + m * world * micro_batch: the union over the ranks depends neither on
-    their number nor on the micro-batch. With one lane, rank r takes the r-th run of micro_batch positions; with several
-    the positions p = r modulo world, and so the lanes of that residue: a number of lanes that is a multiple of world
-    gives every rank blocks of its own. A data set smaller than a batch comes several times in it.
+    Which ones is told at `SampleStream.batches`.
 
     A picture that cannot be read is replaced by another (see `TrainingSet`), named in a warning and counted in
     `Batches.unreadable`. `UserError` when `batch` is no multiple of micro_batch * world, for more ranks than
     pictures, when no substitute is found, and for pictures that are too small.
     """
-    if batch % (micro_batch * world):
-        raise UserError(f"batch {batch} is no multiple of micro_batch {micro_batch} times {world} ranks")
     check_ranks(source, world)
     stream = SampleStream(source.blocks, seed, config.window, config.lanes)
+    keys = stream.batches(batch=batch, micro_batch=micro_batch, rank=rank, world=world, start_step=start_step)
     source.reserve(stream.blocks_at_hand(world))
-    together = world * micro_batch
-    starts = (
-        start for step in itertools.count(start_step) for start in range(step * batch, (step + 1) * batch, together)
-    )
-    if config.lanes == 1:
-        keys = (stream.take(start + rank * micro_batch, start + (rank + 1) * micro_batch) for start in starts)
-    else:
-        keys = (stream.take(start + rank, start + together, world) for start in starts)
     return load(TrainingSet(source, config, size, seed).read_or_replace, keys, config.workers, pin_memory)
 
 
@@ -173,9 +157,7 @@ def evaluation_batches(
     picture at most and may be empty. A picture that cannot be read is left out, named in a warning and counted in
     `Batches.unreadable`. `UserError` for pictures that are too small.
     """
-    count = min(limit, len(source)) if limit else len(source)
-    share = range(count * rank // world, count * (rank + 1) // world)
-    indices = [i * len(source) // count for i in share]
+    indices = evenly_spaced(len(source), limit, rank, world)
     keys = (indices[start : start + batch] for start in range(0, len(indices), batch))
     return load(EvaluationSet(source, size, upscale).read_or_skip, keys, workers, pin_memory)
 
