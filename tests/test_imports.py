@@ -33,6 +33,7 @@ LAYERS = (
         "fqgan.tokenizer.blocks",
         "fqgan.tokenizer.fused",
         "fqgan.tokenizer.discriminator",
+        "fqgan.tokenizer.fingerprint",
     ),
     (  # models and losses
         "fqgan.tokenizer",
@@ -41,6 +42,7 @@ LAYERS = (
         "fqgan.tokenizer.losses",
         "fqgan.tokenizer.adversary",
         "fqgan.tokenizer.evaluation",
+        "fqgan.tokenizer.extraction",
         "fqgan.tokenizer.speed",
         "fqgan.tokenizer.pictures",
         "fqgan.tokenizer.training",
