@@ -36,6 +36,7 @@ LAYERS = (
         "fqgan.tokenizer.discriminator",
         "fqgan.generator.transformer",
         "fqgan.generator.cross_entropy",
+        "fqgan.tokenizer.fingerprint",
     ),
     (  # models and losses
         "fqgan.generator",
@@ -47,6 +48,7 @@ LAYERS = (
         "fqgan.tokenizer.losses",
         "fqgan.tokenizer.adversary",
         "fqgan.tokenizer.evaluation",
+        "fqgan.tokenizer.extraction",
         "fqgan.tokenizer.speed",
         "fqgan.tokenizer.pictures",
         "fqgan.tokenizer.training",
