@@ -13,6 +13,7 @@ from torch import Tensor
 from fqgan.config import DataConfig
 from fqgan.data.images import ImageSource
 from fqgan.data.order import SampleStream, evenly_spaced, sample_rng
+from fqgan.data.tokens import TokenStore
 from fqgan.data.transforms import NUM_CROPS, CropKind, center_crop, crops, flip, random_crop, to_tensor, turn
 from fqgan.data.workers import Batches, load
 from fqgan.errors import UnreadableError, UserError
@@ -20,6 +21,7 @@ from fqgan.errors import UnreadableError, UserError
 # Keep these uses of (seed, epoch, index) apart from others; not 0, as SeedSequence pads short keys with zeros.
 _AUGMENTATION_TAG = 0xA06
 _SUBSTITUTE_TAG = 0x5B5
+_CROP_TAG = 0xC20
 _TRIES = 32  # substitutes drawn from an unreadable picture's block, and as many from everywhere
 
 Key = tuple[int, int]
@@ -157,10 +159,25 @@ def training_batches(
     return load(TrainingSet(source, config, size, seed).read_or_replace, keys, config.workers, pin_memory)
 
 
-def check_ranks(source: ImageSource, world: int) -> None:
+def check_ranks(source: ImageSource | TokenStore, world: int) -> None:
     """`UserError` for more ranks than pictures. A batch may be larger than the data set: the stream goes on."""
     if world > len(source):
         raise UserError(f"{source.name} holds {len(source)} picture(s) for {world} ranks: start no more than it holds")
+
+
+def token_batches(
+    store: TokenStore, *, seed: int, batch: int, micro_batch: int, rank: int, world: int, start_step: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's micro-batches of a token store from optimizer step `start_step` on, without end: codes
+    (micro_batch, k, h, w) and labels (micro_batch,), both int64. Which ones is told at `SampleStream.batches`.
+
+    An epoch has one crop of each image, drawn from (seed, epoch, index). `UserError` when `batch` is no multiple of
+    micro_batch * world.
+    """
+    stream = SampleStream(store.blocks, seed, window=1)
+    for keys in stream.batches(batch=batch, micro_batch=micro_batch, rank=rank, world=world, start_step=start_step):
+        crops = [int(sample_rng(seed, key, _CROP_TAG).integers(store.num_crops)) for key in keys]
+        yield store.take([index for _, index in keys], crops)
 
 
 def evaluation_batches(

@@ -146,6 +146,7 @@ class TokenStore:
     def __init__(self, folder: Path, manifest: StoreManifest) -> None:
         options = manifest.options
         self.path, self.manifest = folder, manifest
+        self.name = f"token store {folder}"
         self.codebook_sizes = options.codebook_sizes
         self.grid: tuple[int, int] = (options.grid[0], options.grid[1])
         self.num_factors, self.num_crops = manifest.num_factors, manifest.num_crops

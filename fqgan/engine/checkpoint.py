@@ -116,7 +116,14 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 
 def load_module(module: nn.Module, tensors: Tensors, where: str) -> None:
-    """Copy tensors into a module; `UserError` names the first tensor that is missing, unknown or of another shape."""
+    """Copy tensors into a module; `UserError` as `check_fit`."""
+    check_fit(module, tensors, where)
+    own = module.state_dict()
+    module.load_state_dict({name: sharded_like(tensors[name], tensor) for name, tensor in own.items()})
+
+
+def check_fit(module: nn.Module, tensors: Tensors, where: str) -> None:
+    """`UserError` names the first tensor that a module lacks, does not know or has in another shape."""
     own = module.state_dict()
     for name, tensor in own.items():
         if name not in tensors:
@@ -126,7 +133,6 @@ def load_module(module: nn.Module, tensors: Tensors, where: str) -> None:
             raise UserError(f"{where}: tensor {name} has shape {shapes}")
     if unknown := set(tensors) - set(own):
         raise UserError(f"{where} has an unknown tensor {min(unknown)}: it belongs to another model")
-    module.load_state_dict({name: sharded_like(tensors[name], tensor) for name, tensor in own.items()})
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:

@@ -55,7 +55,8 @@ class Muon(torch.optim.Optimizer):
         others, matrices = self.param_groups
         if self._weight_decay:
             decayed, _ = split_decayed(p for group in self.param_groups for p in group["params"] if p.grad is not None)
-            torch._foreach_mul_(decayed, 1 - others["lr"] * self._weight_decay)
+            for parameter in decayed:
+                parameter.mul_(1 - others["lr"] * self._weight_decay)
         self._adam.state, self._adam.param_groups = self.state, [others]
         self._adam.step()
         self._step_matrices(matrices)

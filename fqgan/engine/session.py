@@ -34,7 +34,7 @@ def session(config: TrainConfig) -> Iterator[World]:
 def train(task: Task, run: RunFolder, world: World, images: int) -> None:
     """Train `task` on a data set of `images` images, or go on where the run folder's last checkpoint ends."""
     config = run.config
-    resume = distributed.broadcast_object(run.open() if world.is_main else None)
+    resume = distributed.from_main(run.open)
     try:
         steps = total_steps(config.train, images)
         if world.is_main:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,10 @@ from fqgan.errors import UserError
 from fqgan.generator.cross_entropy import linear_cross_entropy
 from fqgan.generator.heads import HEADS, Head
 from fqgan.generator.transformer import Block, Cache, rotary_table
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 
-@dataclass
-class GeneratorLoss:
+class GeneratorLoss(NamedTuple):
     """What a training or validation pass says, each entry one of k scalars."""
 
     cross_entropy: list[Tensor]
@@ -44,6 +44,10 @@ class FAR(nn.Module):
                 "model.codebook_sizes, model.grid and model.num_classes must be set: a token store has them"
             )
         self.config = config
+        self.precision = "float32"
+        self.label_names: tuple[str, ...] = ()
+        """Names of the classes, if they have any."""
+        self._carried: list[FactorizedTokenizer] = []  # in a list: its weights are no part of the generator's
         d = config.width
         self.class_embedding = nn.Embedding(config.num_classes + 1, d)
         self.code_embeddings = nn.ModuleList(nn.Embedding(size, d) for size in config.codebook_sizes)
@@ -58,6 +62,26 @@ class FAR(nn.Module):
     def null_class(self) -> int:
         """Label of the unconditional class."""
         return self.config.num_classes
+
+    @property
+    def tokenizer(self) -> FactorizedTokenizer:
+        """The tokenizer whose codes these are; `UserError` if there is none."""
+        if not self._carried:
+            raise UserError("this generator carries no tokenizer: give load_generator one")
+        return self._carried[0]
+
+    def carry(self, tokenizer: FactorizedTokenizer) -> None:
+        """Take a tokenizer along; `UserError` where its codebooks are of other sizes."""
+        sizes = tuple(quantizer.codebook_size for quantizer in tokenizer.quantizers)
+        if sizes != self.config.codebook_sizes:
+            texts = (" x ".join(map(str, each)) for each in (sizes, self.config.codebook_sizes))
+            raise UserError("the tokenizer has {} codes, the generator {}: they don't belong together".format(*texts))
+        self._carried = [tokenizer]
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether `tokenizer` is there."""
+        return bool(self._carried)
 
     def forward(self, codes: Tensor, labels: Tensor) -> list[Tensor]:
         """Teacher-forced logits: k tensors (b, h * w, codebook size).
@@ -82,13 +106,21 @@ class FAR(nn.Module):
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
             labels = labels.masked_fill(dropped, self.null_class)
         targets = codes.flatten(2).transpose(1, 2).flatten(0, 1)
-        result = GeneratorLoss([], [])
+        result = GeneratorLoss([], [])  # a tuple, so that sharded training (FSDP2) finds the tensors in it
         for i, vector in enumerate(self._head_vectors(codes, labels)):
             weight = self.head.outputs[i].weight
             cross_entropy, accuracy = linear_cross_entropy(vector, weight, targets[:, i])  # pyright: ignore
             result.cross_entropy.append(cross_entropy)
             result.accuracy.append(accuracy)
         return result
+
+    def set_precision(self, precision: str) -> Self:
+        """What samplers compute in: `float32`, or `bf16` for half the memory traffic. Weights and teacher-forced passes
+        stay as they are. `UserError` for another precision."""
+        if precision not in ("float32", "bf16"):
+            raise UserError(f"precision must be float32 or bf16, got {precision!r}")
+        self.precision = precision
+        return self
 
     def embed(self, codes: Tensor) -> list[Tensor]:
         """Embeddings of each factor's codes (..., k): k tensors (..., d)."""
