@@ -55,5 +55,7 @@ def _lines(label: str, total: int, done: int) -> Callable[[int], None]:
 
 
 def readable_bytes(count: float) -> str:
-    """`0.13 GB` or `12.00 MB`."""
+    """`0.13 GB`, `12.00 MB` or `4.1 kB`."""
+    if count < 1e5:
+        return f"{count / 1e3:.1f} kB"
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

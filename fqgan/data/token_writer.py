@@ -157,6 +157,12 @@ class TokenWriter:
         return found
 
     def _check_same(self, stored: StoreManifest) -> None:
+        """`UserError` where the store is of other data or settings."""
+        if changed := changes(stored.data, self.manifest.data):
+            raise UserError(
+                f"{self.folder} is made of {stored.source}, which is another data set or has changed since "
+                f"({changed}): use a new --out"
+            )
         told = {
             key: tuple(text[:12] if key == "tokenizer" else text for text in values)
             for key, values in schema.diff(stored.options, self.manifest.options).items()
@@ -164,11 +170,6 @@ class TokenWriter:
         if told:
             listed = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in told.items())
             raise UserError(f"{self.folder} is made with other settings ({listed}): restore them or use a new --out")
-        if changed := changes(stored.data, self.manifest.data):
-            raise UserError(
-                f"{self.folder} is made of {stored.source}, which is another data set or has changed since "
-                f"({changed}): use a new --out"
-            )
 
     def _stored(self) -> StoreManifest | None:
         """The manifest of a finished store, or the settings of one in the making."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -203,8 +204,11 @@ class TokenStore:
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
         """(images,) int64; -1 where there is none."""
-        parts = [np.load(self.path / shard.labels.name) for shard in self.manifest.shards]
-        return np.concatenate(parts).astype(np.int64, copy=False)
+        labels = np.empty(len(self), np.int64)
+        for end, shard in zip(self._ends, self.manifest.shards, strict=True):
+            header = array_header("<i8", (shard.images,))
+            labels[end - shard.images : end] = np.fromfile(self.path / shard.labels.name, "<i8", offset=len(header))
+        return labels
 
     def data_fingerprint(self) -> dict[str, Any]:
         """JSON-ready numbers and digests by which a resumed run notices another content (`fingerprint.changes`)."""
@@ -230,9 +234,12 @@ class TokenStore:
         if number not in self._maps:
             shard, options = self.manifest.shards[number], self.manifest.options
             shape = options.shape(shard.images)
-            offset = len(array_header(options.dtype, shape))
-            file = self.path / shard.codes.name
-            self._maps[number] = np.memmap(file, options.dtype, "r", offset, shape)
+            with (self.path / shard.codes.name).open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if hasattr(mmap, "MADV_RANDOM"):
+                mapped.madvise(mmap.MADV_RANDOM)  # without it the system reads up to megabytes ahead for each image
+            codes = np.frombuffer(mapped, options.dtype, offset=len(array_header(options.dtype, shape)))
+            self._maps[number] = codes.reshape(shape)
         return self._maps[number]
 
 
