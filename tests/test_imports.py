@@ -42,6 +42,7 @@ LAYERS = (
         "fqgan.generator",
         "fqgan.generator.heads",
         "fqgan.generator.model",
+        "fqgan.generator.pictures",
         "fqgan.tokenizer",
         "fqgan.tokenizer.branch",
         "fqgan.tokenizer.model",

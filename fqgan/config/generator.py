@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from fqgan.config.training import OptimizerConfig, TrainConfig
 from fqgan.errors import UserError
@@ -110,9 +111,21 @@ class SamplingConfig:
     top_p: tuple[float, ...] = (1.0,)
     """Draw from the fewest most probable codes whose probabilities reach this sum; 1: from all."""
 
+    @classmethod
+    def of(cls, **values: Any) -> SamplingConfig:
+        """From plain numbers or any sequences of them."""
+        tuples = {field.name for field in fields(cls) if str(field.type).startswith("tuple")}
+        known = {
+            name: value if name not in tuples else tuple(value) if isinstance(value, Iterable) else (value,)
+            for name, value in values.items()
+        }
+        return cls(**known)
+
     def check(self, codebook_sizes: tuple[int, ...]) -> None:
         """`UserError` for values that are impossible for these codebooks."""
         k = len(codebook_sizes)
+        if self.cfg_schedule not in ("constant", "linear", "power-cosine"):
+            raise UserError(f"cfg_schedule must be constant, linear or power-cosine, got {self.cfg_schedule!r}")
         for name in ("cfg_scale", "temperature", "top_k", "top_p"):
             values = getattr(self, name)
             if len(values) not in (1, k):

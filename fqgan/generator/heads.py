@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fqgan.config import GeneratorConfig
-from fqgan.generator.transformer import Block, Cache, rotary_table
+from fqgan.generator.step import BlockStep, Norm, Place, Product
+from fqgan.generator.transformer import Block, rotary_table
 
 
 class Head(nn.Module):
@@ -31,18 +32,14 @@ class Head(nn.Module):
                 the vectors of the factors after i.
         """
 
-    def step(self, i: int, x: Tensor, caches: Sequence[Cache]) -> Tensor:
-        """The vector (n, width) of factor i, one factor at a time.
+    @abstractmethod
+    def stepper(self, rows: int, dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
+        """f(i, x): the vector (n, width) of factor i = 0, 1, ... in turn, for n up to `rows` rows, from weights prepared
+        in `dtype`. x (n, d) is g, or after the first factor, if the head `sees_codes`, the embedding of factor i - 1's
+        code."""
 
-        Args:
-            x: (n, d): g for i = 0, else the embedding of factor i - 1's code. Heads that predict all factors from g
-                alone get g for every i.
-            caches: one for each block of the head (see `num_caches`), of this position.
-        """
-        raise NotImplementedError
-
-    num_caches = 0
-    """Attention layers that need a cache in `step`."""
+    sees_codes = False
+    """Whether a factor's vector depends on the codes of the factors before it."""
 
 
 class LinearHead(Head):
@@ -54,8 +51,9 @@ class LinearHead(Head):
     def forward(self, g: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
         return [self.norm(g)] * len(self.outputs)
 
-    def step(self, i: int, x: Tensor, caches: Sequence[Cache]) -> Tensor:
-        return self.norm(x)
+    def stepper(self, rows: int, dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
+        norm = Norm(self.norm, dtype)
+        return lambda i, x: norm(x)
 
 
 class MlpHead(Head):
@@ -69,17 +67,19 @@ class MlpHead(Head):
         g = self.norm(g)
         return [F.gelu(layer(g)) for layer in self.hidden]
 
-    def step(self, i: int, x: Tensor, caches: Sequence[Cache]) -> Tensor:
-        return F.gelu(self.hidden[i](self.norm(x)))
+    def stepper(self, rows: int, dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
+        norm, hidden = Norm(self.norm, dtype), [Product.of(layer, dtype) for layer in self.hidden]
+        return lambda i, x: F.gelu(hidden[i](norm(x)))
 
 
 class AutoregressiveHead(Head):
     """The factorized AR head: blocks over [g_t, e(z_1), ..., e(z_{k-1})], whose i-th output predicts z_i."""
 
+    sees_codes = True
+
     def __init__(self, config: GeneratorConfig):
         super().__init__(config, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.head_depth))
-        self.num_caches = config.head_depth
         self.config = config
 
     def rotary(self, device: torch.device) -> Tensor:
@@ -97,12 +97,16 @@ class AutoregressiveHead(Head):
             x = block(x, rotary)
         return list(self.norm(x).unbind(1))
 
-    def step(self, i: int, x: Tensor, caches: Sequence[Cache]) -> Tensor:
-        rotary = self.rotary(x.device)[i : i + 1]
-        x = x[:, None]
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, rotary, cache)
-        return self.norm(x[:, 0])
+    def stepper(self, rows: int, dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
+        norm, rotary = Norm(self.norm, dtype), self.rotary(self.norm.weight.device)
+        blocks = [BlockStep(block, rows, len(rotary), dtype) for block in self.blocks]  # pyright: ignore
+
+        def step(i: int, x: Tensor) -> Tensor:
+            for block in blocks:
+                x = block(x, rotary[i], Place(i, i + 1))
+            return norm(x)
+
+        return step
 
 
 HEADS: dict[str, Callable[[GeneratorConfig], Head]] = {"linear": LinearHead, "mlp": MlpHead, "ar": AutoregressiveHead}

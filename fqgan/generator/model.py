@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fqgan.config import GeneratorConfig
+from fqgan.config import GeneratorConfig, SamplingConfig
 from fqgan.errors import UserError
 from fqgan.generator.cross_entropy import linear_cross_entropy
 from fqgan.generator.heads import HEADS, Head
-from fqgan.generator.transformer import Block, Cache, rotary_table
+from fqgan.generator.sampler import Sampler
+from fqgan.generator.transformer import Block, rotary_table
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 
@@ -122,6 +123,48 @@ class FAR(nn.Module):
         self.precision = precision
         return self
 
+    @property
+    def sampling_dtype(self) -> torch.dtype:
+        """The type behind `precision`."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def sampler(self, batch: int, **options: Any) -> Sampler:
+        """A `Sampler` of the weights as they are now, for `batch` images at a time.
+
+        Args:
+            options: fields of `SamplingConfig`, each for all factors or, as a list, one for each; `static`, `compiled`.
+        """
+        switches = {name: options.pop(name) for name in ("static", "compiled") if name in options}
+        return Sampler(self, batch, SamplingConfig.of(**options), **switches)
+
+    def generate(
+        self,
+        labels: Sequence[int] | Tensor,
+        cfg_scale: float | Sequence[float] = 2.0,
+        temperature: float | Sequence[float] = 1.0,
+        top_k: int | Sequence[int] = 0,
+        top_p: float | Sequence[float] = 1.0,
+        seed: int | Sequence[int] = 0,
+        *,
+        first_image: int = 0,
+        batch: int = 32,
+        **options: Any,
+    ) -> Tensor:
+        """Codes (n, k, h, w) int64 of n images of the classes `labels`.
+
+        Each call prepares the weights anew; `sampler` does so once for many calls.
+
+        Args:
+            cfg_scale, temperature, top_k, top_p, options: as in `SamplingConfig`; a list has one for each factor.
+            seed, first_image: of the random streams, as in `Sampler`.
+            batch: images at a time.
+
+        Raises:
+            UserError: impossible settings or labels.
+        """
+        settings = {"cfg_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **options}
+        return self.sampler(max(1, min(batch, len(labels))), **settings)(labels, seed, first_image)
+
     def embed(self, codes: Tensor) -> list[Tensor]:
         """Embeddings of each factor's codes (..., k): k tensors (..., d)."""
         return [table(codes[..., i]) for i, table in enumerate(self.code_embeddings)]
@@ -129,12 +172,6 @@ class FAR(nn.Module):
     def aggregated(self, embeddings: Sequence[Tensor]) -> Tensor:
         """One input vector a position from its k embeddings."""
         return self.aggregate(torch.cat(list(embeddings), -1))
-
-    def backbone(self, x: Tensor, rotary: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:
-        """g (b, n, d) of n input vectors (b, n, d); `caches` (one for each block) hold the positions before them."""
-        for i, block in enumerate(self.blocks):
-            x = block(x, rotary, caches[i] if caches else None)
-        return x
 
     def rotary(self, device: torch.device) -> Tensor:
         """Rotary rows of the input sequence: the class and all positions but the last, (h * w, hd / 2, 2)."""
@@ -148,8 +185,10 @@ class FAR(nn.Module):
         embeddings = self.embed(codes.flatten(2).transpose(1, 2))
         x = torch.cat([self.class_embedding(labels)[:, None], self.aggregated([e[:, :-1] for e in embeddings])], 1)
         x = F.dropout(x, self.config.dropout, self.training)
-        g = self.backbone(x, self.rotary(x.device))
-        return self.head(g.flatten(0, 1), [e.flatten(0, 1) for e in embeddings])
+        rotary = self.rotary(x.device)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return self.head(x.flatten(0, 1), [e.flatten(0, 1) for e in embeddings])
 
     def _check(self, codes: Tensor, labels: Tensor) -> None:
         wanted = (self.config.num_factors, *self.config.grid)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +10,6 @@ from torch import Tensor, nn
 
 from fqgan.config import GeneratorConfig
 from fqgan.engine.recompute import Recomputing
-
-
-class Cache(Protocol):
-    """The keys and values of earlier positions, which a sampler keeps for one attention layer."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Take in new positions' keys and values (b, kv_heads, n, hd); returns what their queries (b, heads, n, hd)
-        see of all positions so far, (b, heads, n, hd)."""
-        ...
 
 
 @lru_cache(maxsize=16)
@@ -45,6 +35,8 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float, legacy: bool
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn each pair of neighbouring channels of x (..., n, hd) by its position's angle; table (n, hd / 2, 2)."""
     pairs = x.float().unflatten(-1, (-1, 2))
+    if x.is_cpu and not torch.compiler.is_compiling():  # one operation instead of eight; compilers don't fuse it
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)).flatten(-2).type_as(x)
     cos, sin = table.unbind(-1)
     a, b = pairs.unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).type_as(x)
@@ -62,14 +54,11 @@ class Attention(nn.Module):
         norm = (lambda: nn.RMSNorm(self.head_dim, config.norm_eps)) if config.qk_norm else nn.Identity
         self.q_norm, self.k_norm = norm(), norm()
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = self.qkv(x).unflatten(-1, (sum(sizes), -1)).transpose(1, 2).split(sizes, 1)
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
-        if cache is not None:
-            y = cache.attend(q, k, v)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv_heads < self.heads)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv_heads < self.heads)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -85,8 +74,8 @@ class Block(Recomputing):
         self.down = nn.Linear(config.mlp_width, config.width, bias=False)
         self.dropout = config.dropout
 
-    def compute(self, x: Tensor, rotary: Tensor, cache: Cache | None = None) -> Tensor:
-        x = x + self._drop(self.attention(self.attention_norm(x), rotary, cache))
+    def compute(self, x: Tensor, rotary: Tensor) -> Tensor:
+        x = x + self._drop(self.attention(self.attention_norm(x), rotary))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
         return x + self._drop(self.down(F.silu(gate) * up))
 

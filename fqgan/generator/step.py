@@ -1,0 +1,174 @@
+"""One position at a time: blocks whose weights are prepared for a few rows, and the keys and values they keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fqgan.generator.transformer import Block, rotate
+
+_PACK_ROWS = 4
+# plain products take other kernels for few rows; from here on, and at multiples of it, sums keep their order
+_PLAIN_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step stands in the caches, and how far it looks.
+
+    With an int as index, caches are cut to what is there. With a tensor (1,) all shapes stay the same from step to
+    step, as a CUDA graph wants it: `length` positions are read, and `mask` (length,) is -inf at those to come.
+    """
+
+    index: int | Tensor
+    length: int
+    mask: Tensor | None = None
+
+    def take(self, table: Tensor) -> Tensor:
+        """This position's row of a table."""
+        return table[self.index] if isinstance(self.index, int) else table.index_select(0, self.index)[0]
+
+    def put(self, table: Tensor, row: Tensor, dim: int = 0) -> None:
+        """Write this position's row of a table."""
+        if isinstance(self.index, int):
+            table.select(dim, self.index).copy_(row)
+        else:
+            table.index_copy_(dim, self.index, row.to(table.dtype).unsqueeze(dim))
+
+
+class KeyValueCache:
+    """Keys and values of one attention layer, each (rows, kv_heads, positions, head_dim)."""
+
+    def __init__(self, block: Block, rows: int, positions: int, dtype: torch.dtype, device: torch.device):
+        attention = block.attention
+        shape = (2, rows, attention.kv_heads, positions, attention.head_dim)
+        # zeros: what a masked softmax multiplies by nothing must be finite
+        self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
+        """Take in one position's keys and values (n, kv_heads, hd); what its queries (n, heads, hd) see of all
+        positions so far, (n, heads, hd). Rows beyond n stay as they are."""
+        n, kv_heads, hd = k.shape
+        keys, values = self.keys[:n], self.values[:n]
+        place.put(keys, k, 2)
+        place.put(values, v, 2)
+        keys, values = keys[:, :, : place.length], values[:, :, : place.length]
+        # the queries that share a key are rows of one product
+        q = q.reshape(n, kv_heads, -1, hd)
+        if q.is_cuda:
+            mask = None if place.mask is None else place.mask.expand(n, kv_heads, q.shape[2], -1)
+            return F.scaled_dot_product_attention(q, keys, values, mask).reshape(n, -1, hd)
+        # torch's fused kernel is made for many queries: for one, in bf16, it takes ten times as long on a CPU
+        scores = (q * hd**-0.5) @ keys.transpose(2, 3)
+        if place.mask is not None:
+            scores = scores + place.mask
+        return (scores.softmax(-1) @ values).reshape(n, -1, hd)
+
+
+class Product:
+    """x @ weight.T + bias for a few rows x, the weight laid out for it once, and what follows fused into it.
+
+    On a CPU oneDNN's packed layout takes half the time of a plain product of four rows or less. Rows are independent to
+    the bit there in float32, how many there are and in which order; plain products are padded to that end.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+        weight = weight.detach().to(dtype)
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.packed = _can_pack(weight.device, dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS) if self.packed else weight
+        self.pads = weight.device.type == "cpu" and not self.packed and dtype == torch.float32
+
+    @classmethod
+    def of(cls, linear: nn.Module, dtype: torch.dtype) -> Product:
+        """A linear layer's."""
+        assert isinstance(linear, nn.Linear)
+        return cls(linear.weight, linear.bias, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n, in) -> (n, out)."""
+        return self._unary(x, "none") if self.packed else self._plain(x)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """silu of the product."""
+        return self._unary(x, "swish") if self.packed else F.silu(self._plain(x))
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """The product times `other`, element by element."""
+        return self._binary(x, other, "mul") if self.packed else self._plain(x) * other
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The product plus `other`."""
+        return self._binary(x, other, "add") if self.packed else self._plain(x) + other
+
+    def _unary(self, x: Tensor, then: str) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "")
+
+    def _binary(self, x: Tensor, other: Tensor, then: str) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, then)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        if not self.pads:
+            return F.linear(x, self.weight, self.bias)
+        return F.linear(F.pad(x, (0, 0, 0, -len(x) % _PLAIN_ROWS)), self.weight, self.bias)[: len(x)]
+
+
+class Norm:
+    """RMSNorm in the type of sampling; nothing where a model has none."""
+
+    def __init__(self, norm: nn.Module, dtype: torch.dtype):
+        self.weight = norm.weight.detach().to(dtype) if isinstance(norm, nn.RMSNorm) else None
+        self.eps = norm.eps if isinstance(norm, nn.RMSNorm) else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x if self.weight is None else F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class BlockStep:
+    """What a `Block` does to one position, (n, d) -> (n, d), for up to `rows` rows and positions 0, 1, ... in turn.
+
+    The caches are a few megabytes a row; the weights are copies of the block's, in the type of sampling.
+    """
+
+    def __init__(self, block: Block, rows: int, positions: int, dtype: torch.dtype):
+        attention = block.attention
+        self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
+        self.attention_norm, self.mlp_norm = (Norm(norm, dtype) for norm in (block.attention_norm, block.mlp_norm))
+        self.q_norm, self.k_norm = Norm(attention.q_norm, dtype), Norm(attention.k_norm, dtype)
+        self.qkv, self.out = (Product.of(linear, dtype) for linear in (attention.qkv, attention.out))
+        # packed products take the gate's activation in; others are better off with one product for both halves
+        halves = 2 if _can_pack(block.down.weight.device, dtype) else 1
+        self.gate_up = [Product(half, None, dtype) for half in block.gate_up.weight.chunk(halves)]
+        self.down = Product.of(block.down, dtype)
+        self.cache = KeyValueCache(block, rows, positions, dtype, block.down.weight.device)
+
+    def __call__(self, x: Tensor, rotary: Tensor, place: Place) -> Tensor:
+        """`rotary`: this position's row of the table, (hd / 2, 2)."""
+        sizes = [self.heads, self.kv_heads, self.kv_heads]
+        q, k, v = self.qkv(self.attention_norm(x)).view(len(x), -1, self.head_dim).split(sizes, 1)
+        q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
+        x = self.out.plus(self.cache.attend(q, k, v, place).flatten(1), x)
+        h = self.mlp_norm(x)
+        if len(self.gate_up) == 1:
+            gate, up = self.gate_up[0](h).chunk(2, -1)
+            return self.down.plus(F.silu(gate) * up, x)
+        return self.down.plus(self.gate_up[1].times(h, self.gate_up[0].silu(h)), x)
+
+
+@lru_cache(maxsize=8)
+def _can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN's packed products work here and give what plain ones give."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    x = torch.linspace(-1, 1, 4 * 64).view(4, 64).to(dtype)
+    weight = torch.linspace(1, -1, 32 * 64).view(32, 64).to(dtype)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
+        own = torch.ops.mkldnn._linear_pointwise.binary(x, x[:, :32].contiguous(), packed, None, "add")
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return torch.allclose(own, F.linear(x, weight) + x[:, :32], rtol=0.05, atol=0.05)
