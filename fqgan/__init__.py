@@ -6,17 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fqgan.checkpoints import load_tokenizer, save_tokenizer
+    from fqgan.checkpoints import load_generator, load_tokenizer, save_generator, save_tokenizer
     from fqgan.data.images import load_images
     from fqgan.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "load_images", "load_tokenizer", "save_tokenizer"]
+__all__ = ["UserError", "load_generator", "load_images", "load_tokenizer", "save_generator", "save_tokenizer"]
 
 _HOMES = {
     "UserError": "fqgan.errors",
+    "load_generator": "fqgan.checkpoints",
     "load_images": "fqgan.data.images",
     "load_tokenizer": "fqgan.checkpoints",
+    "save_generator": "fqgan.checkpoints",
     "save_tokenizer": "fqgan.checkpoints",
 }
 

@@ -20,6 +20,7 @@ from fqgan import presets
 from fqgan.cli import main
 from fqgan.config import TokenizerConfig, TokenizerRunConfig
 from fqgan.engine.checkpoint import load_tensors
+from fqgan.engine.compilation import compile_problem
 from fqgan.engine.optim import align_gradients
 from fqgan.engine.run import read_stats
 from fqgan.errors import UserError
@@ -193,7 +194,7 @@ def test_compiled_tokenizer(tokenizer: FactorizedTokenizer) -> None:
     """Same gradients up to rounding, same names of weights, no graph breaks; copies are not compiled."""
     from torch._dynamo.utils import counters
 
-    if speed._compile_problem(CPU):
+    if compile_problem(CPU):
         pytest.skip("torch.compile does not work here")
     z = torch.randn(2, 32, 8, 8)
 

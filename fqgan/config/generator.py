@@ -188,3 +188,5 @@ class GeneratorRunConfig:
         check_ranges(self)
         if not self.train.steps and not self.train.epochs:
             raise UserError("train.steps and train.epochs are both 0: set one of them")
+        if self.train.fsdp and self.optimizer.kind == "muon":
+            raise UserError("optimizer.kind muon needs whole matrices: use adam with train.fsdp, or no train.fsdp")

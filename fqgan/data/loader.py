@@ -6,19 +6,22 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from fqgan.config import DataConfig
 from fqgan.data.images import ImageSource
-from fqgan.data.order import SampleStream
-from fqgan.data.transforms import center_crop, flip, random_crop, to_tensor, turn
+from fqgan.data.order import SampleStream, evenly_spaced, sample_rng
+from fqgan.data.tokens import TokenStore
+from fqgan.data.transforms import NUM_CROPS, CropKind, center_crop, crops, flip, random_crop, to_tensor, turn
 from fqgan.data.workers import Batches, load
 from fqgan.errors import UnreadableError, UserError
 
 # Keep these uses of (seed, epoch, index) apart from others; not 0, as SeedSequence pads short keys with zeros.
 _AUGMENTATION_TAG = 0xA06
 _SUBSTITUTE_TAG = 0x5B5
+_CROP_TAG = 0xC20
 _TRIES = 32  # substitutes drawn from an unreadable picture's block, and as many from everywhere
 
 Key = tuple[int, int]
@@ -41,7 +44,7 @@ class TrainingSet:
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         image, label = _read(self.source, key[1], self.size, self.config.upscale)
-        return to_tensor(self._augment(image, self._rng(key, _AUGMENTATION_TAG))), label
+        return to_tensor(self._augment(image, sample_rng(self.seed, key, _AUGMENTATION_TAG))), label
 
     def read_or_replace(self, key: Key) -> tuple[tuple[Tensor, int], list[str]]:
         """The sample, or a substitute where its picture cannot be read; and what is wrong with the pictures tried
@@ -69,13 +72,10 @@ class TrainingSet:
         epoch, index = key
         block = int(np.searchsorted(self._ends, index, side="right"))
         end = int(self._ends[block])
-        rng = self._rng(key, _SUBSTITUTE_TAG)
+        rng = sample_rng(self.seed, key, _SUBSTITUTE_TAG)
         for low, high in ((end - self.source.blocks[block], end), (0, len(self.source))):
             for _ in range(_TRIES):
                 yield epoch, int(rng.integers(low, high))
-
-    def _rng(self, key: Key, tag: int) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *key, tag])))
 
     def _augment(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if self.config.crop_min == self.config.crop_max == 1:
@@ -107,6 +107,29 @@ class EvaluationSet:
             return None, [str(error)]
 
 
+class CropSet:
+    """The crops of `fqgan.data.transforms.crops` by index: uint8 (crops, 3, size, size), and what is wrong where the
+    picture cannot be read (its crops are black then); empty otherwise. `UserError` as `TrainingSet`."""
+
+    def __init__(self, source: ImageSource, size: int, kind: CropKind, crop_range: float, upscale: bool) -> None:
+        self.source = source
+        self.size = size
+        self.kind: CropKind = kind
+        self.crop_range = crop_range
+        self.upscale = upscale
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        try:
+            image, _ = _read(self.source, index, self.size, self.upscale)
+        except UnreadableError as error:
+            return torch.zeros(NUM_CROPS[self.kind], 3, self.size, self.size, dtype=torch.uint8), str(error)
+        return torch.stack([to_tensor(crop) for crop in crops(image, self.size, self.kind, self.crop_range)]), ""
+
+    def read(self, index: int) -> tuple[tuple[Tensor, str], list[str]]:
+        """A sample for `load`: its readers hear of unreadable pictures in place, so that none shifts another."""
+        return self[index], []
+
+
 def training_batches(
     source: ImageSource,
     config: DataConfig,
@@ -123,36 +146,38 @@ def training_batches(
     """This rank's micro-batches from optimizer step `start_step` on, without end: uint8 images
     (micro_batch, 3, size, size) and int64 labels (micro_batch,).
 
-    Step s covers the positions [s * batch, (s + 1) * batch) of the sample stream, and micro-batch m of all ranks in it
-    the world * micro_batch ones from s * batch + m * world * micro_batch: the union over the ranks depends neither on
-    their number nor on the micro-batch. With one lane, rank r takes the r-th run of micro_batch positions; with several
-    the positions p = r modulo world, and so the lanes of that residue: a number of lanes that is a multiple of world
-    gives every rank blocks of its own. A data set smaller than a batch comes several times in it.
+    Which ones is told at `SampleStream.batches`.
 
     A picture that cannot be read is replaced by another (see `TrainingSet`), named in a warning and counted in
     `Batches.unreadable`. `UserError` when `batch` is no multiple of micro_batch * world, for more ranks than
     pictures, when no substitute is found, and for pictures that are too small.
     """
-    if batch % (micro_batch * world):
-        raise UserError(f"batch {batch} is no multiple of micro_batch {micro_batch} times {world} ranks")
     check_ranks(source, world)
     stream = SampleStream(source.blocks, seed, config.window, config.lanes)
+    keys = stream.batches(batch=batch, micro_batch=micro_batch, rank=rank, world=world, start_step=start_step)
     source.reserve(stream.blocks_at_hand(world))
-    together = world * micro_batch
-    starts = (
-        start for step in itertools.count(start_step) for start in range(step * batch, (step + 1) * batch, together)
-    )
-    if config.lanes == 1:
-        keys = (stream.take(start + rank * micro_batch, start + (rank + 1) * micro_batch) for start in starts)
-    else:
-        keys = (stream.take(start + rank, start + together, world) for start in starts)
     return load(TrainingSet(source, config, size, seed).read_or_replace, keys, config.workers, pin_memory)
 
 
-def check_ranks(source: ImageSource, world: int) -> None:
+def check_ranks(source: ImageSource | TokenStore, world: int) -> None:
     """`UserError` for more ranks than pictures. A batch may be larger than the data set: the stream goes on."""
     if world > len(source):
         raise UserError(f"{source.name} holds {len(source)} picture(s) for {world} ranks: start no more than it holds")
+
+
+def token_batches(
+    store: TokenStore, *, seed: int, batch: int, micro_batch: int, rank: int, world: int, start_step: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's micro-batches of a token store from optimizer step `start_step` on, without end: codes
+    (micro_batch, k, h, w) and labels (micro_batch,), both int64. Which ones is told at `SampleStream.batches`.
+
+    An epoch has one crop of each image, drawn from (seed, epoch, index). `UserError` when `batch` is no multiple of
+    micro_batch * world.
+    """
+    stream = SampleStream(store.blocks, seed, window=1)
+    for keys in stream.batches(batch=batch, micro_batch=micro_batch, rank=rank, world=world, start_step=start_step):
+        crops = [int(sample_rng(seed, key, _CROP_TAG).integers(store.num_crops)) for key in keys]
+        yield store.take([index for _, index in keys], crops)
 
 
 def evaluation_batches(
@@ -173,9 +198,7 @@ def evaluation_batches(
     picture at most and may be empty. A picture that cannot be read is left out, named in a warning and counted in
     `Batches.unreadable`. `UserError` for pictures that are too small.
     """
-    count = min(limit, len(source)) if limit else len(source)
-    share = range(count * rank // world, count * (rank + 1) // world)
-    indices = [i * len(source) // count for i in share]
+    indices = evenly_spaced(len(source), limit, rank, world)
     keys = (indices[start : start + batch] for start in range(0, len(indices), batch))
     return load(EvaluationSet(source, size, upscale).read_or_skip, keys, workers, pin_memory)
 

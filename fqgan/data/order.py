@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from fqgan.errors import UserError
 
 # Keeps this use of (seed, epoch) apart from others. It must not be 0: SeedSequence pads short keys with zeros.
 _ORDER_TAG = 0x04DE4
@@ -60,6 +63,19 @@ def _shares(spans: Sequence[npt.NDArray[np.int64]], lengths: Sequence[int]) -> l
     return shares
 
 
+def sample_rng(seed: int, sample: tuple[int, int], tag: int) -> np.random.Generator:
+    """Random numbers of one sample (epoch, index) for one purpose, whatever rank or worker draws them. `tag` keeps
+    purposes apart; it must not be 0."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *sample, tag])))
+
+
+def evenly_spaced(count: int, limit: int, rank: int = 0, world: int = 1) -> list[int]:
+    """A rank's share of `limit` (0: all) evenly spaced indices below `count`: consecutive ones, in order; shares differ
+    by one at most and may be empty."""
+    limit = min(limit, count) if limit else count
+    return [i * count // limit for i in range(limit * rank // world, limit * (rank + 1) // world)]
+
+
 class SampleStream:
     """The infinite concatenation of the epochs 0, 1, 2, ... of `epoch_order`, open at any position."""
 
@@ -81,6 +97,29 @@ class SampleStream:
         """(epoch, index) of one position."""
         epoch, place = divmod(position, self.epoch_length)
         return epoch, int(self._order(epoch)[place])
+
+    def batches(
+        self, *, batch: int, micro_batch: int, rank: int, world: int, start_step: int
+    ) -> Iterator[list[tuple[int, int]]]:
+        """A rank's micro-batches of (epoch, index) from optimizer step `start_step` on, without end.
+
+        Step s covers the positions [s * batch, (s + 1) * batch) of the stream, and micro-batch m of all ranks in it
+        the world * micro_batch ones from s * batch + m * world * micro_batch: the union over the ranks depends neither
+        on their number nor on the micro-batch. With one lane, rank r takes the r-th run of micro_batch positions; with
+        several the positions p = r modulo world, and so the lanes of that residue: a number of lanes that is a multiple
+        of world gives every rank blocks of its own. A data set smaller than a batch comes several times in it.
+
+        `UserError` when `batch` is no multiple of micro_batch * world.
+        """
+        together = world * micro_batch
+        if batch % together:
+            raise UserError(f"batch {batch} is no multiple of micro_batch {micro_batch} times {world} ranks")
+        starts = (
+            start for step in itertools.count(start_step) for start in range(step * batch, (step + 1) * batch, together)
+        )
+        if self.lanes == 1:
+            return (self.take(start + rank * micro_batch, start + (rank + 1) * micro_batch) for start in starts)
+        return (self.take(start + rank, start + together, world) for start in starts)
 
     def take(self, start: int, stop: int, step: int = 1) -> list[tuple[int, int]]:
         """(epoch, index) of every `step`-th position in [start, stop)."""

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fqgan.engine.sharding import sharded_like
 from fqgan.errors import UserError
 from fqgan.files import replacing, sync, writing
 from fqgan.schema import load_json
@@ -115,7 +116,14 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 
 def load_module(module: nn.Module, tensors: Tensors, where: str) -> None:
-    """Copy tensors into a module; `UserError` names the first tensor that is missing, unknown or of another shape."""
+    """Copy tensors into a module; `UserError` as `check_fit`."""
+    check_fit(module, tensors, where)
+    own = module.state_dict()
+    module.load_state_dict({name: sharded_like(tensors[name], tensor) for name, tensor in own.items()})
+
+
+def check_fit(module: nn.Module, tensors: Tensors, where: str) -> None:
+    """`UserError` names the first tensor that a module lacks, does not know or has in another shape."""
     own = module.state_dict()
     for name, tensor in own.items():
         if name not in tensors:
@@ -125,7 +133,6 @@ def load_module(module: nn.Module, tensors: Tensors, where: str) -> None:
             raise UserError(f"{where}: tensor {name} has shape {shapes}")
     if unknown := set(tensors) - set(own):
         raise UserError(f"{where} has an unknown tensor {min(unknown)}: it belongs to another model")
-    module.load_state_dict(dict(tensors))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
@@ -145,7 +152,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors:
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
-        if value.shape == parameter.shape:  # fused kernels go through the memory of both: the layouts must agree
+        if value.shape == parameter.shape:
+            value = sharded_like(value, parameter)
+            # fused kernels go through the memory of both: the layouts must agree
             value = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
         state.setdefault(index[id(parameter)], {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

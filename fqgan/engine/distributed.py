@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fqgan.engine.sharding import sharded_parts
 from fqgan.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ def stop() -> None:
 
 
 def wrap(module: nn.Module, world: World) -> nn.Module:
-    """DDP around a network where there are several ranks."""
-    if world.size == 1:
+    """DDP around a network where there are several ranks, unless its weights are sharded over them."""
+    if world.size == 1 or sharded_parts(module):
         return module
     # the GAN's running statistics are written by one phase only: nothing to broadcast
     ids = [world.device.index] if world.device.type == "cuda" else None
@@ -72,9 +76,15 @@ def wrap(module: nn.Module, world: World) -> nn.Module:
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def no_sync(network: nn.Module) -> Any:
-    """Context in which a network's backward pass leaves gradients on their rank: for all micro-batches but the last."""
-    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+@contextmanager
+def no_sync(network: nn.Module) -> Iterator[None]:
+    """A network's backward pass in here leaves gradients on their rank: for all micro-batches but the last."""
+    with network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext():
+        for part in sharded_parts(network):
+            part.set_requires_gradient_sync(False)
+        yield
+        for part in sharded_parts(network):
+            part.set_requires_gradient_sync(True)
 
 
 def is_distributed() -> bool:
@@ -95,6 +105,25 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_main(call: Callable[[], T]) -> T:
+    """What `call` gives on rank 0, on every rank. Its `UserError` is raised there, once; the other ranks leave with
+    the same exit status in silence."""
+    if not is_distributed():
+        return call()
+    result, error = None, None
+    if dist.get_rank() == 0:
+        try:
+            result = call()
+        except UserError as caught:
+            error = caught
+    result, failed = broadcast_object((result, error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(2)
+    return result
 
 
 def broadcast(tensor: Tensor) -> Tensor:

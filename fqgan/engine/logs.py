@@ -18,7 +18,7 @@ from fqgan.engine.run import RunFolder
 from fqgan.errors import UserError
 from fqgan.files import writing
 
-_SHOWN = ("reconstruction_loss", "perceptual_loss", "loss", "val_psnr")
+_SHOWN = ("reconstruction_loss", "perceptual_loss", "loss", "val_psnr", "val_loss")
 
 
 class Log:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)  # takes singular values in (0, 1] to about
 _STEPS = 5
 _SCALE = 10  # learning rate of an orthogonal update over Adam's: with it one rate suits both (LOG.md)
 _SMALLEST = 16  # sides of a matrix below which orthogonal rows mean little
-_ADAM = re.compile(r"codebook|class_token|class_position|positions|conv_out|smooth")
-"""Parameters that are no map between hidden features: tables, and the layers that make the pixels."""
+_ADAM = re.compile(r"codebook|class_token|class_position|positions|conv_out|smooth|embedding|outputs")
+"""Parameters that are no map between hidden features: tables, and the layers that make the pixels or the logits."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -30,21 +30,33 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate of both.
         betas: Adam's, for the other parameters.
         momentum: Nesterov momentum of the matrices.
+        weight_decay: decoupled, as AdamW has it, of all that `split_decayed` names.
     """
 
-    def __init__(self, module: nn.Module, lr: float, betas: tuple[float, float], momentum: float = 0.95):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float,
+        betas: tuple[float, float],
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ):
         matrices = [p for name, p in module.named_parameters() if is_hidden_matrix(name, p)]
         chosen = {id(p) for p in matrices}
         others = [p for p in module.parameters() if id(p) not in chosen]
         self._adam = torch.optim.Adam(others, lr, betas, fused=True)
         super().__init__([{"params": others}, {"params": matrices}], self._adam.defaults)
-        self._momentum = momentum
+        self._momentum, self._weight_decay = momentum, weight_decay
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of all parameters that have a gradient. `closure` is not supported."""
         assert closure is None
         others, matrices = self.param_groups
+        if self._weight_decay:
+            decayed, _ = split_decayed(p for group in self.param_groups for p in group["params"] if p.grad is not None)
+            for parameter in decayed:
+                parameter.mul_(1 - others["lr"] * self._weight_decay)
         self._adam.state, self._adam.param_groups = self.state, [others]
         self._adam.step()
         self._step_matrices(matrices)
@@ -68,6 +80,13 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(parameter)
         average = state["momentum"].lerp_(gradient, 1 - self._momentum)
         return gradient.lerp(average, self._momentum)
+
+
+def split_decayed(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(those that weight decay pulls to zero, the others): all of two and more dimensions, embedding tables among them
+    as in the released recipe; biases and norms are not."""
+    parameters = list(parameters)
+    return [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from torch import nn
 
 from fqgan.config import OptimizerConfig
-from fqgan.engine.muon import Muon
+from fqgan.engine.muon import Muon, split_decayed
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer of a network's parameters. Learning rates are the trainer's to set."""
-    betas = config.beta1, config.beta2
+    betas, decay = (config.beta1, config.beta2), config.weight_decay
     if config.kind == "muon":
-        return Muon(module, config.lr, betas, config.momentum)
-    return torch.optim.Adam(module.parameters(), config.lr, betas, fused=True)
+        return Muon(module, config.lr, betas, config.momentum, decay)
+    if not decay:
+        return torch.optim.Adam(module.parameters(), config.lr, betas, fused=True)
+    matrices, others = split_decayed(module.parameters())
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, config.lr, betas, fused=True)
 
 
 def align_gradients(module: nn.Module) -> None:
@@ -45,11 +48,14 @@ class Ema:
     """Exponential moving average of a module's weights; buffers are copied.
 
     The decay rises as (1 + step) / (10 + step) up to `decay`, so that the first weights are soon forgotten.
+
+    Args:
+        module: a copy of the module, which becomes the average.
     """
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.module = module.eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:

@@ -14,21 +14,27 @@ from fqgan.files import UnwritableError, lock, make_folder, write_text, writing
 
 # what a resumed run may change: how long, where and how it is watched, but nothing that it computes
 CHANGEABLE = {
+    "data",  # of a generator: where its token store is; its content is compared
     "data.max_unreadable",
     "data.workers",
+    "tokenizer",
     "train.activation_checkpointing",
     "train.checkpoint_every",
     "train.device",
     "train.epochs",
+    "train.fsdp",  # where weights lie, as the number of ranks
     "train.image_every",
     "train.keep_last",
     "train.log_every",
     "train.micro_batch",
+    "train.sample_images",
     "train.steps",
     "train.validate_every",
     "train.validation_images",
     "train.wandb",
 }
+PICTURES = "sampling."
+"""Settings that pictures alone depend on."""
 
 
 class RunFolder:
@@ -43,16 +49,23 @@ class RunFolder:
             raise UserError(f"--run {path} is a file, not a folder")
         if path.is_dir() and any(path.iterdir()) and not ((path / "lock").exists() or self.checkpoints.is_dir()):
             raise UserError(f"--run {path} exists and is no run folder: choose another name")
-        if next(self.checkpoints.glob("step-*"), None):  # before the first checkpoint there is nothing to go on with
+        if not self.fresh:
             self._check_unchanged()
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def fresh(self) -> bool:
+        """Whether there is nothing to go on with, as before the first checkpoint."""
+        return not any(self.checkpoints.glob("step-*"))
+
     def _check_unchanged(self) -> None:
         old = schema.load(type(self.config), self.path / "config.json")
-        changed = {k: v for k, v in schema.diff(old, self.config).items() if k not in CHANGEABLE}
+        changed = {
+            k: v for k, v in schema.diff(old, self.config).items() if k not in CHANGEABLE and not k.startswith(PICTURES)
+        }
         if changed:
             changes = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items())
             raise UserError(f"{self.path} was started with other settings ({changes}): restore them or use a new --run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from fqgan.engine.distributed import World
 from fqgan.engine.logs import Log
 from fqgan.engine.optim import Ema, align_gradients, learning_rate
 from fqgan.engine.run import RunFolder
+from fqgan.engine.sharding import gathered, whole
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
 
@@ -33,8 +35,9 @@ Terms = dict[str, Tensor]
 class Phase:
     """A network with its optimizer and loss; a step runs all phases in turn.
 
-    `loss(network, batch)` returns (what to differentiate, detached terms to log). `network` is the module, wrapped
-    for several ranks. Phases before their `start` step are left out.
+    `loss(network, batch)` returns (what to differentiate, detached terms to log). `network` is the module, or what
+    `face` makes of it (for a loss that is not the module's own forward pass), wrapped for several ranks. Phases before
+    their `start` step are left out.
     """
 
     name: str
@@ -42,10 +45,11 @@ class Phase:
     optimizer: torch.optim.Optimizer
     loss: Callable[[nn.Module, Any], tuple[Tensor, Terms]]
     start: int = 0
+    face: Callable[[nn.Module], nn.Module] = lambda module: module
     network: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
-        self.network = self.module
+        self.network = self.face(self.module)
 
 
 class Task(ABC):
@@ -63,17 +67,27 @@ class Task(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """What the order of the training data depends on, as `fqgan.data.fingerprint` gives it."""
 
-    @abstractmethod
+    def start(self, run: RunFolder, fresh: bool) -> None:  # noqa: B027
+        """Get ready in an open run folder; `fresh`: before the first step, not after a resume. Called by all ranks."""
+
+    def average(self) -> nn.Module:
+        """A copy of the first phase's module, for its moving average."""
+        return copy.deepcopy(self.phases[0].module)
+
     def meters(self) -> dict[str, float]:
         """Statistics since the last call, over all ranks; called by all ranks at log steps."""
+        return {}
 
-    @abstractmethod
     def meter_state(self) -> dict[str, Tensor]:
         """This rank's state of the meters: tensors that add up over ranks."""
+        return {}
 
-    @abstractmethod
-    def load_meter_state(self, state: dict[str, Tensor]) -> None:
+    def load_meter_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027
         """Restore `meter_state`."""
+
+    def record(self) -> dict[str, Any]:
+        """What else of the task a checkpoint's state.json says, JSON-ready."""
+        return {}
 
     def after_step(self) -> None:  # noqa: B027
         """What else changes with optimizer step `step`, after its update; called by all ranks."""
@@ -85,8 +99,7 @@ class Task(ABC):
     def load_extra_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027
         """Restore `extra_state`."""
 
-    @abstractmethod
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027
         """Raise `UserError`, on all ranks alike, where training should not go on; called after `meters`."""
 
     @abstractmethod
@@ -95,7 +108,7 @@ class Task(ABC):
 
     @abstractmethod
     def picture(self, model: nn.Module, path: Path) -> None:
-        """Save a picture of what the network does; called by the main rank."""
+        """Save a picture of what the network does, on the main rank; called by all ranks."""
 
 
 class Trainer:
@@ -107,7 +120,7 @@ class Trainer:
         self.task, self.run, self.world, self.steps = task, run, world, steps
         self.config, self.optimizer_config = train, optimizer
         self.accumulate = train.batch // (micro_batch(train, world.size) * world.size)
-        self.ema = Ema(task.phases[0].module, train.ema_decay) if train.ema_decay else None
+        self.ema = Ema(task.average(), train.ema_decay) if train.ema_decay else None
         self.window: dict[str, Tensor] = {}
         self.saved = 0
         """Steps behind the last checkpoint."""
@@ -124,7 +137,7 @@ class Trainer:
         if start >= self.steps and self.world.is_main:
             print(f"{self.run.path} has already done its {self.steps} steps", flush=True)
         for phase in self.task.phases:
-            phase.network = distributed.wrap(phase.module, self.world)
+            phase.network = distributed.wrap(phase.network, self.world)
         log = Log(self.run, self.world, start, self.steps, self.config)
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -154,7 +167,7 @@ class Trainer:
             if _due(self.config.log_every, done) or values or last:
                 log.write(done, self._statistics(step) | values)
                 self._check(done)
-            if self.world.is_main and (_due(self.config.image_every, done) or last):
+            if _due(self.config.image_every, done) or last:
                 self.task.picture(self.model.eval(), self.run.path / "images" / f"step-{done:08d}.png")
             if _due(self.config.checkpoint_every, done) or last or stop:
                 self._save(done)
@@ -252,17 +265,19 @@ class Trainer:
         window = {f"window/{name}": value.reshape(1) for name, value in self.window.items()}
         sums = {name: distributed.all_reduce_sum(value.clone()) for name, value in sorted({**meters, **window}.items())}
         extra = self.task.extra_state()
+        tensors: dict[str, Any] = {"statistics": sums} | ({"extra": extra} if extra else {})
+        for phase in self.task.phases:
+            tensors[phase.name] = gathered(phase.module.state_dict())
+            moments = checkpoint.optimizer_tensors(phase.optimizer, phase.module)
+            tensors[f"{phase.name}-optimizer"] = gathered(moments)
+        if self.ema:
+            tensors["ema"] = gathered(self.ema.module.state_dict())
         if self.world.is_main:
-            tensors: dict[str, Any] = {"statistics": sums} | ({"extra": extra} if extra else {})
-            for phase in self.task.phases:
-                tensors[phase.name] = phase.module.state_dict()
-                tensors[f"{phase.name}-optimizer"] = checkpoint.optimizer_tensors(phase.optimizer, phase.module)
-            if self.ema:
-                tensors["ema"] = self.ema.module.state_dict()
             state = {
                 "config": schema.to_dict(self.run.config),
                 "images_seen": step * self.config.batch,
                 "data": self.task.fingerprint(),
+                **self.task.record(),
             }
             checkpoint.save(self.run.checkpoints, step, tensors, state, self.config.keep_last)
             self.saved = step
@@ -334,4 +349,9 @@ def _due(every: int, done: int) -> bool:
 
 def _gradient_norm(module: nn.Module) -> Tensor:
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    return nn.utils.get_total_norm(gradients)
+    return whole(nn.utils.get_total_norm(gradients))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast, or none for `float32`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

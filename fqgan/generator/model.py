@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +15,10 @@ from fqgan.generator.cross_entropy import linear_cross_entropy
 from fqgan.generator.heads import HEADS, Head
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block, rotary_table
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 
-@dataclass
-class GeneratorLoss:
+class GeneratorLoss(NamedTuple):
     """What a training or validation pass says, each entry one of k scalars."""
 
     cross_entropy: list[Tensor]
@@ -47,6 +46,9 @@ class FAR(nn.Module):
             )
         self.config = config
         self.precision = "float32"
+        self.label_names: tuple[str, ...] = ()
+        """Names of the classes, if they have any."""
+        self._carried: list[FactorizedTokenizer] = []  # in a list: its weights are no part of the generator's
         d = config.width
         self.class_embedding = nn.Embedding(config.num_classes + 1, d)
         self.code_embeddings = nn.ModuleList(nn.Embedding(size, d) for size in config.codebook_sizes)
@@ -61,6 +63,26 @@ class FAR(nn.Module):
     def null_class(self) -> int:
         """Label of the unconditional class."""
         return self.config.num_classes
+
+    @property
+    def tokenizer(self) -> FactorizedTokenizer:
+        """The tokenizer whose codes these are; `UserError` if there is none."""
+        if not self._carried:
+            raise UserError("this generator carries no tokenizer: give load_generator one")
+        return self._carried[0]
+
+    def carry(self, tokenizer: FactorizedTokenizer) -> None:
+        """Take a tokenizer along; `UserError` where its codebooks are of other sizes."""
+        sizes = tuple(quantizer.codebook_size for quantizer in tokenizer.quantizers)
+        if sizes != self.config.codebook_sizes:
+            texts = (" x ".join(map(str, each)) for each in (sizes, self.config.codebook_sizes))
+            raise UserError("the tokenizer has {} codes, the generator {}: they don't belong together".format(*texts))
+        self._carried = [tokenizer]
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether `tokenizer` is there."""
+        return bool(self._carried)
 
     def forward(self, codes: Tensor, labels: Tensor) -> list[Tensor]:
         """Teacher-forced logits: k tensors (b, h * w, codebook size).
@@ -85,7 +107,7 @@ class FAR(nn.Module):
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
             labels = labels.masked_fill(dropped, self.null_class)
         targets = codes.flatten(2).transpose(1, 2).flatten(0, 1)
-        result = GeneratorLoss([], [])
+        result = GeneratorLoss([], [])  # a tuple, so that sharded training (FSDP2) finds the tensors in it
         for i, vector in enumerate(self._head_vectors(codes, labels)):
             weight = self.head.outputs[i].weight
             cross_entropy, accuracy = linear_cross_entropy(vector, weight, targets[:, i])  # pyright: ignore

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fqgan.config import GeneratorConfig
+from fqgan.engine.recompute import Recomputing
 
 
 @lru_cache(maxsize=16)
@@ -60,7 +62,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
+class Block(Recomputing):
     """x + attention(norm(x)), then x + SwiGLU(norm(x)). (b, n, d) -> (b, n, d)."""
 
     def __init__(self, config: GeneratorConfig):
@@ -72,7 +74,7 @@ class Block(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.width, bias=False)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
+    def compute(self, x: Tensor, rotary: Tensor) -> Tensor:
         x = x + self._drop(self.attention(self.attention_norm(x), rotary))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
         return x + self._drop(self.down(F.silu(gate) * up))

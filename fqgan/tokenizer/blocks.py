@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from fqgan.engine.recompute import Recomputing
 
 _FEW_POSITIONS = 512  # up to here a whole score matrix beats the fused kernel in bf16 on a CPU
 
@@ -20,22 +21,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-class Block(nn.Module):
-    """One map in, one map out. With `recompute` its backward pass recomputes what its forward pass would keep.
-
-    The gradients stay the same bit for bit: the random state of dropout is restored.
-    """
-
-    recompute = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(self.compute, x, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return self.compute(x)
-
-    def compute(self, x: Tensor) -> Tensor:
-        """What the block does."""
-        raise NotImplementedError
+class Block(Recomputing):
+    """One map in, one map out."""
 
 
 class TransformerBlock(Block):

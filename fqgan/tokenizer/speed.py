@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from typing import Any
 
 import torch
 from torch import nn
 
 from fqgan.config import TokenizerConfig
-from fqgan.engine.distributed import all_reduce_sum
+from fqgan.engine.compilation import compile_parts
 from fqgan.tokenizer.blocks import Block, TransformerBlock
 from fqgan.tokenizer.model import FactorizedTokenizer
 
@@ -38,31 +36,10 @@ def recompute_activations(model: nn.Module, blocks: str) -> None:
 def compile_tokenizer(model: FactorizedTokenizer, device: torch.device) -> bool:
     """torch.compile the encoder, the decoder, the adapters and the feature heads, in place; names of weights stay.
 
-    The quantizers stay as they are: their loop over chunks gains nothing. Where compiling does not work, on whichever
-    rank, one warning says so and nothing is compiled. Returns whether it was done.
+    The quantizers stay as they are: their loop over chunks gains nothing. Where compiling does not work, one warning
+    says so (`compile_parts`). Returns whether it was done.
     """
-    problem = _compile_problem(device)
-    if all_reduce_sum(torch.tensor(float(bool(problem)), device=device)):
-        reason = problem or "it fails on another rank"
-        print(f"fqgan: warning: train.compile has no effect here, torch.compile fails: {reason}", file=sys.stderr)
-        return False
     parts: list[Any] = [model.encoder, model.decoder]
     for branch in model.branches:
         parts += [branch.adapter, branch.head]
-    for part in parts:
-        if part is not None and not isinstance(part, nn.Identity):
-            part.compile()
-    return True
-
-
-def _compile_problem(device: torch.device) -> str:
-    """Why nothing can be compiled for a device, in a line; empty if a small function can."""
-    salt = random.SystemRandom().randrange(2**31)  # a constant that no cache of compiled code has seen
-    try:
-        compiled = torch.compile(lambda x: (x * 2 + salt).relu(), dynamic=False)
-        compiled(torch.ones(64, device=device))
-    except Exception as error:  # whatever the compiler and its helpers raise
-        torch.compiler.reset()
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[0] if lines else ''}"
-    return ""
+    return compile_parts((part for part in parts if part is not None and not isinstance(part, nn.Identity)), device)

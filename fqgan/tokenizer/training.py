@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,19 +18,18 @@ from fqgan.data.images import ImageSource, default_validation, open_source
 from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
 from fqgan.data.transforms import normalize
 from fqgan.data.unreadable import UnreadableMeter
-from fqgan.engine import distributed
-from fqgan.engine.allocator import keep_freed_memory
 from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
-from fqgan.engine.trainer import Phase, Task, Trainer, micro_batch, total_steps
+from fqgan.engine.session import session, train
+from fqgan.engine.trainer import Phase, Task, autocast, micro_batch
 from fqgan.errors import UserError
 from fqgan.metrics.usage import CodeUsage
 from fqgan.tokenizer.adversary import Adversary
 from fqgan.tokenizer.codebook import FEATURES_PER_CODE, CodebookKeeper, in_order
 from fqgan.tokenizer.evaluation import Scores, evaluate_tokenizer
 from fqgan.tokenizer.losses import tokenizer_loss
-from fqgan.tokenizer.model import FactorizedTokenizer, num_parameters
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
 from fqgan.tokenizer.quantize import as_rows
 from fqgan.tokenizer.speed import compile_tokenizer, memory_format, recompute_activations
@@ -151,6 +149,10 @@ class TokenizerTask(Task):
             images = normalize(raw.to(self.world.device, non_blocking=True))
             yield Batch(images.contiguous(memory_format=self._memory_format))
 
+    def start(self, run: RunFolder, fresh: bool) -> None:
+        if fresh:
+            self.start_codebooks()
+
     @torch.no_grad()
     def start_codebooks(self) -> None:
         """Set the codes by k-means on features of the first steps' images, in training's crops and micro-batches."""
@@ -235,6 +237,8 @@ class TokenizerTask(Task):
 
     @torch.inference_mode()
     def picture(self, model: nn.Module, path: Path) -> None:
+        if not self.world.is_main:
+            return
         source = self.validation or self.source
         size, upscale = self.config.model.image_size, self.config.data.upscale
         for raw, _, _ in evaluation_batches(source, size=size, batch=PICTURED, limit=PICTURED, upscale=upscale):
@@ -242,52 +246,20 @@ class TokenizerTask(Task):
                 save_picture(reconstruction_grid(model, normalize(raw.to(self.world.device))), path)
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast, or none for `float32`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
     """Train, or go on training, the run in folder `path`. Bad settings and data raise `UserError` before it exists."""
     config.check()
-    keep_freed_memory()
-    world = distributed.start(config.train.device)
-    try:
-        _train(config, path, world)
-    finally:
-        distributed.stop()
-
-
-def _train(config: TokenizerRunConfig, path: Path, world: World) -> None:
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
-        torch.use_deterministic_algorithms(True)
-    micro_batch(config.train, world.size)
-    if not config.data.source:
-        raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
-    source = open_source(config.data.source)
-    check_ranks(source, world.size)
-    validation = _validation_source(config)
-    teachers = load_teachers(config.model.factors, config.train.precision, world.device)
-    config = _with_teacher_dims(config, teachers)
-    perceptual = load_perceptual(config.loss.perceptual) if config.loss.perceptual_weight else None
-    run = RunFolder(path, config)
-    resume = distributed.broadcast_object(run.open() if world.is_main else None)
-    task = TokenizerTask(config, world, source, validation, teachers, perceptual)
-    steps = total_steps(config.train, len(source))
-    if world.is_main:
-        epochs = steps * config.train.batch / len(source)
-        print(
-            f"{num_parameters(task.model) / 1e6:.1f} M parameters, {len(source)} images, {steps} steps of "
-            f"{config.train.batch} ({epochs:.1f} epochs) on {world.size} x {world.device.type}, run {path}",
-            flush=True,
-        )
-    try:
-        if resume is None:
-            task.start_codebooks()
-        Trainer(task, run, world, steps, config.train, config.optimizer).fit(resume)
-    finally:
-        run.close()
+    with session(config.train) as world:
+        if not config.data.source:
+            raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
+        source = open_source(config.data.source)
+        check_ranks(source, world.size)
+        validation = _validation_source(config)
+        teachers = load_teachers(config.model.factors, config.train.precision, world.device)
+        config = _with_teacher_dims(config, teachers)
+        perceptual = load_perceptual(config.loss.perceptual) if config.loss.perceptual_weight else None
+        run = RunFolder(path, config)
+        train(TokenizerTask(config, world, source, validation, teachers, perceptual), run, world, len(source))
 
 
 def _validation_source(config: TokenizerRunConfig) -> ImageSource | None:

@@ -1,0 +1,39 @@
+"""`fqgan train-generator PRESET --data STORE --run runs/x`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fqgan import presets
+from fqgan.commands.training import RunArguments, TrainingCommand
+from fqgan.config import GeneratorRunConfig
+
+
+@dataclass(frozen=True)
+class Arguments(GeneratorRunConfig, RunArguments):
+    """The settings of a run, from a preset, then --config, then these options."""
+
+
+COMMAND = TrainingCommand(
+    "fqgan train-generator",
+    "Train a generator on a token store",
+    presets.GENERATOR_PRESETS,
+    presets.get_generator,
+    GeneratorRunConfig,
+    Arguments,
+)
+
+
+def main(argv: list[str]) -> None:
+    """Entry point."""
+    config, run = parse_run(argv)
+    from fqgan.generator.training import train_generator  # torch: only when there is something to train
+
+    train_generator(config, run)
+    print(run)
+
+
+def parse_run(argv: list[str]) -> tuple[GeneratorRunConfig, Path]:
+    """Preset < --config < options; returns the config and the run folder."""
+    return COMMAND.parse(argv)

@@ -1,0 +1,51 @@
+"""What every training command does around its task: device, ranks, run folder, and the end of all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fqgan.config import TrainConfig
+from fqgan.engine import distributed
+from fqgan.engine.allocator import keep_freed_memory
+from fqgan.engine.distributed import World
+from fqgan.engine.run import RunFolder
+from fqgan.engine.trainer import Task, Trainer, micro_batch, total_steps
+
+
+@contextmanager
+def session(config: TrainConfig) -> Iterator[World]:
+    """This process's place in a training run. `UserError` where the batch does not split over the ranks."""
+    keep_freed_memory()
+    world = distributed.start(config.device)
+    try:
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+            torch.use_deterministic_algorithms(True)
+        micro_batch(config, world.size)
+        yield world
+    finally:
+        distributed.stop()
+
+
+def train(task: Task, run: RunFolder, world: World, images: int) -> None:
+    """Train `task` on a data set of `images` images, or go on where the run folder's last checkpoint ends."""
+    config = run.config
+    resume = distributed.from_main(run.open)
+    try:
+        steps = total_steps(config.train, images)
+        if world.is_main:
+            parameters = sum(parameter.numel() for parameter in task.phases[0].module.parameters())
+            epochs = steps * config.train.batch / images
+            print(
+                f"{parameters / 1e6:.1f} M parameters, {images} images, {steps} steps of {config.train.batch} "
+                f"({epochs:.1f} epochs) on {world.size} x {world.device.type}, run {run.path}",
+                flush=True,
+            )
+        task.start(run, fresh=resume is None)
+        Trainer(task, run, world, steps, config.train, config.optimizer).fit(resume)
+    finally:
+        run.close()
