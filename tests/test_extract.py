@@ -326,7 +326,7 @@ def test_what_is_interrupted_goes_on(
 @pytest.mark.slow
 def test_two_ranks_write_what_one_does(command: tuple[str, ...]) -> None:
     """Their errors are told once."""
-    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 -m fqgan --".split()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fqgan", "--"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     assert main([*command, "straight", "--crops", "ten"]) == 0
 
