@@ -96,31 +96,37 @@ def configuration(pictures: Path, steps: int) -> TokenizerRunConfig:
     )
 
 
-def write_pictures(folder: Path) -> None:
-    """Twenty-two waves with noise."""
+def write_pictures(folder: Path, count: int = 22) -> None:
+    """Waves with noise."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:40, 0:48] / 40
-    for i in range(22):
+    for i in range(count):
         waves = np.stack([np.sin((2 + i) * x + channel) * np.cos((1 + i) * y) for channel in range(3)], -1)
         pixels = 128 + 80 * waves + rng.normal(0, 8, waves.shape)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
 
 
-def start(config: Path, run: Path) -> int:
-    """Fork a process that trains; returns its id."""
+def start(argv: list[str], log: Path) -> int:
+    """Fork a process that runs a command, its output at the end of `log`; returns its id."""
     sys.stdout.flush()
     if child := os.fork():
         return child
     code = 1
     try:
-        log = os.open(run.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        code = fqgan_main(["train-tokenizer", "photos-dual", "--config", str(config), "--run", str(run)])
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        code = fqgan_main(argv)
         sys.stdout.flush()
     finally:
         os._exit(code)
+
+
+def train(config: Path, run: Path) -> int:
+    """Fork a process that trains."""
+    argv = ["train-tokenizer", "photos-dual", "--config", str(config), "--run", str(run)]
+    return start(argv, run.with_suffix(".log"))
 
 
 def cpu_seconds(child: int) -> float:
@@ -171,13 +177,13 @@ def trial(config: Path, run: Path, rng: np.random.Generator, seconds: float, ste
     """One run, killed once to three times, then left alone."""
     outcome = Outcome()
     for _ in range(int(rng.integers(1, 4))):
-        child = start(config, run)
+        child = train(config, run)
         status = ended(child, moment(child, run, rng, seconds))
         if status is not None:
             break  # it was through before its time
         outcome.kills.append(kill(child, run, steps))
     else:
-        status = ended(start(config, run))
+        status = ended(train(config, run))
     if status != 0:
         text = run.with_suffix(".log").read_text().strip().splitlines()
         outcome.differences.append(f"exit status {status}: {text[-1] if text else ''}")
@@ -230,7 +236,7 @@ def compare(folder: Path, runs: int, steps: int, seed: int) -> int:
     config = folder / "config.json"
     schema.save(configuration(folder / "pictures", steps), config)
     for name in ("warm-up", "straight"):
-        child, seconds = start(config, folder / name), 0.0
+        child, seconds = train(config, folder / name), 0.0
 
         def watch(child: int = child) -> bool:
             nonlocal seconds

@@ -15,7 +15,7 @@ from fqgan.files import make_folder, write_text
 from fqgan.schema import FORMAT_VERSION
 from fqgan.tokenizer.model import FactorizedTokenizer
 
-_WEIGHTS = "tokenizer.safetensors"
+_WEIGHTS, _EMA = "tokenizer.safetensors", "ema.safetensors"
 
 
 def load_tokenizer(
@@ -32,19 +32,27 @@ def load_tokenizer(
         UserError: nothing there, truncated files, or files of something else.
     """
     folder = _resolve(Path(path))
-    file = folder / ("ema.safetensors" if weights == "ema" else _WEIGHTS)
-    if weights == "auto" and (folder / "ema.safetensors").exists():
-        file = folder / "ema.safetensors"
-    elif weights == "ema" and not file.exists():
-        raise UserError(f"{folder} has no moving average: it was exported, or trained with train.ema_decay 0")
-    elif weights not in ("auto", "ema", "raw"):
-        raise UserError(f"weights must be auto, ema or raw, got {weights!r}")
+    kind = weights_kind(folder, weights)
+    file = folder / (_EMA if kind == "ema" else _WEIGHTS)
     config = tokenizer_config(folder)
     with torch.device("meta"):
         model = FactorizedTokenizer(config)
     model.to_empty(device=device)
     checkpoint.load_module(model, checkpoint.load_tensors(file, device), str(file))
     return model.eval().set_precision(precision)
+
+
+def weights_kind(path: str | Path, weights: str = "auto") -> str:
+    """Which weights `load_tokenizer` takes: `ema`, `raw`, or `exported` where an export does not tell. `UserError`
+    where there are none such."""
+    folder = _resolve(Path(path))
+    if weights not in ("auto", "ema", "raw"):
+        raise UserError(f"weights must be auto, ema or raw, got {weights!r}")
+    if weights != "raw" and (folder / _EMA).exists():
+        return "ema"
+    if weights == "ema":
+        raise UserError(f"{folder} has no moving average: it was exported, or trained with train.ema_decay 0")
+    return "raw" if (folder / "state.json").exists() else "exported"
 
 
 def save_tokenizer(tokenizer: FactorizedTokenizer, folder: str | Path) -> Path:

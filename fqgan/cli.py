@@ -15,6 +15,7 @@ COMMANDS = {
     "quickstart": ("fqgan.commands.quickstart", "train, evaluate and show a small tokenizer, in minutes on a laptop"),
     "train-tokenizer": ("fqgan.commands.train_tokenizer", "train a tokenizer from a preset, or resume a run"),
     "reconstruct": ("fqgan.commands.reconstruct", "pictures through a tokenizer and back, each factor alone"),
+    "extract": ("fqgan.commands.extract", "a set of images as codes in a token store, for a generator's training"),
     "data": ("fqgan.commands.data", "what is in a set of images; pack one into resized parquet shards"),
     "evaluate": ("fqgan.commands.evaluate", "metrics of a tokenizer on a set of images"),
 }

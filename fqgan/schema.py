@@ -43,6 +43,9 @@ def _build(cls: Any, value: Any, where: str) -> Any:
         for key in value:
             if key not in hints:
                 raise UserError(f"unknown key {where + key!r}{did_you_mean(key, hints)}")
+        for field in dataclasses.fields(cls):
+            if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
+                raise UserError(f"key {where + field.name!r} is missing")
         return cls(**{key: _build(hints[key], item, f"{where}{key}.") for key, item in value.items()})
     name = where.rstrip(".")
     if origin is tuple:

@@ -35,6 +35,7 @@ LAYERS = (
         "fqgan.tokenizer.discriminator",
         "fqgan.generator.transformer",
         "fqgan.generator.cross_entropy",
+        "fqgan.tokenizer.fingerprint",
     ),
     (  # models and losses
         "fqgan.generator",
@@ -46,6 +47,7 @@ LAYERS = (
         "fqgan.tokenizer.losses",
         "fqgan.tokenizer.adversary",
         "fqgan.tokenizer.evaluation",
+        "fqgan.tokenizer.extraction",
         "fqgan.tokenizer.speed",
         "fqgan.tokenizer.pictures",
         "fqgan.tokenizer.training",

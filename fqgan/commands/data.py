@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fqgan.commands.arguments import at_least, check_output, parse
-from fqgan.commands.progress import image_bar
+from fqgan.commands.progress import image_bar, readable_bytes
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError, make_folder, write_text
 from fqgan.schema import did_you_mean
@@ -149,7 +149,7 @@ def table(numbers: dict[str, Any]) -> Any:
     rows |= {name: _counts(numbers[name]) for name in ("formats", "modes") if numbers[name]}
     if numbers["mean_bytes"]:
         total = numbers["mean_bytes"] * numbers["pictures"]
-        rows["bytes a picture"] = f"{numbers['mean_bytes']:,} on average, about {_bytes(total)} in all"
+        rows["bytes a picture"] = f"{numbers['mean_bytes']:,} on average, about {readable_bytes(total)} in all"
     rows["unreadable"] = f"{len(numbers['unreadable']):,}"
     grid = Table(title=Text(numbers["source"]), show_header=False, title_justify="left")
     for name, value in rows.items():
@@ -228,7 +228,7 @@ def _pack(argv: list[str]) -> None:
     if packer.done > before:
         print(f"{packer.done - before:,} pictures in {seconds:.1f} s, {(packer.done - before) / seconds:.1f} images/s")
     left_out = f", {len(manifest.unreadable):,} unreadable ones left out" if manifest.unreadable else ""
-    print(f"{manifest.rows:,} pictures in {shards:,} files, {_bytes(manifest.bytes)}{left_out}")
+    print(f"{manifest.rows:,} pictures in {shards:,} files, {readable_bytes(manifest.bytes)}{left_out}")
     if below := sum(shard.below_size for shard in manifest.shards):
         print(
             f"warning: {below:,} pictures have a shorter side below {options.size} pixels and stay as they are: "
@@ -246,13 +246,9 @@ def _announce(source: ImageSource, packer: Packer) -> None:
     free, needed = shutil.disk_usage(place).free, packer.bytes_needed
     rest = f", {packer.done:,} of them done" if packer.done else ""
     print(
-        f"{len(source):,} pictures of {source.name}{rest}; about {_bytes(needed)} to write "
-        f"({packer.bytes_each / 1e3:.1f} kB a picture), {_bytes(free)} free",
+        f"{len(source):,} pictures of {source.name}{rest}; about {readable_bytes(needed)} to write "
+        f"({packer.bytes_each / 1e3:.1f} kB a picture), {readable_bytes(free)} free",
         flush=True,
     )
     if needed > free:
         print("warning: that is more than there is room for", flush=True)
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

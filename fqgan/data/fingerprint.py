@@ -19,10 +19,10 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
         "images": len(source),
         "blocks": len(source.blocks),
         "classes": len(source.classes),
-        "block lengths": _digest(np.array(source.blocks)),
-        "class names": _digest(source.classes),
-        "labels": _digest(source.labels),
-        "names": _digest(source.names()),
+        "block lengths": digest(np.array(source.blocks)),
+        "class names": digest(source.classes),
+        "labels": digest(source.labels),
+        "names": digest(source.names()),
     }
 
 
@@ -34,7 +34,8 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(numbers or [f"other {name}" for name in names])
 
 
-def _digest(data: npt.NDArray[np.int64] | Iterable[str]) -> str:
+def digest(data: npt.NDArray[np.int64] | Iterable[str]) -> str:
+    """sha256 in hex of numbers, or of words in their order."""
     if not isinstance(data, np.ndarray):
         return hashlib.sha256("\n".join(data).encode("utf-8", "surrogateescape")).hexdigest()
     return hashlib.sha256(data.astype("<i8").tobytes()).hexdigest()

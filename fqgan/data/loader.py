@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from fqgan.config import DataConfig
 from fqgan.data.images import ImageSource
 from fqgan.data.order import SampleStream
-from fqgan.data.transforms import center_crop, flip, random_crop, to_tensor, turn
+from fqgan.data.transforms import NUM_CROPS, CropKind, center_crop, crops, flip, random_crop, to_tensor, turn
 from fqgan.data.workers import Batches, load
 from fqgan.errors import UnreadableError, UserError
 
@@ -105,6 +106,29 @@ class EvaluationSet:
             return self[index], []
         except UnreadableError as error:
             return None, [str(error)]
+
+
+class CropSet:
+    """The crops of `fqgan.data.transforms.crops` by index: uint8 (crops, 3, size, size), and what is wrong where the
+    picture cannot be read (its crops are black then); empty otherwise. `UserError` as `TrainingSet`."""
+
+    def __init__(self, source: ImageSource, size: int, kind: CropKind, crop_range: float, upscale: bool) -> None:
+        self.source = source
+        self.size = size
+        self.kind: CropKind = kind
+        self.crop_range = crop_range
+        self.upscale = upscale
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        try:
+            image, _ = _read(self.source, index, self.size, self.upscale)
+        except UnreadableError as error:
+            return torch.zeros(NUM_CROPS[self.kind], 3, self.size, self.size, dtype=torch.uint8), str(error)
+        return torch.stack([to_tensor(crop) for crop in crops(image, self.size, self.kind, self.crop_range)]), ""
+
+    def read(self, index: int) -> tuple[tuple[Tensor, str], list[str]]:
+        """A sample for `load`: its readers hear of unreadable pictures in place, so that none shifts another."""
+        return self[index], []
 
 
 def training_batches(

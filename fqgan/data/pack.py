@@ -22,8 +22,8 @@ from fqgan.data.images import ImageSource
 from fqgan.data.order import epoch_order
 from fqgan.data.shards import ROW_GROUP, Manifest, PackOptions, Shard, shard_writer
 from fqgan.data.transforms import resize_shorter
-from fqgan.data.unreadable import FLOOR
-from fqgan.data.workers import NAMED, load
+from fqgan.data.unreadable import Omissions
+from fqgan.data.workers import load
 from fqgan.errors import UnreadableError, UserError
 from fqgan.files import lock, make_folder, sync, write_text, writing
 
@@ -198,31 +198,20 @@ class Packer:
         path = self.unfinished / shard.file
         rows = below = 0
         problems: list[str] = []
+        before = len(self.manifest.unreadable)
+        omissions = Omissions(self.source.name, len(self.source), self.max_unreadable, self.manifest_path, before)
         with shard_writer(path, self.source) as add:
             for chunk in self._chunks(shard):
                 for data, name, numbers in zip(*next(batches), strict=True):
                     label, side = map(int, numbers.split())
                     if not side:
                         problems.append(name)
-                        self._check_unreadable(problems, note)
+                        omissions.add(name, note)
                         continue
                     add(data, name, label)
                     rows, below = rows + 1, below + (side < self.options.size)
                 advance(len(chunk))
         return replace(shard, rows=rows, bytes=path.stat().st_size, below_size=below, unreadable=tuple(problems))
-
-    def _check_unreadable(self, problems: list[str], note: Callable[[str], None]) -> None:
-        """Name the last one, and stop where there are too many."""
-        failed, share, total = len(self.manifest.unreadable) + len(problems), self.max_unreadable, len(self.source)
-        if failed > (max(FLOOR, share * total) if share else 0):
-            raise UserError(
-                f"{problems[-1]}; {failed} of the {total} pictures of {self.source.name} cannot be read so far, more "
-                f"than --max-unreadable {share:g} allows: repair them, or raise it"
-            )
-        if failed <= NAMED:
-            note(f"warning: left out: {problems[-1]}")
-        elif failed == NAMED + 1:
-            note(f"warning: more pictures cannot be read; {self.manifest_path} will name them all")
 
     def _publish(self) -> None:
         """All shards are there: give them their place."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+CropKind = Literal["center", "flip", "ten"]
+NUM_CROPS: dict[CropKind, int] = {"center": 1, "flip": 2, "ten": 10}
+"""Squares that `crops` cuts."""
 _TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 
 
@@ -23,8 +27,21 @@ def resize_shorter(image: Image.Image, target: int) -> Image.Image:
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Resize the shorter side to `size` pixels and cut the square in the middle."""
-    image = resize_shorter(image, size)
-    return _window(image, (image.width - size) // 2, (image.height - size) // 2, size)
+    return crops(image, size, "center")[0]
+
+
+def crops(image: Image.Image, size: int, kind: CropKind, crop_range: float = 1.0) -> list[Image.Image]:
+    """Squares of `size` pixels, always the same ones, after a resize of the shorter side to round(size * crop_range)
+    pixels.
+
+    `center`: the middle. `flip`: the middle and its mirror image. `ten`: top left, top right, bottom left, bottom right
+    and middle, then the mirror images of these five in the same order. `crop_range` is 1 or more.
+    """
+    image = resize_shorter(image, round(size * crop_range))
+    right, bottom = image.width - size, image.height - size
+    corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)] if kind == "ten" else []
+    cut = [_window(image, left, top, size) for left, top in [*corners, (right // 2, bottom // 2)]]
+    return cut if kind == "center" else [*cut, *map(flip, cut)]
 
 
 def random_crop(

@@ -1,8 +1,9 @@
-"""Pictures that cannot be read: how many there may be in a training run."""
+"""Pictures that cannot be read: how many there may be in a training run, and in a copy of a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +12,39 @@ from fqgan.errors import UserError
 
 FLOOR = 10
 """Unreadable pictures that never end a run, however few pictures have been read: small shares say little."""
+
+
+NAMED = 100
+"""Unreadable pictures that a process names; it only counts the others."""
+
+
+class Omissions:
+    """The unreadable pictures that a copy of a data set goes without.
+
+    Args:
+        source: the data set's name.
+        total: its pictures.
+        limit: the share that may be left out. `FLOOR` pictures are never too many, except where it is 0.
+        record: the file that will list them all.
+        before: how many earlier attempts left out.
+    """
+
+    def __init__(self, source: str, total: int, limit: float, record: Path, before: int = 0):
+        self.source, self.total, self.limit, self.record = source, total, limit, record
+        self.failed = before
+
+    def add(self, problem: str, note: Callable[[str], None]) -> None:
+        """Count a picture and name it; `UserError` where it is one too many."""
+        self.failed += 1
+        if self.failed > (max(FLOOR, self.limit * self.total) if self.limit else 0):
+            raise UserError(
+                f"{problem}; {self.failed} of the {self.total} pictures of {self.source} cannot be read so far, more "
+                f"than --max-unreadable {self.limit:g} allows: repair them, or raise it"
+            )
+        if self.failed <= NAMED:
+            note(f"warning: left out: {problem}")
+        elif self.failed == NAMED + 1:
+            note(f"warning: more pictures cannot be read; {self.record} will name them all")
 
 
 class UnreadableMeter:

@@ -13,10 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from fqgan.data.unreadable import NAMED
 from fqgan.errors import UserError
-
-NAMED = 100
-"""Unreadable pictures that a process names; it only counts the others."""
 
 T = TypeVar("T")
 Read = Callable[[Any], tuple[tuple[Any, ...] | None, list[str]]]

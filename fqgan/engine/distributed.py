@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fqgan.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,25 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_main(call: Callable[[], T]) -> T:
+    """What `call` gives on rank 0, on every rank. Its `UserError` is raised there, once; the other ranks leave with
+    the same exit status in silence."""
+    if not is_distributed():
+        return call()
+    result, error = None, None
+    if dist.get_rank() == 0:
+        try:
+            result = call()
+        except UserError as caught:
+            error = caught
+    result, failed = broadcast_object((result, error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(2)
+    return result
 
 
 def broadcast(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from fqgan.config import FactorConfig, TokenizerConfig, teacher_dim
 from fqgan.errors import UserError
 from fqgan.tokenizer.backbone import Decoder, Encoder
 from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead
+from fqgan.tokenizer.fingerprint import fingerprint
 from fqgan.tokenizer.quantize import Quantized, VectorQuantizer
 
 
@@ -124,6 +125,10 @@ class FactorizedTokenizer(nn.Module):
             if not codes.is_cuda and factor.numel() and not 0 <= factor.min() <= factor.max() < quantizer.codebook_size:
                 raise UserError(f"codes of factor {i} must lie in [0, {quantizer.codebook_size})")
         return [quantizer.embed(codes[:, i]) for i, quantizer in enumerate(self.quantizers)]
+
+    def fingerprint(self) -> str:
+        """64 hex digits that only tokenizers of the same codes share (`fqgan.tokenizer.fingerprint`)."""
+        return fingerprint(self.state_dict())
 
     def check_size(self, height: int, width: int) -> None:
         """`UserError` unless both are positive multiples of the downsampling factor."""

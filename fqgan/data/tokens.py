@@ -1,0 +1,315 @@
+"""The token store: a data set's codes in memory-mapped arrays, with a manifest that says what they are codes of."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import mmap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fqgan import schema
+from fqgan.data.fingerprint import digest
+from fqgan.data.transforms import NUM_CROPS, CropKind
+from fqgan.errors import UserError
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+UNFINISHED = ".unfinished"
+"""Sub-folder of a store in the making: its settings, and a record of each finished shard."""
+SETTINGS = "settings.json"
+_KIND = "fqgan token store"
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """What decides the codes of a store, beside its pictures."""
+
+    tokenizer: str
+    """Fingerprint."""
+    codebook_sizes: tuple[int, ...]
+    """One a factor."""
+    grid: tuple[int, ...]
+    """(h, w)."""
+    image_size: int
+    """Pixels a side of a crop."""
+    crops: CropKind = "center"
+    crop_range: float = 1.0
+    """The shorter side is resized to image_size times this first."""
+    upscale: bool = False
+    precision: str = "float32"
+    device: str = "cpu"
+    crops_per_pass: int = 1
+    """Crops that go through the tokenizer together. The last bits of a convolution depend on it, and a code that is
+    about as near as another one may flip."""
+    images_per_shard: int = 1
+    """Successive pictures of the data set behind a shard."""
+
+    @property
+    def num_crops(self) -> int:
+        """Crops of an image."""
+        return NUM_CROPS[self.crops]
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """Of the codes: little-endian uint16, or uint32 for codebooks of more than 65,536 codes."""
+        return "<u2" if max(self.codebook_sizes) <= 1 << 16 else "<u4"
+
+    def shape(self, images: int) -> tuple[int, ...]:
+        """Of the codes of some images: (images, crops, k, h*w)."""
+        return (images, self.num_crops, len(self.codebook_sizes), math.prod(self.grid))
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a store."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A picture that cannot be read."""
+
+    index: int
+    """Its place in the data set."""
+    problem: str
+
+
+@dataclass(frozen=True)
+class StoreShard:
+    """The codes of a range of the data set."""
+
+    start: int
+    stop: int
+    images: int
+    """At most stop - start: unreadable pictures are left out."""
+    codes: File
+    labels: File
+    unreadable: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True)
+class StoreManifest:
+    """What is in a store; without shards, what will be."""
+
+    options: StoreOptions
+    num_factors: int
+    """k."""
+    num_crops: int
+    weights: str
+    """Which weights encoded: `ema`, `raw`, or `exported` where an exported tokenizer does not tell."""
+    source: str
+    """The data set's name."""
+    data: dict
+    """Its fingerprint (`fqgan.data.fingerprint`)."""
+    label_names: tuple[str, ...] = ()
+    num_classes: int = 0
+    """Label names, or one more than the largest label where labels have no names; 0 where there are no labels."""
+    count: int = 0
+    """Images."""
+    tokenizer_files: tuple[File, ...] = ()
+    shards: tuple[StoreShard, ...] = ()
+    kind: str = _KIND
+
+    @property
+    def files(self) -> list[File]:
+        """All files but the manifest."""
+        return [*self.tokenizer_files, *(file for shard in self.shards for file in (shard.codes, shard.labels))]
+
+    @property
+    def unreadable(self) -> list[LeftOut]:
+        """The pictures that were left out."""
+        return [each for shard in self.shards for each in shard.unreadable]
+
+
+class TokenStore:
+    """Codes and labels of a data set's images, `num_crops` of each.
+
+    Opening reads the manifest and the arrays' headers; codes are mapped, and read when they are asked for.
+
+    Args:
+        folder: what `fqgan extract` wrote.
+        manifest: its manifest, checked.
+    """
+
+    def __init__(self, folder: Path, manifest: StoreManifest) -> None:
+        options = manifest.options
+        self.path, self.manifest = folder, manifest
+        self.codebook_sizes = options.codebook_sizes
+        self.grid: tuple[int, int] = (options.grid[0], options.grid[1])
+        self.num_factors, self.num_crops = manifest.num_factors, manifest.num_crops
+        self.label_names, self.num_classes = manifest.label_names, manifest.num_classes
+        self.fingerprint = options.tokenizer
+        """The tokenizer's."""
+        self.tokenizer_path = folder / TOKENIZER
+        """An exported tokenizer for `fqgan.load_tokenizer`: the one that encoded."""
+        self.blocks = [manifest.count]
+        """One, as any image can be read at any time (`fqgan.data.order`)."""
+        self._ends = np.cumsum([shard.images for shard in manifest.shards])
+        self._maps: dict[int, npt.NDArray[Any]] = {}
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = False) -> TokenStore:
+        """Open a store; `verify` also reads all of it and checks the sums.
+
+        `UserError` for what is no store, not finished, of another format, truncated or damaged.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        if problem := next((text for _, text in problems(folder, manifest, verify)), ""):
+            raise UserError(f"token store {folder}: {problem}: extract it again, with the same command and --verify")
+        return cls(folder, manifest)
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[npt.NDArray[Any], int]:
+        """Codes (k, h*w) and label of (image, crop)."""
+        index, crop = place
+        if not (0 <= index < len(self) and 0 <= crop < self.num_crops):
+            raise IndexError(f"image {index}, crop {crop} of {len(self)} images with {self.num_crops} crops")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return self._codes(shard)[index - self._first(shard), crop], int(self.labels[index])
+
+    def take(self, indices: npt.ArrayLike, crops: npt.ArrayLike) -> tuple[Tensor, Tensor]:
+        """Codes (b, k, h, w) and labels (b,), both int64, of b images and one crop each.
+
+        `IndexError` for images or crops that are not there.
+        """
+        images, chosen = np.asarray(indices, np.int64), np.asarray(crops, np.int64)
+        if np.any((images < 0) | (images >= len(self)) | (chosen < 0) | (chosen >= self.num_crops)):
+            raise IndexError(f"images or crops beyond {len(self)} images with {self.num_crops} crops")
+        codes = np.empty((len(images), self.num_factors, math.prod(self.grid)), np.int64)
+        shards = np.searchsorted(self._ends, images, side="right")
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            codes[here] = self._codes(int(shard))[images[here] - self._first(int(shard)), chosen[here]]
+        return torch.from_numpy(codes).unflatten(2, self.grid), torch.from_numpy(self.labels[images])
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(images,) int64; -1 where there is none."""
+        labels = np.empty(len(self), np.int64)
+        for end, shard in zip(self._ends, self.manifest.shards, strict=True):
+            header = array_header("<i8", (shard.images,))
+            labels[end - shard.images : end] = np.fromfile(self.path / shard.labels.name, "<i8", offset=len(header))
+        return labels
+
+    def data_fingerprint(self) -> dict[str, Any]:
+        """JSON-ready numbers and digests by which a resumed run notices another content (`fingerprint.changes`)."""
+        shards = self.manifest.shards
+        return {
+            "images": len(self),
+            "crops": self.num_crops,
+            "classes": self.num_classes,
+            "tokenizer": self.fingerprint,
+            "class names": digest(self.label_names),
+            "codes": digest(shard.codes.sha256 for shard in shards),
+            "labels": digest(shard.labels.sha256 for shard in shards),
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.manifest)  # a mapped array would be pickled as a copy of all codes
+
+    def _first(self, shard: int) -> int:
+        return int(self._ends[shard]) - self.manifest.shards[shard].images
+
+    def _codes(self, number: int) -> npt.NDArray[Any]:
+        """The mapped codes of a shard."""
+        if number not in self._maps:
+            shard, options = self.manifest.shards[number], self.manifest.options
+            shape = options.shape(shard.images)
+            with (self.path / shard.codes.name).open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if hasattr(mmap, "MADV_RANDOM"):
+                mapped.madvise(mmap.MADV_RANDOM)  # without it the system reads up to megabytes ahead for each image
+            codes = np.frombuffer(mapped, options.dtype, offset=len(array_header(options.dtype, shape)))
+            self._maps[number] = codes.reshape(shape)
+        return self._maps[number]
+
+
+def read_manifest(folder: Path) -> StoreManifest:
+    """The manifest of a finished store; `UserError` where there is none or it is of something else."""
+    if not folder.exists():
+        raise UserError(f"token store {folder} does not exist: make it with fqgan extract")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, no token store: name the folder that fqgan extract wrote")
+    file = folder / MANIFEST
+    if not file.exists():
+        if (folder / UNFINISHED).is_dir():
+            done = len(list((folder / UNFINISHED).glob("shard-*.json")))
+            raise UserError(
+                f"token store {folder} is not finished ({done} shard(s) so far): run the same fqgan extract command "
+                "again, it goes on"
+            )
+        raise UserError(f"{folder} is no token store: it has no {MANIFEST}")
+    return parse_manifest(schema.load_json(file), file)
+
+
+def parse_manifest(content: dict[str, Any], file: Path) -> StoreManifest:
+    """A manifest of a JSON object read from `file`; `UserError` where it is of something else."""
+    if content.get("kind") != _KIND:
+        raise UserError(f"{file} is no token store's manifest: fqgan extract did not write it")
+    return schema.from_dict(StoreManifest, content, str(file))
+
+
+def problems(folder: Path, manifest: StoreManifest, verify: bool = False) -> Iterable[tuple[File, str]]:
+    """Files of a store that are missing, of a wrong size or no array of the right shape, each with what is wrong.
+    `verify`: or of a wrong sum."""
+    for file in manifest.tokenizer_files:
+        if problem := problem_of(folder, file, verify=verify):
+            yield file, problem
+    for shard in manifest.shards:
+        codes = array_header(manifest.options.dtype, manifest.options.shape(shard.images))
+        for file, header in ((shard.codes, codes), (shard.labels, array_header("<i8", (shard.images,)))):
+            if problem := problem_of(folder, file, header, verify):
+                yield file, problem
+
+
+def problem_of(folder: Path, file: File, header: bytes = b"", verify: bool = False) -> str:
+    """What is wrong with a file; empty if nothing is."""
+    try:
+        with (folder / file.name).open("rb") as handle:
+            start = handle.read(len(header))
+            size = handle.seek(0, io.SEEK_END)
+    except OSError as error:
+        return f"{file.name} is missing" if isinstance(error, FileNotFoundError) else f"{file.name}: {error.strerror}"
+    if size != file.bytes:
+        return f"{file.name} is {'truncated' if size < file.bytes else 'too long'} ({size} of {file.bytes} bytes)"
+    if start != header:
+        return f"{file.name} is no array of the type and shape that {MANIFEST} tells"
+    if verify and sha256(folder / file.name) != file.sha256:
+        return f"{file.name} is damaged: its content has changed since it was written"
+    return ""
+
+
+def array_header(dtype: npt.DTypeLike, shape: tuple[int, ...]) -> bytes:
+    """The first bytes of a .npy file."""
+    buffer = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def file_of(folder: Path, name: str) -> File:
+    """The record of a file that is there."""
+    path = folder / name
+    return File(name, path.stat().st_size, sha256(path))
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
