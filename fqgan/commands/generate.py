@@ -111,7 +111,9 @@ def _generate(arguments: Arguments, world: World) -> None:
     grid = (tokenizer.config.grid, tokenizer.config.grid)
     if not fingerprint_of(arguments.checkpoint) and model.grid != grid:
         texts = ("x".join(map(str, each)) for each in (model.grid, grid))
-        raise UserError("the generator's token grid is {}, the tokenizer's {}: they don't belong together".format(*texts))
+        raise UserError(
+            "the generator's token grid is {}, the tokenizer's {}: they don't belong together".format(*texts)
+        )
     sampling = SamplingConfig(**{each.name: getattr(arguments, each.name) for each in fields(SamplingConfig)})
     sampling.check(model.codebook_sizes)
     settings = SampleSettings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from fqgan.generator.model import FAR
     from fqgan.report.content import Generation
 
 PRESET = "far-photos"
-SAMPLES = 100
+SAMPLES = 200
 """Generated images of each class that are measured."""
 REFERENCE = 2000
 """Real crops that everything is compared with, at most."""
@@ -62,18 +61,25 @@ def run_config(run: Path, device: str, steps: int) -> GeneratorRunConfig:
     return replace(config, data=str(tokens / "train"), validation=str(tokens / "validation"))
 
 
-def evaluate(generator: FAR, config: GeneratorRunConfig, device: torch.device, note: Callable[[str], None]) -> Generation:
+def evaluate(run: Path, device: torch.device) -> Generation:
     """Generate images of every class, and compare them, and others for scale, with real crops."""
     import torch
 
+    from fqgan import schema
+    from fqgan.checkpoints import load_generator
     from fqgan.config import SamplingConfig
     from fqgan.data.photos import PhotoSource
+    from fqgan.engine import checkpoint
+    from fqgan.engine.run import read_stats
     from fqgan.generator.evaluation import Judge
     from fqgan.generator.model import FAR
     from fqgan.generator.sampler import Sampler
     from fqgan.report.content import Generation
+    from fqgan.tokenizer.model import num_parameters
     from fqgan.vision.efficientnet import load_efficientnet_lite0
 
+    config = schema.load(GeneratorRunConfig, run / "config.json")
+    generator = load_generator(run, device, precision="bf16")
     tokenizer, classes = generator.tokenizer, len(generator.label_names)
     train, held_out = PhotoSource("train"), PhotoSource("validation")
     size = tokenizer.config.image_size
@@ -81,7 +87,7 @@ def evaluate(generator: FAR, config: GeneratorRunConfig, device: torch.device, n
     # the reference takes every other crop at most, the real ones to compare with it stand between those
     count = min(REFERENCE, len(train) // 2)
     reference = [i * len(train) // count for i in range(count)]
-    between = [i + 1 for i in reference][:: max(1, count // len(labels))]
+    between = [i + 1 for i in reference]
 
     def decoded(codes: Tensor, of: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for part, own in zip(codes.split(BATCH), of.split(BATCH), strict=True):
@@ -96,13 +102,11 @@ def evaluate(generator: FAR, config: GeneratorRunConfig, device: torch.device, n
     def crops(source: PhotoSource, indices: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         return real_crops(source, indices, size, device)
 
-    note(f"generating {len(labels)} images of {classes} classes")
     codes = Sampler(generator, BATCH, config.sampling)(labels, seed=0)
     torch.manual_seed(0)
     with torch.device(device):
-        fresh = FAR(generator.config).eval()
+        fresh = FAR(generator.config).eval().set_precision("bf16")
     untrained = Sampler(fresh, BATCH, SamplingConfig(cfg_scale=(1.0,)))(labels, seed=0)
-    note(f"comparing them with {count} real crops")
     judge = Judge(load_efficientnet_lite0().to(device), crops(train, reference), classes, device)
     everything = list(range(len(held_out)))
     evaluation = {
@@ -114,11 +118,20 @@ def evaluate(generator: FAR, config: GeneratorRunConfig, device: torch.device, n
         "real": judge.scores(crops(train, between)),
         "held_out": judge.scores(crops(held_out, everything)),
     }
-    real = [
-        torch.cat([images for images, _ in crops(train, _spread(train, label))]).cpu() for label in range(classes)
-    ]
-    shown = torch.cat([images.cpu() for images, _ in decoded(codes[: SHOWN_SAMPLES * classes], labels[: SHOWN_SAMPLES * classes])])
+    real = [torch.cat([images for images, _ in crops(train, _spread(train, label))]).cpu() for label in range(classes)]
+    shown = torch.cat(
+        [images.cpu() for images, _ in decoded(codes[: SHOWN_SAMPLES * classes], labels[: SHOWN_SAMPLES * classes])]
+    )
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest is not None
     return Generation(
+        preset=PRESET,
+        run=str(run),
+        config=config,
+        parameters=num_parameters(generator),
+        steps=schema.load_json(newest / "state.json")["step"],
+        stats=read_stats(run),
+        factors=[factor.name for factor in tokenizer.config.factors],
         names=list(generator.label_names),
         evaluation=json.loads(json.dumps(evaluation)),
         real=real,
@@ -132,9 +145,7 @@ def _spread(source: Any, label: int) -> list[int]:
     return [own[(2 * i + 1) * len(own) // (2 * SHOWN_REAL)] for i in range(SHOWN_REAL)]
 
 
-def real_crops(
-    source: Any, indices: list[int], size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+def real_crops(source: Any, indices: list[int], size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of real crops (b, 3, size, size) in [-1, 1] with their classes."""
     import torch
 

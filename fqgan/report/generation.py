@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fqgan.report.content import Generation, Numbers, Report
+from fqgan.report.content import Generation, training_seconds
 from fqgan.report.figures import FACTOR_COLOURS, train_and_validation
 from fqgan.report.images import picture
 from fqgan.report.markup import Html, duration, element, fixed, percent
@@ -11,7 +11,10 @@ from fqgan.report.sections import chart, picture_grid, series
 _ROWS = {
     "samples": ("generated", "by class, from codes that the generator drew"),
     "untrained": ("untrained generator", "its first weights: every code equally likely"),
-    "reconstructions": ("reconstructions", "real crops through the tokenizer and back: what the codes can show at best"),
+    "reconstructions": (
+        "reconstructions",
+        "real crops through the tokenizer and back: what the codes can show at best",
+    ),
     "real": ("real", "other training crops, which overlap those of the reference"),
     "held_out": ("real, held out", "crops of the strips that no training saw"),
 }
@@ -44,9 +47,16 @@ def sample_table(generation: Generation) -> Html:
     for key, (name, note) in _ROWS.items():
         scores = generation.evaluation[key]
         distance = scores["frechet_efficientnet"]
-        cells = (f"{scores['images']:,}", fixed(distance, 0), percent(distance / untrained), percent(scores["class_accuracy"]))
+        cells = (
+            f"{scores['images']:,}",
+            fixed(distance, 0),
+            percent(distance / untrained),
+            percent(scores["class_accuracy"]),
+        )
         title = element("th", name, element("br"), element("small", note), scope="row")
-        rows.append(element("tr", title, [element("td", cell) for cell in cells], class_="total" if key == "samples" else None))
+        rows.append(
+            element("tr", title, [element("td", cell) for cell in cells], class_="total" if key == "samples" else None)
+        )
     table = element("table", element("thead", head), element("tbody", rows), class_="scores")
     return element("div", table, class_="scroll")
 
@@ -71,21 +81,21 @@ def generator_facts(generation: Generation) -> dict[str, object]:
     config = generation.config
     model, train, sampling = config.model, config.train, generation.evaluation["sampling"]
     guidance = " and ".join(f"{scale:g}" for scale in sampling["cfg_scale"])
+    time = duration(training_seconds(generation.stats))
     return {
         "Generator": f"{generation.preset}: {model.depth} blocks of width {model.width}, {model.head} head, "
         f"{generation.parameters / 1e6:.2f} M parameters",
-        "Its training": f"{generation.steps:,} steps of {train.batch}, {duration(generation.seconds)} (from the logged rates)",
+        "Its training": f"{generation.steps:,} steps of {train.batch}, {time} (from the logged rates)",
         "Sampling": f"guidance {guidance}, temperature {sampling['temperature'][0]:g}",
     }
 
 
-def outcome(report: Report) -> str:
+def outcome(generation: Generation) -> str:
     """The generator's result in a sentence."""
-    if report.generation is None:
-        return ""
-    scores: Numbers = report.generation.evaluation
-    share = scores["samples"]["frechet_efficientnet"] / scores["untrained"]["frechet_efficientnet"]
+    scores = generation.evaluation
+    nearer = scores["untrained"]["frechet_efficientnet"] / scores["samples"]["frechet_efficientnet"]
+    recognised = percent(scores["samples"]["class_accuracy"])
     return (
-        f" The generator's images show the class that was asked for in {percent(scores['samples']['class_accuracy'])} of "
-        f"cases, and lie {1 / share:.1f}× nearer to real crops than an untrained generator's."
+        f" The generator's images show the class that was asked for in {recognised} of cases, and lie {nearer:.1f}× "
+        "nearer to real crops than an untrained generator's."
     )
