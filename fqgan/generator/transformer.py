@@ -35,7 +35,7 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float, legacy: bool
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn each pair of neighbouring channels of x (..., n, hd) by its position's angle; table (n, hd / 2, 2)."""
     pairs = x.float().unflatten(-1, (-1, 2))
-    if x.is_cpu and not torch.compiler.is_compiling():  # one operation instead of eight; compilers don't fuse it
+    if x.is_cpu and not torch.compiler.is_compiling():  # one kernel, a quarter of the time; compilers fuse the other
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)).flatten(-2).type_as(x)
     cos, sin = table.unbind(-1)
     a, b = pairs.unbind(-1)
