@@ -38,22 +38,44 @@ def inputs(config: GeneratorConfig, b: int = 2) -> tuple[Tensor, Tensor]:
     return torch.stack(codes, 1), torch.randint(config.num_classes + 1, (b,), generator=rng)
 
 
-@pytest.mark.slow
-def test_the_released_base_model() -> None:
-    golden = np.load(Path(__file__).parent / "golden" / "far_dual_B.npz")
+@pytest.fixture(scope="module")
+def released() -> FAR:
+    """FAR-Base for two factors, as the released one; half a minute, so once."""
     with torch.device("meta"):
         model = FAR(GeneratorConfig((16384, 16384), (16, 16), 1000, legacy=True))
     model.to_empty(device="cpu").eval()
     fill_far(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    return dict(np.load(Path(__file__).parent / "golden" / "far_dual_B.npz"))
+
+
+@pytest.mark.slow
+def test_the_released_base_model(released: FAR, golden: dict[str, np.ndarray]) -> None:
     codes = torch.from_numpy(golden["codes"]).long().transpose(0, 1).unflatten(-1, (16, 16))
     labels = torch.from_numpy(golden["labels"]).long()
     with torch.no_grad():
-        logits = model(codes, labels)
-        losses = model.loss(codes, labels).cross_entropy
+        logits = released(codes, labels)
+        losses = released.loss(codes, labels).cross_entropy
     for i, own in enumerate(logits):
         expected = torch.from_numpy(golden[f"logits_{i + 1}"])
         torch.testing.assert_close(own[:, golden["positions"], ::64], expected, atol=1e-5, rtol=1e-5)
         assert losses[i].item() == pytest.approx(golden["loss_each"][i], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_released_base_model_decodes_greedily_with_guidance(
+    released: FAR, golden: dict[str, np.ndarray]
+) -> None:
+    """The first sixteen positions: the sampler is made to stop there."""
+    sampler = released.sampler(2, cfg_scale=2.0, top_k=1)
+    sampler.positions, sampler.grid = 16, (1, 16)
+    sampler._codes = sampler._codes[:16]
+    codes = sampler(torch.from_numpy(golden["labels"]).long())
+    np.testing.assert_array_equal(codes[:, :, 0].transpose(0, 1).numpy(), golden["greedy_cfg2"])
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "ar"])

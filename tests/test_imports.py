@@ -36,6 +36,8 @@ LAYERS = (
         "fqgan.tokenizer.discriminator",
         "fqgan.generator.transformer",
         "fqgan.generator.cross_entropy",
+        "fqgan.generator.draw",
+        "fqgan.generator.step",
         "fqgan.tokenizer.fingerprint",
     ),
     (  # models and losses
@@ -43,6 +45,8 @@ LAYERS = (
         "fqgan.generator.heads",
         "fqgan.generator.model",
         "fqgan.generator.pictures",
+        "fqgan.generator.sampler",
+        "fqgan.generator.samples",
         "fqgan.tokenizer",
         "fqgan.tokenizer.branch",
         "fqgan.tokenizer.model",

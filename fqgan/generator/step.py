@@ -62,8 +62,9 @@ class KeyValueCache:
         if q.is_cuda:
             mask = None if place.mask is None else place.mask.expand(n, kv_heads, q.shape[2], -1)
             return F.scaled_dot_product_attention(q, keys, values, mask).reshape(n, -1, hd)
-        # torch's fused kernel is made for many queries: for one, in bf16, it takes ten times as long on a CPU
-        scores = (q * hd**-0.5) @ keys.transpose(2, 3)
+        # on a CPU torch's fused kernel, made for many queries, takes up to ten times as long for one; and keys on the
+        # left are not copied on the way
+        scores = (keys @ (q * hd**-0.5).transpose(2, 3)).transpose(2, 3)
         if place.mask is not None:
             scores = scores + place.mask
         return (scores.softmax(-1) @ values).reshape(n, -1, hd)

@@ -1,0 +1,197 @@
+"""`fqgan generate CKPT --classes 0,5,9 --num 64 --out DIR`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.progress import image_bar
+from fqgan.config import SamplingConfig
+from fqgan.errors import UserError
+from fqgan.files import UnwritableError
+from fqgan.schema import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fqgan.engine.distributed import World
+    from fqgan.generator.model import FAR
+    from fqgan.generator.samples import SampleFolder
+
+PROG = "fqgan generate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplingConfig):
+    """Options of the command."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """A generator's run folder, one of its checkpoints, or an exported generator."""
+    out: Path = Path("samples")
+    """Folder for the pictures, a grid of the first of them, and samples.json; the same command resumes."""
+    classes: str = "all"
+    """Class numbers or names, separated by commas; picture i is of the class at i modulo their number."""
+    num: int = 64
+    """Pictures in all."""
+    seed: int = 0
+    """Picture i is drawn from the random stream (seed, i)."""
+    batch: int = 16
+    """Pictures that are made together; a rank takes every so manieth batch."""
+    npz: bool = False
+    """Also write samples.npz, as ADM's evaluator reads it: arr_0 (n, H, W, 3) uint8, arr_1 the classes."""
+    tokenizer: str = ""
+    """The tokenizer that decodes; empty: the one that the generator carries."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """Moving average (auto: where there is one) or raw weights."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: less than half the time where the hardware has it; other pictures of the same kind."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def main(argv: list[str]) -> None:
+    """Entry point."""
+    arguments = parse(Arguments, argv, PROG, "Generate pictures by class: a PNG each, a grid, ADM's .npz on request.")
+    at_least(1, num=arguments.num, batch=arguments.batch)
+    at_least(0, seed=arguments.seed)
+    check_output(arguments.out, folder=True)
+    from fqgan.engine import distributed
+    from fqgan.engine.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    world = distributed.start(arguments.device)
+    try:
+        if arguments.num < world.size:
+            raise UserError(f"--num {arguments.num} is less than the {world.size} ranks: start no more than pictures")
+        _generate(arguments, world)
+    except UnwritableError as error:
+        raise UserError(f"{error}; the same command goes on") from None
+    finally:
+        distributed.stop()
+
+
+def chosen_classes(text: str, count: int, names: tuple[str, ...]) -> tuple[int, ...]:
+    """Class numbers of `all`, or of numbers and names separated by commas (a single name may hold commas itself).
+    `UserError` for one that is unknown."""
+    if text == "all":
+        return tuple(range(count))
+    if text in names:
+        return (names.index(text),)
+    chosen: list[int] = []
+    for word in (part.strip() for part in text.split(",")):
+        if word.isascii() and word.isdigit():
+            if int(word) >= count:
+                raise UserError(f"--classes: there is no class {word}, the generator has classes 0 to {count - 1}")
+            chosen.append(int(word))
+        elif word in names:
+            chosen.append(names.index(word))
+        elif names:
+            raise UserError(f"--classes: unknown class {word!r}{did_you_mean(word, names)}")
+        else:
+            raise UserError(f"--classes: unknown class {word!r}: this generator's classes have numbers only, no names")
+    return tuple(chosen)
+
+
+def _generate(arguments: Arguments, world: World) -> None:
+    from fqgan.checkpoints import fingerprint_of, load_generator
+    from fqgan.engine.distributed import barrier, from_main
+    from fqgan.generator.samples import SampleFolder, SampleSettings
+    from fqgan.tokenizer.fingerprint import fingerprint
+
+    generator = load_generator(
+        arguments.checkpoint, world.device, arguments.weights, arguments.precision, arguments.tokenizer
+    )
+    model, tokenizer = generator.config, generator.tokenizer
+    grid = (tokenizer.config.grid, tokenizer.config.grid)
+    if not fingerprint_of(arguments.checkpoint) and model.grid != grid:
+        texts = ("x".join(map(str, each)) for each in (model.grid, grid))
+        raise UserError("the generator's token grid is {}, the tokenizer's {}: they don't belong together".format(*texts))
+    sampling = SamplingConfig(**{each.name: getattr(arguments, each.name) for each in fields(SamplingConfig)})
+    sampling.check(model.codebook_sizes)
+    settings = SampleSettings(
+        generator=fingerprint(generator.state_dict()),
+        tokenizer=tokenizer.fingerprint(),
+        classes=chosen_classes(arguments.classes, model.num_classes, generator.label_names),
+        num=arguments.num,
+        seed=arguments.seed,
+        batch=min(arguments.batch, arguments.num),
+        precision=arguments.precision,
+        device=world.device.type,
+        sampling=sampling,
+    )
+    folder = SampleFolder(arguments.out, settings, generator.label_names, str(arguments.checkpoint))
+    try:
+        missing = from_main(folder.begin)
+        if world.is_main:
+            _announce(folder, missing, world)
+        began = time.monotonic()
+        own = missing[world.rank :: world.size]
+        with image_bar("generating", sum(map(len, own)), shown=world.is_main) as advance:
+            for pictures in _pictures(generator, folder, own):
+                advance(pictures)
+        barrier()
+        if world.is_main:
+            if made := sum(map(len, missing)):
+                seconds = time.monotonic() - began
+                print(f"{made:,} pictures in {seconds:.1f} s, {made / seconds:.2f} images/s")
+            folder.finish(arguments.npz)
+            print(arguments.out)
+    finally:
+        folder.close()
+
+
+def _announce(folder: SampleFolder, missing: list[range], world: World) -> None:
+    settings = folder.settings
+    done = settings.num - sum(map(len, missing))
+    classes = f"{len(settings.classes)} class" + "es" * (len(settings.classes) > 1)
+    told = f", {done:,} of them there already" if done else ""
+    print(
+        f"{settings.num:,} pictures of {classes}{told}; generator {settings.generator[:12]}, "
+        f"tokenizer {settings.tokenizer[:12]}, {settings.precision} on {world.size} x {settings.device}",
+        flush=True,
+    )
+
+
+def _pictures(generator: FAR, folder: SampleFolder, batches: list[range]) -> Iterator[int]:
+    """Make the pictures of some batches; yields the number of every batch that is written.
+
+    On a GPU a thread decodes and writes a batch while the next one is drawn. A CPU has nothing to gain from that: both
+    want all cores.
+    """
+    if not batches:
+        return
+    settings = folder.settings
+    sampler = generator.sampler(settings.batch, **vars(settings.sampling))
+    behind: Future[int] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for batch in batches:
+            codes = sampler(settings.labels(batch), settings.seed, first_image=batch.start)
+            if codes.device.type == "cpu":
+                yield _write(generator, folder, batch, codes)
+                continue
+            if behind is not None:
+                yield behind.result()
+            behind = pool.submit(_write, generator, folder, batch, codes.cpu())
+        if behind is not None:
+            yield behind.result()
+
+
+def _write(generator: FAR, folder: SampleFolder, batch: range, codes: Tensor) -> int:
+    """Decode and write one batch, on a CUDA stream of its own."""
+    import torch
+
+    from fqgan.tokenizer.pictures import save_picture
+
+    device = generator.class_embedding.weight.device
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    with torch.inference_mode(), torch.cuda.stream(side):
+        images = generator.tokenizer.decode(codes.to(device)).cpu()
+    for picture, image in zip(batch, images, strict=True):
+        save_picture(image, folder.path(picture))
+    return len(batch)
