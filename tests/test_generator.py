@@ -73,7 +73,7 @@ def test_the_released_base_model_decodes_greedily_with_guidance(
     """The first sixteen positions: the sampler is made to stop there."""
     sampler = released.sampler(2, cfg_scale=2.0, top_k=1)
     sampler.positions, sampler.grid = 16, (1, 16)
-    sampler._codes = sampler._codes[:16]
+    sampler._codes, sampler._uniforms = sampler._codes[:16], sampler._uniforms[:16]
     codes = sampler(torch.from_numpy(golden["labels"]).long())
     np.testing.assert_array_equal(codes[:, :, 0].transpose(0, 1).numpy(), golden["greedy_cfg2"])
 

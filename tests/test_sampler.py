@@ -140,10 +140,10 @@ def test_an_image_depends_on_its_label_seed_and_index_alone(head: str, settings:
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("grid", [(3, 4), (9, 10)])
+@pytest.mark.parametrize("grid", [(3, 4), (7, 10)])
 def test_static_shapes_give_the_same_codes(head: str, grid: tuple[int, int], products: str) -> None:
-    """90 positions: more than one length to read."""
-    model = tiny(head=head, grid=grid)
+    """70 positions: more than one length to read."""
+    model = tiny(head=head, grid=grid, depth=1, head_depth=1)
     settings = {"cfg_scale": [2.0, 1.0, 3.0], "cfg_schedule": "linear", "cfg_interval": (0.0, 0.8)}
     expected = model.sampler(4, **settings)(LABELS[:7], 2)
     static = model.sampler(4, static=True, compiled=False, **settings)
@@ -153,7 +153,9 @@ def test_static_shapes_give_the_same_codes(head: str, grid: tuple[int, int], pro
 
 
 @pytest.mark.slow
-def test_the_static_step_compiles_in_one_piece() -> None:
+def test_the_static_step_compiles_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU; packed products, which only a CPU has, don't compile."""
+    monkeypatch.setattr(step, "_can_pack", lambda device, dtype: False)
     model = tiny()
     settings = {"top_k": [3, 0, 0], "top_p": [1.0, 0.8, 1.0]}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fqgan.config import SamplingConfig
+from fqgan.engine.compilation import compile_problem
 from fqgan.errors import UserError
 from fqgan.generator.draw import draw, guidance_scales, uniforms
 from fqgan.generator.step import BlockStep, Place, Product
@@ -34,7 +36,7 @@ class Sampler:
         batch: images at a time.
         config: how to draw; `UserError` for what is impossible.
         static: steps of one shape with positions as tensors, captured as CUDA graphs where there is CUDA. None: on CUDA.
-        compiled: torch.compile the static step. None: on CUDA.
+        compiled: torch.compile the static step; packed products, a CPU's, don't compile. None: on CUDA, where it works.
 
     In float32 on a CPU an image's codes depend on its label, seed and index alone. On a GPU, where a batch is always
     filled up, they hold at a fixed `batch`, whatever the neighbours.
@@ -59,7 +61,12 @@ class Sampler:
         device, dtype = generator.class_embedding.weight.device, generator.sampling_dtype
         self.device = device
         self.static = device.type == "cuda" if static is None else static
-        self.compiled = device.type == "cuda" if compiled is None else compiled
+        if compiled is None and self.static and device.type == "cuda":
+            problem = compile_problem(device)
+            if problem:
+                print(f"fqgan: warning: sampling is slower than it could be, {problem}", file=sys.stderr)
+            compiled = not problem
+        self.compiled = bool(compiled)
 
         k = self.factors
         scales = guidance_scales(config, self.positions, k)
