@@ -67,9 +67,7 @@ def test_the_released_base_model(released: FAR, golden: dict[str, np.ndarray]) -
 
 
 @pytest.mark.slow
-def test_the_released_base_model_decodes_greedily_with_guidance(
-    released: FAR, golden: dict[str, np.ndarray]
-) -> None:
+def test_the_released_base_model_decodes_greedily_with_guidance(released: FAR, golden: dict[str, np.ndarray]) -> None:
     """The first sixteen positions: the sampler is made to stop there."""
     sampler = released.sampler(2, cfg_scale=2.0, top_k=1)
     sampler.positions, sampler.grid = 16, (1, 16)

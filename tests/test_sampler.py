@@ -1,4 +1,4 @@
-"""Sampling: the teacher-forced model's distribution, guidance, random streams, and codes that depend on nothing else."""
+"""Sampling: the teacher-forced model's distribution, guidance, streams, and codes that depend on nothing else."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def test_step_by_step_logits_are_those_of_the_full_forward(
 
 
 @pytest.mark.parametrize("changes", [{"kv_heads": 2}, {"qk_norm": True}, {"legacy": True}, {"kv_heads": 1}])
-def test_every_kind_of_block_steps_as_it_trains(
-    changes: dict, products: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_kind_of_block_steps_as_it_trains(changes: dict, products: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(**changes)
     for static in (False, True):
         sampler = model.sampler(3, static=static, compiled=False)
