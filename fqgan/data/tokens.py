@@ -172,7 +172,7 @@ class TokenStore:
         folder = Path(path)
         manifest = read_manifest(folder)
         if problem := next((text for _, text in problems(folder, manifest, verify)), ""):
-            raise UserError(f"token store {folder}: {problem}: extract it again, with the same command")
+            raise UserError(f"token store {folder}: {problem}: extract it again, with the same command and --verify")
         return cls(folder, manifest)
 
     def __len__(self) -> int:
