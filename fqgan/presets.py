@@ -136,10 +136,9 @@ FAR_TINY = child(FAR_SMALL, model={"width": 128, "depth": 4, "heads": 2})
 # For the codes of `photos-dual`: minutes on two CPU cores (LOG.md).
 FAR_PHOTOS = child(
     FAR_TINY,
-    model={"dropout": 0.0},
     optimizer={"kind": "muon", "lr": 3e-3},
     train={
-        "steps": 800,
+        "steps": 1000,
         "log_every": 25,
         "image_every": 400,
         "validate_every": 100,

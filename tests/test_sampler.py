@@ -1,4 +1,4 @@
-"""Sampling: the teacher-forced model's distribution, guidance, random streams, and codes that depend on nothing else."""
+"""Sampling: the teacher-forced model's distribution, guidance, streams, and codes that depend on nothing else."""
 
 from __future__ import annotations
 

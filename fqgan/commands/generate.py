@@ -110,10 +110,8 @@ def _generate(arguments: Arguments, world: World) -> None:
     model, tokenizer = generator.config, generator.tokenizer
     grid = (tokenizer.config.grid, tokenizer.config.grid)
     if not fingerprint_of(arguments.checkpoint) and model.grid != grid:
-        texts = ("x".join(map(str, each)) for each in (model.grid, grid))
-        raise UserError(
-            "the generator's token grid is {}, the tokenizer's {}: they don't belong together".format(*texts)
-        )
+        own, other = ("x".join(map(str, each)) for each in (model.grid, grid))
+        raise UserError(f"the generator's token grid is {own}, the tokenizer's {other}: they don't belong together")
     sampling = SamplingConfig(**{each.name: getattr(arguments, each.name) for each in fields(SamplingConfig)})
     sampling.check(model.codebook_sizes)
     settings = SampleSettings(

@@ -115,7 +115,7 @@ class SamplingConfig:
     def of(cls, **values: Any) -> SamplingConfig:
         """From plain numbers or any sequences of them."""
         tuples = {field.name for field in fields(cls) if str(field.type).startswith("tuple")}
-        known = {
+        known: dict[str, Any] = {
             name: value if name not in tuples else tuple(value) if isinstance(value, Iterable) else (value,)
             for name, value in values.items()
         }

@@ -34,9 +34,9 @@ class Head(nn.Module):
 
     @abstractmethod
     def stepper(self, rows: int, dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
-        """f(i, x): the vector (n, width) of factor i = 0, 1, ... in turn, for n up to `rows` rows, from weights prepared
-        in `dtype`. x (n, d) is g, or after the first factor, if the head `sees_codes`, the embedding of factor i - 1's
-        code."""
+        """f(i, x): the vector (n, width) of factor i = 0, 1, ... in turn, for n up to `rows` rows, from weights
+        prepared in `dtype`. x (n, d) is g, or after the first factor, if the head `sees_codes`, the embedding of
+        factor i - 1's code."""
 
     sees_codes = False
     """Whether a factor's vector depends on the codes of the factors before it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class Sampler:
         generator: in eval mode, on the device to sample on.
         batch: images at a time.
         config: how to draw; `UserError` for what is impossible.
-        static: steps of one shape with positions as tensors, captured as CUDA graphs where there is CUDA. None: on CUDA.
+        static: steps of one shape with positions as tensors, captured as CUDA graphs on CUDA. None: there only.
         compiled: torch.compile the static step; packed products, a CPU's, don't compile. None: on CUDA, where it works.
 
     In float32 on a CPU an image's codes depend on its label, seed and index alone. On a GPU, where a batch is always
@@ -46,7 +46,7 @@ class Sampler:
         self,
         generator: FAR,
         batch: int,
-        config: SamplingConfig = SamplingConfig(),
+        config: SamplingConfig,
         *,
         static: bool | None = None,
         compiled: bool | None = None,
@@ -74,8 +74,11 @@ class Sampler:
         # positions from here on need no guidance any more
         self.guided = max((t + 1 for t, row in enumerate(scales) if (row != 1).any()), default=0)
         rows = 2 * batch if self.guided else batch
-        values = (config.temperature, config.top_k, config.top_p)
-        self._draws = [tuple(value[i if len(value) > 1 else 0] for value in values) for i in range(k)]
+
+        def each(values: tuple[Any, ...]) -> tuple[Any, ...]:
+            return values * k if len(values) == 1 else values
+
+        self._draws = list(zip(each(config.temperature), each(config.top_k), each(config.top_p), strict=True))
 
         with torch.no_grad():
             self._rotary = generator.rotary(device)
@@ -83,7 +86,7 @@ class Sampler:
             self._head, self._sees_codes = generator.head.stepper(rows, dtype), generator.head.sees_codes
             self._outputs = [Product.of(output, dtype) for output in generator.head.outputs]
             self._classes = generator.class_embedding.weight.detach()
-            self._codes_of = [table.weight.detach().to(dtype) for table in generator.code_embeddings]
+            self._codes_of = [table.weight.detach().to(dtype) for table in generator.code_embeddings]  # pyright: ignore
             self._aggregate = Product.of(generator.aggregate, dtype)
         self._input = torch.zeros(rows, model.width, dtype=dtype, device=device)
         self._uniforms = torch.zeros(self.positions, batch, k, device=device)
