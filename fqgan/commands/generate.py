@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fqgan.engine.distributed import World
     from fqgan.generator.model import FAR
-    from fqgan.generator.samples import SampleFolder
+    from fqgan.generator.samples import SampleFolder, SampleSettings
 
 PROG = "fqgan generate"
 
@@ -67,8 +67,7 @@ def main(argv: list[str]) -> None:
     keep_freed_memory()
     world = distributed.start(arguments.device)
     try:
-        if arguments.num < world.size:
-            raise UserError(f"--num {arguments.num} is less than the {world.size} ranks: start no more than pictures")
+        distributed.from_main(lambda: _check_ranks(arguments.num, world.size))
         _generate(arguments, world)
     except UnwritableError as error:
         raise UserError(f"{error}; the same command goes on") from None
@@ -99,32 +98,14 @@ def chosen_classes(text: str, count: int, names: tuple[str, ...]) -> tuple[int, 
 
 
 def _generate(arguments: Arguments, world: World) -> None:
-    from fqgan.checkpoints import fingerprint_of, load_generator
+    from fqgan.checkpoints import load_generator
     from fqgan.engine.distributed import barrier, from_main
-    from fqgan.generator.samples import SampleFolder, SampleSettings
-    from fqgan.tokenizer.fingerprint import fingerprint
+    from fqgan.generator.samples import SampleFolder
 
     generator = load_generator(
         arguments.checkpoint, world.device, arguments.weights, arguments.precision, arguments.tokenizer
     )
-    model, tokenizer = generator.config, generator.tokenizer
-    grid = (tokenizer.config.grid, tokenizer.config.grid)
-    if not fingerprint_of(arguments.checkpoint) and model.grid != grid:
-        own, other = ("x".join(map(str, each)) for each in (model.grid, grid))
-        raise UserError(f"the generator's token grid is {own}, the tokenizer's {other}: they don't belong together")
-    sampling = SamplingConfig(**{each.name: getattr(arguments, each.name) for each in fields(SamplingConfig)})
-    sampling.check(model.codebook_sizes)
-    settings = SampleSettings(
-        generator=fingerprint(generator.state_dict()),
-        tokenizer=tokenizer.fingerprint(),
-        classes=chosen_classes(arguments.classes, model.num_classes, generator.label_names),
-        num=arguments.num,
-        seed=arguments.seed,
-        batch=min(arguments.batch, arguments.num),
-        precision=arguments.precision,
-        device=world.device.type,
-        sampling=sampling,
-    )
+    settings = from_main(lambda: _settings(arguments, generator, world))
     folder = SampleFolder(arguments.out, settings, generator.label_names, str(arguments.checkpoint))
     try:
         missing = from_main(folder.begin)
@@ -144,6 +125,37 @@ def _generate(arguments: Arguments, world: World) -> None:
             print(arguments.out)
     finally:
         folder.close()
+
+
+def _check_ranks(num: int, ranks: int) -> None:
+    if num < ranks:
+        raise UserError(f"--num {num} is less than the {ranks} ranks: start no more than pictures")
+
+
+def _settings(arguments: Arguments, generator: FAR, world: World) -> SampleSettings:
+    """What is to be made; `UserError` where it cannot be."""
+    from fqgan.checkpoints import fingerprint_of
+    from fqgan.generator.samples import SampleSettings
+    from fqgan.tokenizer.fingerprint import fingerprint
+
+    model, tokenizer = generator.config, generator.tokenizer
+    grid = (tokenizer.config.grid, tokenizer.config.grid)
+    if not fingerprint_of(arguments.checkpoint) and model.grid != grid:
+        own, other = ("x".join(map(str, each)) for each in (model.grid, grid))
+        raise UserError(f"the generator's token grid is {own}, the tokenizer's {other}: they don't belong together")
+    sampling = SamplingConfig(**{each.name: getattr(arguments, each.name) for each in fields(SamplingConfig)})
+    sampling.check(model.codebook_sizes)
+    return SampleSettings(
+        generator=fingerprint(generator.state_dict()),
+        tokenizer=tokenizer.fingerprint(),
+        classes=chosen_classes(arguments.classes, model.num_classes, generator.label_names),
+        num=arguments.num,
+        seed=arguments.seed,
+        batch=min(arguments.batch, arguments.num),
+        precision=arguments.precision,
+        device=world.device.type,
+        sampling=sampling,
+    )
 
 
 def _announce(folder: SampleFolder, missing: list[range], world: World) -> None:

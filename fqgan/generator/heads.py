@@ -33,10 +33,10 @@ class Head(nn.Module):
         """
 
     @abstractmethod
-    def stepper(self, rows: int, dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
+    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Callable[[int, Tensor], Tensor]:
         """f(i, x): the vector (n, width) of factor i = 0, 1, ... in turn, for n up to `rows` rows, from weights
         prepared in `dtype`. x (n, d) is g, or after the first factor, if the head `sees_codes`, the embedding of
-        factor i - 1's code."""
+        factor i - 1's code. `compiled`: as in `BlockStep`."""
 
     sees_codes = False
     """Whether a factor's vector depends on the codes of the factors before it."""
@@ -51,7 +51,7 @@ class LinearHead(Head):
     def forward(self, g: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
         return [self.norm(g)] * len(self.outputs)
 
-    def stepper(self, rows: int, dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
+    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Callable[[int, Tensor], Tensor]:
         norm = Norm(self.norm, dtype)
         return lambda i, x: norm(x)
 
@@ -67,7 +67,7 @@ class MlpHead(Head):
         g = self.norm(g)
         return [F.gelu(layer(g)) for layer in self.hidden]
 
-    def stepper(self, rows: int, dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
+    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Callable[[int, Tensor], Tensor]:
         norm, hidden = Norm(self.norm, dtype), [Product.of(layer, dtype) for layer in self.hidden]
         return lambda i, x: F.gelu(hidden[i](norm(x)))
 
@@ -97,9 +97,9 @@ class AutoregressiveHead(Head):
             x = block(x, rotary)
         return list(self.norm(x).unbind(1))
 
-    def stepper(self, rows: int, dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
+    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Callable[[int, Tensor], Tensor]:
         norm, rotary = Norm(self.norm, dtype), self.rotary(self.norm.weight.device)
-        blocks = [BlockStep(block, rows, len(rotary), dtype) for block in self.blocks]  # pyright: ignore
+        blocks = [BlockStep(block, rows, len(rotary), dtype, compiled) for block in self.blocks]  # pyright: ignore
 
         def step(i: int, x: Tensor) -> Tensor:
             for block in blocks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +37,7 @@ class Sampler:
         batch: images at a time.
         config: how to draw; `UserError` for what is impossible.
         static: steps of one shape with positions as tensors, captured as CUDA graphs on CUDA. None: there only.
-        compiled: torch.compile the static step; packed products, a CPU's, don't compile. None: on CUDA, where it works.
+        compiled: torch.compile the blocks; packed products, a CPU's, don't compile. None: on CUDA, where it works.
 
     In float32 on a CPU an image's codes depend on its label, seed and index alone. On a GPU, where a batch is always
     filled up, they hold at a fixed `batch`, whatever the neighbours.
@@ -82,8 +83,10 @@ class Sampler:
 
         with torch.no_grad():
             self._rotary = generator.rotary(device)
-            self._blocks = [BlockStep(block, rows, self.positions, dtype) for block in generator.blocks]  # pyright: ignore
-            self._head, self._sees_codes = generator.head.stepper(rows, dtype), generator.head.sees_codes
+            make = partial(BlockStep, rows=rows, positions=self.positions, dtype=dtype, compiled=self.compiled)
+            self._blocks = [make(block) for block in generator.blocks]  # pyright: ignore
+            self._head = generator.head.stepper(rows, dtype, self.compiled)
+            self._sees_codes = generator.head.sees_codes
             self._outputs = [Product.of(output, dtype) for output in generator.head.outputs]
             self._classes = generator.class_embedding.weight.detach()
             self._codes_of = [table.weight.detach().to(dtype) for table in generator.code_embeddings]  # pyright: ignore
@@ -174,23 +177,23 @@ class Sampler:
         seen = torch.arange(length, device=self.device) <= self._now
         mask = torch.zeros(length, dtype=self._input.dtype, device=self.device).masked_fill(~seen, -torch.inf)
         self._step(Place(self._now, length, mask), self.batch, guided)
-        self._now += 1
+        self._now.add_(1)
 
     def _prepared(self, length: int, guided: bool) -> Callable[[], object]:
-        """A static step that runs without its launches: compiled, and on CUDA replayed from a graph."""
-        step = torch.compile(self._static_step, dynamic=False, fullgraph=True) if self.compiled else self._static_step
+        """A static step; on CUDA replayed from a graph, without its launches."""
+        step = partial(self._static_step, length, guided)
         if self.device.type != "cuda":
-            return lambda: step(length, guided)
+            return step
         # compilation, tuning and workspaces come before the capture, on another stream as it asks for
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(3):
                 self._now.zero_()
-                step(length, guided)
+                step()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         self._now.zero_()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            step(length, guided)
+            step()
         return graph.replay

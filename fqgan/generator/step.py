@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -132,10 +133,12 @@ class Norm:
 class BlockStep:
     """What a `Block` does to one position, (n, d) -> (n, d), for up to `rows` rows and positions 0, 1, ... in turn.
 
-    The caches are a few megabytes a row; the weights are copies of the block's, in the type of sampling.
+    The caches are a few megabytes a row; the weights are copies of the block's, in the type of sampling. `compiled`
+    steps go through torch.compile, once for all blocks of a shape; packed products don't compile.
     """
 
-    def __init__(self, block: Block, rows: int, positions: int, dtype: torch.dtype):
+    def __init__(self, block: Block, rows: int, positions: int, dtype: torch.dtype, compiled: bool = False):
+        self.compiled = compiled
         attention = block.attention
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
         self.attention_norm, self.mlp_norm = (Norm(norm, dtype) for norm in (block.attention_norm, block.mlp_norm))
@@ -149,6 +152,14 @@ class BlockStep:
 
     def __call__(self, x: Tensor, rotary: Tensor, place: Place) -> Tensor:
         """`rotary`: this position's row of the table, (hd / 2, 2)."""
+        if not self.compiled:
+            return self.compute(x, rotary, place)
+        # every length, batch and head position is a shape of its own
+        with torch._dynamo.config.patch(recompile_limit=256):  # pyright: ignore
+            return _compiled()(self, x, rotary, place)
+
+    def compute(self, x: Tensor, rotary: Tensor, place: Place) -> Tensor:
+        """The step itself."""
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = self.qkv(self.attention_norm(x)).view(len(x), -1, self.head_dim).split(sizes, 1)
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
@@ -158,6 +169,11 @@ class BlockStep:
             gate, up = self.gate_up[0](h).chunk(2, -1)
             return self.down.plus(F.silu(gate) * up, x)
         return self.down.plus(self.gate_up[1].times(h, self.gate_up[0].silu(h)), x)
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[[BlockStep, Tensor, Tensor, Place], Tensor]:
+    return torch.compile(BlockStep.compute, dynamic=False, fullgraph=True)
 
 
 @lru_cache(maxsize=8)
