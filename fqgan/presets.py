@@ -133,13 +133,37 @@ FAR_SMALL = child(
     train={"batch": 64, "ema_decay": 0.99},
 )
 FAR_TINY = child(FAR_SMALL, model={"width": 128, "depth": 4, "heads": 2})
+# For the codes of `photos-dual`: minutes on two CPU cores (LOG.md).
+FAR_PHOTOS = child(
+    FAR_TINY,
+    optimizer={"kind": "muon", "lr": 3e-3},
+    train={
+        "steps": 1000,
+        "log_every": 25,
+        "image_every": 400,
+        "validate_every": 100,
+        "validation_images": 240,
+        "checkpoint_every": 200,
+    },
+)
 
 GENERATOR_PRESETS = {
+    "far-photos": FAR_PHOTOS,
     "far-tiny": FAR_TINY,
     "far-small": FAR_SMALL,
     "far-base": FAR_BASE,
     "far-large": FAR_LARGE,
 }
+
+
+def trial(preset: Run, steps: int, **train: Any) -> Run:
+    """A preset with other settings of `train`; with `steps` above 0 it is of that length, and logged and validated
+    often enough for curves."""
+    if steps:
+        train["steps"] = steps
+        for name, times in (("log_every", 20), ("validate_every", 5)):
+            train[name] = min(getattr(preset.train, name), max(1, steps // times))
+    return child(preset, train=train)
 
 
 def get(name: str) -> TokenizerRunConfig:

@@ -17,11 +17,10 @@ from PIL import Image
 
 from fqgan import presets
 from fqgan.cli import main
-from fqgan.commands import quickstart
-from fqgan.config import FactorConfig, TokenizerConfig, TokenizerRunConfig
+from fqgan.commands import quickstart_generator
+from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerConfig, TokenizerRunConfig
 from fqgan.data import photos
-from fqgan.errors import UserError
-from fqgan.report.content import Report, training_seconds
+from fqgan.report.content import Generation, Report, training_seconds
 from fqgan.report.evidence import gather, sample_indices
 from fqgan.report.images import palette
 from fqgan.report.markup import Html, duration, element, fixed, listed, percent, signed
@@ -149,6 +148,53 @@ def test_page_has_a_row_for_each_view(k: int) -> None:
     assert checker.text.count(" alone") == (k if k > 1 else 0)
 
 
+def generation() -> Generation:
+    """A generator's part with made-up scores."""
+    scores = {"images": 60, "frechet_efficientnet": 500.0, "class_accuracy": 0.625}
+    sets = dict.fromkeys(("samples", "reconstructions", "real", "held_out"), scores)
+    untrained = {**scores, "frechet_efficientnet": 2000.0}
+    stats = [
+        {"step": s, "images_seen": 8 * s, "images_per_second": 4.0, "f0_loss": 2.5, "f1_loss": 2.0} for s in (1, 2)
+    ]
+    stats[-1] |= {"val_f0_loss": 3.125}
+    return Generation(
+        preset="far-photos",
+        run="runs/a & b",
+        config=GeneratorRunConfig(data="tokens"),
+        parameters=1_500_000,
+        steps=2,
+        stats=stats,
+        factors=["f0", "f1"],
+        names=list(CLASSES),
+        real=[torch.zeros(4, 3, 32, 32)] * 3,
+        samples=[torch.ones(6, 3, 32, 32)] * 3,
+        evaluation={
+            "reference": "9 training crops",
+            "sampling": vars(SamplingConfig()),
+            **sets,
+            "untrained": untrained,
+        },
+    )
+
+
+def test_page_shows_what_a_generator_does() -> None:
+    checker = parse(page(report(generation=generation())))
+    text = re.sub(r"\s+", " ", checker.text)
+    for piece in (
+        "in 62.5 % of cases, and lie 4.0× nearer to real crops",
+        "generated",
+        "untrained generator",
+        "25.0 %",
+        "held out 3.125",
+        "far-photos",
+        "fqgan generate 'runs/a & b' --classes 'red <b>' --num 64 --out samples",
+    ):
+        assert piece in text, piece
+    without = parse(page(report()))
+    assert len(checker.resources) == len(without.resources) + 3 * (4 + 6) + 2, "pictures, and a chart a factor"
+    assert "Generated images" not in without.text
+
+
 def test_page_needs_nothing_outside_itself() -> None:
     document = page(report())
     resources = parse(document).resources
@@ -258,7 +304,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         train={"batch": 4, "precision": "float32", "steps": 2, "device": "cpu"},
     )
     monkeypatch.setitem(presets.PRESETS, "photos-dual", small)
-    monkeypatch.setattr(photos, "TRAIN_CROPS", 1)
+    far = presets.child(
+        presets.FAR_PHOTOS,
+        model={"width": 16, "depth": 1, "heads": 2, "mlp_multiple": 16},
+        train={"batch": 4, "precision": "float32", "steps": 2, "device": "cpu", "sample_images": 2},
+    )
+    monkeypatch.setitem(presets.GENERATOR_PRESETS, "far-photos", far)
+    monkeypatch.setattr(quickstart_generator, "SAMPLES", 1)
+    monkeypatch.setattr(photos, "TRAIN_CROPS", 2)
     monkeypatch.setattr(photos, "VALIDATION_CROPS", 1)
 
 
@@ -271,7 +324,7 @@ def test_quickstart_trains_evaluates_and_reports(
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == str(run / "report.html")
-    assert all(f"[{step}/3]" in printed for step in (1, 2, 3))
+    assert all(f"[{step}/6]" in printed for step in range(1, 7))
     evaluation = json.loads((run / "eval.json").read_text())
     assert evaluation["images"] == 10
     assert evaluation["checkpoint"].endswith("step-00000001")
@@ -279,6 +332,9 @@ def test_quickstart_trains_evaluates_and_reports(
     for key in ("tokenizer", "baseline"):
         assert len(evaluation[key]["classes"]) == 10
         assert {"psnr_pooled", "ssim", "perceptual", "frechet_efficientnet"} <= evaluation[key].keys()
+    for key in ("samples", "untrained", "reconstructions", "real", "held_out"):
+        assert evaluation["generator"][key].keys() == {"images", "frechet_efficientnet", "class_accuracy"}
+        assert evaluation["generator"][key]["images"] == 10
     text = parse((run / "report.html").read_text()).text
     assert f"{evaluation['tokenizer']['psnr_pooled']:.2f} dB" in text
     assert "training, evaluation and this page" in text
@@ -286,6 +342,9 @@ def test_quickstart_trains_evaluates_and_reports(
     assert main(command) == 0, "the same command goes straight on when the run is trained"
     assert json.loads((run / "eval.json").read_text()) == evaluation
     assert "evaluation only" in parse((run / "report.html").read_text()).text
+    capsys.readouterr()
+    assert main([*command[:3], "--steps", "2", "--device", "cpu"]) == 2, "codes of another tokenizer"
+    assert "holds the codes of the tokenizer before it was trained on: delete" in capsys.readouterr().err
 
 
 def test_missing_packages_are_told_before_training(
@@ -298,8 +357,9 @@ def test_missing_packages_are_told_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_steps_must_not_be_negative() -> None:
-    with pytest.raises(UserError, match="--steps"):
-        quickstart.run_config(quickstart.Arguments(steps=-1))
-    assert quickstart.run_config(quickstart.Arguments()) == presets.PHOTOS_DUAL
-    assert quickstart.run_config(quickstart.Arguments(steps=7)).train.log_every == 1
+def test_steps_must_not_be_negative(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--steps", "--generator-steps"):
+        assert main(["quickstart", option, "-1"]) == 2
+        assert f"{option} must be at least 0, got -1" in capsys.readouterr().err
+    assert presets.trial(presets.PHOTOS_DUAL, 0) == presets.PHOTOS_DUAL
+    assert presets.trial(presets.PHOTOS_DUAL, 7).train.log_every == 1

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +12,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from runs import (
+    STEPS,
+    TWO_RANKS,
+    assert_alike,
+    assert_same,
+    contents,
+    finish,
+    killed_and_resumed,
+    lines,
+    start,
+    stopped_by,
+)
 
 from fqgan import schema
 from fqgan.config import FactorConfig, TokenizerRunConfig
-from fqgan.engine.run import read_stats
 from fqgan.presets import child
 
 pytestmark = pytest.mark.slow
-STEPS = 6
 QUANTIZER_OPTIONS = {"gradient": "rotation", "ema_decay": 0.9, "restart_after": 1, "kmeans_iterations": 2}
 
 
@@ -84,57 +88,6 @@ def command(config: TokenizerRunConfig, run: Path, *options: str) -> list[str]:
     return ["train-tokenizer", "photos-dual", "--config", str(file), "--run", str(run), *options]
 
 
-def start(arguments: list[str], launcher: tuple[str, ...] = ("-m", "fqgan"), **env: str) -> subprocess.Popen[str]:
-    """A process with one thread: sums in the same order every time, and no fight over the cores."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    return subprocess.Popen(
-        [sys.executable, *launcher, *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.005)
-
-
-def contents(run: Path, step: int) -> dict[str, torch.Tensor]:
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    files = sorted(folder.glob("*.safetensors"))
-    assert {file.stem for file in files} - {"extra"} == {
-        "discriminator",
-        "discriminator-optimizer",
-        "ema",
-        "statistics",
-        "tokenizer",
-        "tokenizer-optimizer",
-    }
-    return {f"{file.stem}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
-
-
-def lines(run: Path) -> list[dict[str, float]]:
-    """stats.jsonl but for the speed."""
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_stats(run)]
-
-
-def assert_same(run: Path, other: Path) -> None:
-    a, b = contents(run, STEPS), contents(other, STEPS)
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
-    assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))
-    assert lines(run) == lines(other)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "straight"
@@ -143,6 +96,9 @@ def uninterrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_everything_is_on(uninterrupted: Path) -> None:
+    files = (uninterrupted / "checkpoints" / f"step-{STEPS:08d}").glob("*.safetensors")
+    stems = {"discriminator", "discriminator-optimizer", "ema", "statistics", "tokenizer", "tokenizer-optimizer"}
+    assert {file.stem for file in files} - {"extra"} == stems
     line = lines(uninterrupted)[-1]
     for term in ("reconstruction", "perceptual", "codebook", "commitment", "entropy", "disentangle", "representation"):
         assert np.isfinite(line[f"{term}_loss"])
@@ -152,14 +108,7 @@ def test_everything_is_on(uninterrupted: Path) -> None:
 
 def test_kill_at_a_random_moment(uninterrupted: Path, pictures: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
-    arguments = command(everything(pictures), run)
-    process = start(arguments)
-    wait_for(run / "checkpoints" / "step-00000003", process)
-    time.sleep(random.uniform(0, 0.5))
-    process.kill()
-    process.communicate()
-    output = finish(start(arguments))
-    assert "resuming" in output or "already done" in output
+    killed_and_resumed(command(everything(pictures), run), run, after="step-00000003")
     assert_same(run, uninterrupted)
 
 
@@ -196,15 +145,7 @@ def test_signals_save_then_stop(uninterrupted: Path, pictures: Path, tmp_path: P
     run = tmp_path / "stopped"
     config = everything(pictures)
     config = replace(config, train=replace(config.train, checkpoint_every=100))
-    process = start(command(config, run))
-    wait_for(run / "stats.jsonl", process)
-    while not (run / "stats.jsonl").read_text():
-        time.sleep(0.005)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 128 + number, output
-    done = sorted((run / "checkpoints").glob("step-*"))
-    assert len(done) == 1 and "the same command resumes" in output
+    stopped_by(number, command(config, run), run)
     finish(start(command(config, run)))
     assert_same(run, uninterrupted)
 
@@ -260,13 +201,8 @@ def test_two_ranks_equal_one_process(
     )
     alone, together = tmp_path / "alone", tmp_path / "together"
     finish(start(command(config, alone)))
-    # "--" keeps torchrun from taking --run for an option of its own
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fqgan", "--")
-    assert "2 x cpu" in finish(start(command(config, together), launcher=launcher))
-    for one, two in zip(lines(alone), lines(together), strict=True):
-        assert one.keys() == two.keys()
-        for name, value in one.items():
-            assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (name, one["step"])
+    assert "2 x cpu" in finish(start(command(config, together), launcher=TWO_RANKS))
+    assert_alike(alone, together)
     assert {"gan_loss", "val_psnr", "val_semantic_usage"} <= lines(together)[-1].keys()
     if gan is VARIANTS:
         assert "r1_loss" in lines(together)[1] and "lecam_loss" in lines(together)[2]

@@ -1,4 +1,4 @@
-"""`fqgan quickstart`: train a small tokenizer on the packaged photographs, measure it, and show it on one page."""
+"""`fqgan quickstart`: a small tokenizer and a generator on the packaged photographs, measured and shown on one page."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fqgan import presets
-from fqgan.commands.arguments import parse
+from fqgan.commands import quickstart_generator as second
+from fqgan.commands.arguments import at_least, parse
 from fqgan.commands.evaluate import finite
 from fqgan.config import TokenizerRunConfig
 from fqgan.errors import UserError
@@ -38,9 +39,12 @@ class Arguments:
     """Options of the command."""
 
     run: Path = Path("runs/quickstart")
-    """Run folder. The same command resumes the run; when it is trained, only the evaluation and the page are redone."""
+    """Folder of the two runs, the codes and the page. The same command resumes; when all is trained, only evaluation
+    and page are redone."""
     steps: int = 0
-    """Optimizer steps, for a shorter or longer trial; 0: as many as the preset has."""
+    """Optimizer steps of the tokenizer, for a shorter or longer trial; 0: as many as the preset has."""
+    generator_steps: int = 0
+    """Optimizer steps of the generator; 0: as many as the preset has."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train and evaluate; auto: a GPU where there is one."""
 
@@ -52,59 +56,61 @@ def main(argv: list[str]) -> None:
         Arguments,
         argv,
         PROG,
-        f"Train preset {PRESET} on ten packaged photographs, measure it against a baseline on held-out crops, and show "
-        "everything on one page. Works offline.",
+        f"Train a tokenizer (preset {PRESET}) on ten packaged photographs and a generator ({second.PRESET}) on its "
+        "codes, measure both, and show everything on one page. Works offline.",
     )
-    config = run_config(arguments)
+    at_least(0, steps=arguments.steps)
+    at_least(0, **{"generator-steps": arguments.generator_steps})
+    config = presets.trial(presets.get(PRESET), arguments.steps, device=arguments.device)
     _check_surroundings()
 
     from fqgan.checkpoints import load_tokenizer
     from fqgan.data.images import PHOTOS, open_source
     from fqgan.engine import checkpoint
     from fqgan.engine.distributed import pick_device
+    from fqgan.generator.training import train_generator
     from fqgan.report.evidence import gather
     from fqgan.report.page import page
     from fqgan.tokenizer.training import train_tokenizer
 
     device = pick_device(arguments.device)
-    newest = checkpoint.latest(arguments.run / "checkpoints")
+    run = arguments.run / "tokenizer"
+    newest = checkpoint.latest(run / "checkpoints")
     steps_before = _step_of(newest) if newest else 0
-    _say(1, f"training preset {PRESET} in {arguments.run} (Ctrl-C saves; the same command goes on)")
-    train_tokenizer(config, arguments.run)
+    _say(1, f"training tokenizer {PRESET} in {run} (Ctrl-C saves; the same command goes on)")
+    train_tokenizer(config, run)
 
-    tokenizer = load_tokenizer(arguments.run, device)
+    tokenizer = load_tokenizer(run, device)
     source = open_source(PHOTOS, "validation")
     _say(2, f"evaluating the tokenizer and the mean-colour baseline on {len(source)} held-out crops")
     evaluation = {
-        "checkpoint": str(checkpoint.latest(arguments.run / "checkpoints")),
+        "checkpoint": str(checkpoint.latest(run / "checkpoints")),
         "weights": "moving-average" if config.train.ema_decay else "raw",
         **evaluate(tokenizer, source, device),
     }
+    evidence = gather(tokenizer, source, device, BATCH)
+
+    _say(3, f"encoding the training crops into {arguments.run / 'tokens'}")
+    second.extract_codes(arguments.run, arguments.device)
+    _say(4, f"training generator {second.PRESET} in {arguments.run / 'generator'}")
+    train_generator(
+        second.run_config(arguments.run, arguments.device, arguments.generator_steps), arguments.run / "generator"
+    )
+    _say(5, "generating images of every class, and comparing them with real ones")
+    generation = second.evaluate(arguments.run / "generator", device)
+    evaluation["generator"] = generation.evaluation
     evaluation_path = arguments.run / "eval.json"
     write_text(evaluation_path, json.dumps(finite(evaluation), indent=2) + "\n")
 
     path = arguments.run / "report.html"
-    _say(3, f"drawing the report {path}")
-    evidence = gather(tokenizer, source, device, BATCH)
+    _say(6, f"drawing the report {path}")
     command = shlex.join([*PROG.split(), *argv])
-    report = _report(arguments.run, tokenizer, evaluation, evidence, command, steps_before, time.monotonic() - began)
+    report = _report(run, tokenizer, evaluation, evidence, command, steps_before, time.monotonic() - began)
+    report = replace(report, generation=generation)
     write_text(path, page(report))
     print(summary(report))
     print(evaluation_path)
     print(path)
-
-
-def run_config(arguments: Arguments) -> TokenizerRunConfig:
-    """The preset on the chosen device; a trial of other length is logged and validated often enough for curves."""
-    if arguments.steps < 0:
-        raise UserError(f"--steps must be positive, or 0 for the preset's number, got {arguments.steps}")
-    preset = presets.get(PRESET)
-    train: dict[str, Any] = {"device": arguments.device}
-    if arguments.steps:
-        train["steps"] = arguments.steps
-        for name, times in (("log_every", 20), ("validate_every", 5)):
-            train[name] = min(getattr(preset.train, name), max(1, arguments.steps // times))
-    return presets.child(preset, train=train)
 
 
 def _check_surroundings() -> None:
@@ -194,6 +200,13 @@ def summary(report: Report) -> str:
     rows = {"time": f"{duration(report.command_seconds)} for this command; training in all: {training}"}
     for name, metric in (("PSNR (pooled)", PSNR), ("perceptual distance", PERCEPTUAL)):
         rows[name] = f"{metric.shown(ours)}, baseline {metric.shown(theirs)} ({metric.comparison(ours, theirs)})"
+    if report.generation:
+        scores = report.generation.evaluation
+        near = scores["samples"]["frechet_efficientnet"] / scores["untrained"]["frechet_efficientnet"]
+        rows["generated images"] = (
+            f"class recognised in {percent(scores['samples']['class_accuracy'])}, Frechet distance to real crops "
+            f"{near:.2f} of an untrained generator's"
+        )
     rows["codebook usage"] = ", ".join(f"{name} {percent(use['usage'])}" for name, use in ours["factors"].items())
     return "\n".join(f"  {name:<21}{value}" for name, value in rows.items())
 
@@ -213,4 +226,4 @@ def _device_name(device: torch.device) -> str:
 
 
 def _say(step: int, text: str) -> None:
-    print(f"[{step}/3] {text}", flush=True)
+    print(f"[{step}/6] {text}", flush=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fqgan import presets
-from fqgan.commands.training import RunArguments, TrainingCommand
+from fqgan.commands.training import RunArguments, TrainingCommand, print_last
 from fqgan.config import GeneratorRunConfig
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     from fqgan.generator.training import train_generator  # torch: only when there is something to train
 
     train_generator(config, run)
-    print(run)
+    print_last(run)
 
 
 def parse_run(argv: list[str]) -> tuple[GeneratorRunConfig, Path]:

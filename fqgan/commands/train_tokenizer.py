@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fqgan import presets
-from fqgan.commands.training import RunArguments, TrainingCommand, value_of
+from fqgan.commands.training import RunArguments, TrainingCommand, print_last, value_of
 from fqgan.config import TokenizerRunConfig
 from fqgan.errors import UserError
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     from fqgan.tokenizer.training import train_tokenizer  # torch: only when there is something to train
 
     train_tokenizer(config, run)
-    print(run)
+    print_last(run)
 
 
 def parse_run(argv: list[str]) -> tuple[TokenizerRunConfig, Path]:

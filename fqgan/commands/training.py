@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -66,6 +67,12 @@ class TrainingCommand(Generic[Run]):
         config = self.settings(**{name: getattr(arguments, name) for name in values})
         config.check()
         return config, arguments.run
+
+
+def print_last(run: Path) -> None:
+    """The run's folder, once for all ranks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(run)
 
 
 def value_of(argv: list[str], option: str) -> str:

@@ -23,7 +23,8 @@ class OptimizerConfig:
     final_lr: float = 0.0
     """Where the cosine ends, as a fraction of `lr`."""
     weight_decay: float = 0.0
-    """Decoupled decay (AdamW) of matrices; vectors such as biases and norms have none."""
+    """Decoupled decay (AdamW) of all tensors of two and more dimensions, embedding tables among them; biases and norms
+    have none."""
     clip: float = 1.0
     """Largest gradient norm (of generator and discriminator each); 0: no clipping."""
 

@@ -6,10 +6,36 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fqgan.config import TokenizerRunConfig
+from torch import Tensor
+
+from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.report.evidence import Evidence
 
 Numbers = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generator on the tokenizer's codes, its pictures and their scores."""
+
+    preset: str
+    run: str
+    """The run folder."""
+    config: GeneratorRunConfig
+    parameters: int
+    steps: int
+    """Optimizer steps behind the weights."""
+    stats: list[Numbers]
+    """The lines of its stats.jsonl."""
+    factors: list[str]
+    names: list[str]
+    """The classes."""
+    real: list[Tensor]
+    """Of each class: real crops (n, 3, H, W) in [-1, 1]."""
+    samples: list[Tensor]
+    """Of each class: generated images (m, 3, H, W), not clipped."""
+    evaluation: Numbers
+    """Scores of the `samples`, of an `untrained` generator's, of `reconstructions`, `real` and `held_out` crops."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,7 @@ class Report:
     stats: list[Numbers]
     """The lines of stats.jsonl."""
     evidence: Evidence
+    generation: Generation | None = None
 
     @property
     def tokenizer(self) -> Numbers:

@@ -77,6 +77,24 @@ def curve_with_baseline(
         return finish(alt)
 
 
+def train_and_validation(
+    train: tuple[Sequence[int], Sequence[float]],
+    held_out: tuple[Sequence[int], Sequence[float]],
+    unit: str,
+    alt: str,
+    colour: str,
+) -> Html:
+    """One quantity in training and on held-out data, each as (steps, values); the second may be empty."""
+    with _figure(_WIDE) as (axes, finish):
+        axes.plot(*train, color=colour, marker=_marker(train[0]), markersize=3.2, label="training")
+        if held_out[0]:
+            axes.plot(*held_out, color=INK, marker="o", markersize=3.2, linestyle=(0, (4, 3)), label="held out")
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=2.2)
+        axes.set_ylabel(unit)
+        _step_axis(axes, train[0])
+        return finish(alt)
+
+
 def code_counts(counts: npt.NDArray[np.int64], alt: str, colour: str) -> Html:
     """How often each code of a factor occurs, most frequent first, on a logarithmic scale."""
     sizes = np.sort(counts)[::-1]

@@ -8,6 +8,7 @@ from importlib.resources import files
 
 from fqgan import __version__
 from fqgan.report.content import Report, training_seconds
+from fqgan.report.generation import generator_charts, generator_facts, sample_grid, sample_table
 from fqgan.report.markup import Html, duration, element, join, listed
 from fqgan.report.scores import cards, class_table, verdict
 from fqgan.report.sections import code_maps, loss_charts, pictures, usage_charts, validation_charts
@@ -53,7 +54,7 @@ def _header(report: Report) -> Html:
     return element(
         "header",
         element("p", "fqgan quickstart · ", report.preset, class_="kicker"),
-        element("h1", "An image tokenizer, trained and measured"),
+        element("h1", f"An image tokenizer{' and generator' if report.generation else ''}, trained and measured"),
         element("p", explanation, class_="lead"),
         verdict(report),
     )
@@ -91,10 +92,33 @@ def _sections(report: Report) -> Html:
                 usage_charts(report),
             ),
             _section("Class by class", "Each class is one photograph.", class_table(report)),
+            *_generation(report),
             _section("How far these numbers go", None, _caveats(report)),
             _section("What to do next", None, _next(report)),
         ]
     )
+
+
+def _generation(report: Report) -> list[Html | None]:
+    generation = report.generation
+    if generation is None:
+        return []
+    return [
+        _section(
+            "Generated images",
+            f"A model of {generation.parameters / 1e6:.1f} M parameters learned to write the codes of the training "
+            "crops, position by position and factor by factor, given the class; the tokenizer makes images of them. "
+            "The first samples of each class, not picked by hand.",
+            sample_grid(generation),
+        ),
+        _section(
+            "How good they are",
+            f"Compared with {generation.evaluation['reference']}, on the packaged EfficientNet-Lite0's features. An "
+            "image's class counts as recognised when the nearest class mean of real crops is that of its class.",
+            sample_table(generation),
+            generator_charts(generation),
+        ),
+    ]
 
 
 def _section(title: str, intro: str | None, *content: Html | None) -> Html | None:
@@ -133,6 +157,8 @@ def _facts(report: Report) -> Html:
         "Device": report.device,
         "Versions": f"fqgan {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }
+    if report.generation:
+        facts |= generator_facts(report.generation)
     return element("dl", [[element("dt", name), element("dd", value)] for name, value in facts.items()], class_="facts")
 
 
@@ -174,9 +200,21 @@ def _next(report: Report) -> Html:
         ("Measure it on images of yours", f"fqgan evaluate tokenizer {run} --data your_folder --out eval-mine.json"),
         ("Train one on your images", f"fqgan train-tokenizer {preset} --data.source your_folder --run runs/mine"),
         (f"Train{several} factors", f"fqgan train-tokenizer {preset} --num-factors 3 --run runs/three"),
+        *_next_generator(report),
         ("Train longer", f"fqgan train-tokenizer {preset} --train.steps {longer} --run runs/longer"),
     ]
     items = [
         element("li", element("span", what), element("pre", element("code", command))) for what, command in commands
     ]
     return element("ol", items, class_="next")
+
+
+def _next_generator(report: Report) -> list[tuple[str, str]]:
+    if report.generation is None:
+        return []
+    run, store = (shlex.quote(path) for path in (report.generation.run, report.generation.config.data))
+    name = shlex.quote(report.generation.names[0])
+    return [
+        ("Generate images of a class", f"fqgan generate {run} --classes {name} --num 64 --out samples"),
+        ("Train a larger generator", f"fqgan train-generator far-small --data {store} --run runs/far-small"),
+    ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fqgan.report.content import Numbers, Report
 from fqgan.report.figures import FACTOR_COLOURS
+from fqgan.report.generation import outcome
 from fqgan.report.markup import Html, element, fixed, join, percent, signed
 
 
@@ -73,6 +74,8 @@ def verdict(report: Report) -> Html:
     ]
     if lost:
         words.append(f" The tokenizer has the lower PSNR in {len(lost)} of {len(_classes(report))} classes.")
+    if report.generation:
+        words.append(outcome(report.generation))
     if not all(wins):
         words.append(" A longer run may help: the last section says how.")
     mood = {(True, True): "better", (False, False): "worse"}.get(tuple(wins), "mixed")  # pyright: ignore

@@ -33,7 +33,7 @@ def pictures(report: Report) -> Html:
             cells.append(element("figure", picture(image, f"{row.label} of {name or 'an image'}"), caption))
         rows.append(element("div", cells, class_="picture-row"))
     rows.append(_names_row(evidence.names))
-    return _grid(rows, len(evidence.names))
+    return picture_grid(rows, len(evidence.names))
 
 
 def code_maps(report: Report) -> Html:
@@ -52,7 +52,7 @@ def code_maps(report: Report) -> Html:
             cells.append(element("figure", code_map(codes, factor.codebook_size, f"{factor.name} codes of {name}")))
         rows.append(element("div", cells, class_="map-row"))
     rows.append(_names_row(names))
-    return _grid(rows, len(names), "maps")
+    return picture_grid(rows, len(names), "maps")
 
 
 def _names_row(names: list[str]) -> Html:
@@ -60,7 +60,8 @@ def _names_row(names: list[str]) -> Html:
     return element("div", cells, class_="name-row")
 
 
-def _grid(rows: list[Html], columns: int, kind: str | None = None) -> Html:
+def picture_grid(rows: list[Html], columns: int, kind: str | None = None) -> Html:
+    """Rows of a label and `columns` pictures each; narrow pages scroll."""
     grid = element("div", rows, class_=f"grid {kind or ''}".strip(), style=f"--columns:{columns}")
     return element("div", grid, class_="scroll")
 
@@ -75,13 +76,13 @@ def validation_charts(report: Report) -> Html | None:
 
 
 def _validation_chart(report: Report, key: str, title: str, unit: str, digits: int) -> Html | None:
-    steps, values = _series(report.stats, f"val_{key}")
+    steps, values = series(report.stats, f"val_{key}")
     if not steps:
         return None
     baseline = report.baseline.get(key)
     alt = f"{title} over the training steps: {values[-1]:.{digits}f} at the last"
     note = f"last {fixed(values[-1], digits)}, baseline {fixed(baseline, digits)}"
-    return _chart(title, note, curve_with_baseline(steps, values, baseline, unit, alt))
+    return chart(title, note, curve_with_baseline(steps, values, baseline, unit, alt))
 
 
 def loss_charts(report: Report) -> Html | None:
@@ -90,13 +91,13 @@ def loss_charts(report: Report) -> Html | None:
     terms = [term for term in _LOSSES if term in found] + sorted(found.keys() - _LOSSES.keys())
     charts = []
     for term in terms:
-        steps, values = _series(report.stats, f"{term}_loss")
+        steps, values = series(report.stats, f"{term}_loss")
         if not steps:
             continue
         weight = _weight(report, term)
         title = "GAN" if term == "gan" else term.capitalize()
         image = curve(steps, values, f"{title} loss over the training steps: {values[-1]:.4g} at the last")
-        charts.append(_chart(title, _LOSSES.get(term, ""), image, f"weight {weight:g}" if weight is not None else ""))
+        charts.append(chart(title, _LOSSES.get(term, ""), image, f"weight {weight:g}" if weight is not None else ""))
     return join([element("h3", "Loss terms"), element("div", charts, class_="charts")]) if charts else None
 
 
@@ -106,7 +107,8 @@ def _weight(report: Report, term: str) -> float | None:
     return getattr(report.config.loss, f"{term}_weight", None)
 
 
-def _series(stats: list[Numbers], key: str) -> tuple[list[int], list[float]]:
+def series(stats: list[Numbers], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the lines that have one."""
     points = [(line["step"], line[key]) for line in stats if key in line]
     return [step for step, _ in points], [value for _, value in points]
 
@@ -123,11 +125,12 @@ def usage_charts(report: Report) -> Html:
             f"perplexity {use['perplexity']:,.1f}, {use['bits']:.2f} bits a position"
         )
         colour = FACTOR_COLOURS[i % len(FACTOR_COLOURS)]
-        charts.append(_chart(factor.name, numbers, code_counts(counts, f"{factor.name}: {numbers}", colour)))
+        charts.append(chart(factor.name, numbers, code_counts(counts, f"{factor.name}: {numbers}", colour)))
     return element("div", charts, class_="charts wide")
 
 
-def _chart(title: str, note: str, image: Html, aside: str = "") -> Html:
+def chart(title: str, note: str, image: Html, aside: str = "") -> Html:
+    """A figure under its title, an aside and a note."""
     heading = element("div", element("b", title), element("small", aside))
     caption = element("figcaption", heading, element("small", note))
     return element("figure", caption, image, class_="chart")

@@ -1,0 +1,158 @@
+"""The quickstart's second half: codes, a small generator on them, and what its samples are worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fqgan import presets
+from fqgan.commands import extract
+from fqgan.config import GeneratorRunConfig
+from fqgan.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from fqgan.report.content import Generation
+
+PRESET = "far-photos"
+SAMPLES = 200
+"""Generated images of each class that are measured."""
+REFERENCE = 2000
+"""Real crops that everything is compared with, at most."""
+SHOWN_REAL, SHOWN_SAMPLES = 4, 6
+"""Pictures of each class on the page."""
+BATCH = 100
+"""Images at a time."""
+
+
+def extract_codes(run: Path, device: str) -> None:
+    """Token stores of the photographs' training and held-out crops: `run/tokens/train` and `run/tokens/validation`."""
+    from fqgan.checkpoints import load_tokenizer
+
+    tokenizer = run / "tokenizer"
+    fingerprint = load_tokenizer(tokenizer).fingerprint()
+    for split, crops in (("train", "flip"), ("validation", "center")):
+        out = run / "tokens" / split
+        _check_same(out, fingerprint, run)
+        options = ["--split", split, "--crops", crops, "--device", device, "--precision", "bf16", "--workers", "1"]
+        extract.main([str(tokenizer), "--data", "photos", "--out", str(out), *options])
+
+
+def _check_same(store: Path, fingerprint: str, run: Path) -> None:
+    """`UserError` for codes of another tokenizer: that of an earlier, shorter trial in the same folder."""
+    from fqgan.data.tokens import MANIFEST, TokenStore
+
+    if (store / MANIFEST).exists() and TokenStore.open(store).fingerprint != fingerprint:
+        raise UserError(
+            f"{store} holds the codes of the tokenizer before it was trained on: delete {run / 'tokens'} and "
+            f"{run / 'generator'}, or choose another --run"
+        )
+
+
+def run_config(run: Path, device: str, steps: int) -> GeneratorRunConfig:
+    """The preset, or a trial of another length, on the two stores."""
+    config = presets.trial(presets.get_generator(PRESET), steps, device=device)
+    tokens = run / "tokens"
+    return replace(config, data=str(tokens / "train"), validation=str(tokens / "validation"))
+
+
+def evaluate(run: Path, device: torch.device) -> Generation:
+    """Generate images of every class, and compare them, and others for scale, with real crops."""
+    import torch
+
+    from fqgan import schema
+    from fqgan.checkpoints import load_generator
+    from fqgan.config import SamplingConfig
+    from fqgan.data.photos import PhotoSource
+    from fqgan.engine import checkpoint
+    from fqgan.engine.run import read_stats
+    from fqgan.generator.evaluation import Judge
+    from fqgan.generator.model import FAR
+    from fqgan.generator.sampler import Sampler
+    from fqgan.report.content import Generation
+    from fqgan.tokenizer.model import num_parameters
+    from fqgan.vision.efficientnet import load_efficientnet_lite0
+
+    config = schema.load(GeneratorRunConfig, run / "config.json")
+    generator = load_generator(run, device, precision="bf16")
+    tokenizer, classes = generator.tokenizer, len(generator.label_names)
+    train, held_out = PhotoSource("train"), PhotoSource("validation")
+    size = tokenizer.config.image_size
+    labels = torch.arange(classes).repeat(SAMPLES)
+    # the reference takes every other crop at most, the real ones to compare with it stand between those
+    count = min(REFERENCE, len(train) // 2)
+    reference = [i * len(train) // count for i in range(count)]
+    between = [i + 1 for i in reference]
+
+    def decoded(codes: Tensor, of: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for part, own in zip(codes.split(BATCH), of.split(BATCH), strict=True):
+            with torch.inference_mode():
+                yield tokenizer.decode(part.to(device)), own
+
+    def reconstructed(real: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, own in real:
+            with torch.inference_mode():
+                yield tokenizer.decode(tokenizer.encode(images)), own
+
+    def crops(source: PhotoSource, indices: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        return real_crops(source, indices, size, device)
+
+    codes = Sampler(generator, BATCH, config.sampling)(labels, seed=0)
+    torch.manual_seed(0)
+    with torch.device(device):
+        fresh = FAR(generator.config).eval().set_precision("bf16")
+    untrained = Sampler(fresh, BATCH, SamplingConfig(cfg_scale=(1.0,)))(labels, seed=0)
+    judge = Judge(load_efficientnet_lite0().to(device), crops(train, reference), classes, device)
+    everything = list(range(len(held_out)))
+    evaluation = {
+        "reference": f"{count} training crops of {size} pixels",
+        "sampling": vars(config.sampling),
+        "samples": judge.scores(decoded(codes, labels)),
+        "untrained": judge.scores(decoded(untrained, labels)),
+        "reconstructions": judge.scores(reconstructed(crops(train, between))),
+        "real": judge.scores(crops(train, between)),
+        "held_out": judge.scores(crops(held_out, everything)),
+    }
+    real = [torch.cat([images for images, _ in crops(train, _spread(train, label))]).cpu() for label in range(classes)]
+    shown = torch.cat(
+        [images.cpu() for images, _ in decoded(codes[: SHOWN_SAMPLES * classes], labels[: SHOWN_SAMPLES * classes])]
+    )
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest is not None
+    return Generation(
+        preset=PRESET,
+        run=str(run),
+        config=config,
+        parameters=num_parameters(generator),
+        steps=schema.load_json(newest / "state.json")["step"],
+        stats=read_stats(run),
+        factors=[factor.name for factor in tokenizer.config.factors],
+        names=list(generator.label_names),
+        evaluation=json.loads(json.dumps(evaluation)),
+        real=real,
+        samples=[shown[label::classes] for label in range(classes)],
+    )
+
+
+def _spread(source: Any, label: int) -> list[int]:
+    """A few evenly spaced pictures of a class."""
+    own = [i for i, other in enumerate(source.labels) if other == label]
+    return [own[(2 * i + 1) * len(own) // (2 * SHOWN_REAL)] for i in range(SHOWN_REAL)]
+
+
+def real_crops(source: Any, indices: list[int], size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of real crops (b, 3, size, size) in [-1, 1] with their classes."""
+    import torch
+
+    from fqgan.data.loader import EvaluationSet
+    from fqgan.data.transforms import normalize
+
+    crops = EvaluationSet(source, size, upscale=False)
+    for start in range(0, len(indices), BATCH):
+        part = [crops[i] for i in indices[start : start + BATCH]]
+        yield normalize(torch.stack([image for image, _, _ in part]).to(device)), torch.tensor([one[1] for one in part])

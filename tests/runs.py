@@ -1,0 +1,96 @@
+"""Training runs in processes of their own, and what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fqgan.engine.run import read_stats
+
+STEPS = 6
+# "--" keeps torchrun from taking --run for an option of its own
+TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fqgan", "--")
+
+
+def start(arguments: list[str], launcher: tuple[str, ...] = ("-m", "fqgan"), **env: str) -> subprocess.Popen[str]:
+    """A process with one thread: sums in the same order every time, and no fight over the cores."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.Popen(
+        [sys.executable, *launcher, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+
+
+def contents(run: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    files = sorted(folder.glob("*.safetensors"))
+    return {f"{file.stem}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    """stats.jsonl but for the speed."""
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_stats(run)]
+
+
+def assert_same(run: Path, other: Path) -> None:
+    a, b = contents(run, STEPS), contents(other, STEPS)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))
+    assert lines(run) == lines(other)
+
+
+def assert_alike(run: Path, other: Path) -> None:
+    """The same statistics up to rounding."""
+    for one, two in zip(lines(run), lines(other), strict=True):
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-5), (name, one["step"])
+
+
+def killed_and_resumed(arguments: list[str], run: Path, after: str) -> None:
+    """Kill a run at a random moment after a checkpoint, then let it end."""
+    process = start(arguments)
+    wait_for(run / "checkpoints" / after, process)
+    time.sleep(random.uniform(0, 0.5))
+    process.kill()
+    process.communicate()
+    output = finish(start(arguments))
+    assert "resuming" in output or "already done" in output
+
+
+def stopped_by(number: signal.Signals, arguments: list[str], run: Path) -> None:
+    """Send a signal after the first step: the run must save, once, and stop."""
+    process = start(arguments)
+    wait_for(run / "stats.jsonl", process)
+    while not (run / "stats.jsonl").read_text():
+        time.sleep(0.005)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + number, output
+    done = sorted((run / "checkpoints").glob("step-*"))
+    assert len(done) == 1 and "the same command resumes" in output
