@@ -44,6 +44,7 @@ LAYERS = (
         "fqgan.generator",
         "fqgan.generator.heads",
         "fqgan.generator.model",
+        "fqgan.generator.evaluation",
         "fqgan.generator.pictures",
         "fqgan.generator.sampler",
         "fqgan.generator.samples",
