@@ -40,8 +40,8 @@ def sample_grid(generation: Generation) -> Html:
 
 def sample_table(generation: Generation) -> Html:
     """Frechet distance and class accuracy of each set of images."""
-    columns = ("images", "crops or images", "Fréchet distance", "of the untrained", "class recognised")
-    head = element("tr", [element("th", column) for column in columns])
+    columns = ("number", "Fréchet distance", "of the untrained", "class recognised")
+    head = element("tr", element("th", "images", rowspan=1), [element("th", column) for column in columns])
     untrained = generation.evaluation["untrained"]["frechet_efficientnet"]
     rows = []
     for key, (name, note) in _ROWS.items():
@@ -53,7 +53,7 @@ def sample_table(generation: Generation) -> Html:
             percent(distance / untrained),
             percent(scores["class_accuracy"]),
         )
-        title = element("th", name, element("br"), element("small", note), scope="row")
+        title = element("th", name, element("small", note), scope="row")
         rows.append(
             element("tr", title, [element("td", cell) for cell in cells], class_="total" if key == "samples" else None)
         )

@@ -188,6 +188,12 @@ def _caveats(report: Report) -> Html:
         f"At {size} pixels and on this data, no number here compares with one of the paper's.",
         "One seed. The last step is reported; no checkpoint was chosen by its validation score.",
     ]
+    if report.generation:
+        points.append(
+            "The generator is compared with crops that it was trained on: it is to paint more of these photographs, and "
+            "a model that had learned them by heart would score well. Held-out codes come from other parts of the "
+            "photographs, so their cross-entropy rises early."
+        )
     return element("ul", [element("li", point) for point in points])
 
 
