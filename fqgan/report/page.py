@@ -190,8 +190,8 @@ def _caveats(report: Report) -> Html:
     ]
     if report.generation:
         points.append(
-            "The generator is compared with crops that it was trained on: it is to paint more of these photographs, and "
-            "a model that had learned them by heart would score well. Held-out codes come from other parts of the "
+            "The generator is compared with crops that it was trained on: it is to paint more of these photographs, "
+            "and a model that had learned them by heart would score well. Held-out codes come from other parts of the "
             "photographs, so their cross-entropy rises early."
         )
     return element("ul", [element("li", point) for point in points])
