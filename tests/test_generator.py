@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from generators import TINY, tiny
 from released import fill_far
 from torch import Tensor
 
@@ -19,17 +20,6 @@ from fqgan.generator.model import FAR
 from fqgan.generator.transformer import rotary_table, rotate
 
 CPU = torch.device("cpu")
-TINY = GeneratorConfig((7, 11, 5), (3, 4), 6, width=32, depth=2, heads=4, mlp_multiple=16, head_depth=2, dropout=0.0)
-
-
-def tiny(**changes: object) -> FAR:
-    """A small model whose outputs are not zero."""
-    torch.manual_seed(0)
-    model = FAR(replace(TINY, **changes)).eval()  # pyright: ignore[reportArgumentType]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
 
 
 def inputs(config: GeneratorConfig, b: int = 2) -> tuple[Tensor, Tensor]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from generators import tiny
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from fqgan.config import GeneratorConfig, SamplingConfig
+from fqgan.config import SamplingConfig
 from fqgan.engine.compilation import compile_problem
 from fqgan.errors import UserError
 from fqgan.generator import step
@@ -22,18 +22,7 @@ from fqgan.generator.sampler import Sampler
 
 HEADS = ("linear", "mlp", "ar")
 SIZES = (7, 11, 5, 13)
-TINY = GeneratorConfig((7, 11, 5), (3, 4), 6, width=32, depth=2, heads=4, mlp_multiple=16, head_depth=2, dropout=0.0)
 LABELS = [0, 5, 2, 2, 6, 1, 3, 4]
-
-
-def tiny(**changes: object) -> FAR:
-    """A small model whose outputs are not zero."""
-    torch.manual_seed(0)
-    model = FAR(replace(TINY, **changes)).eval()  # pyright: ignore[reportArgumentType]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.fixture(params=["packed", "plain"])

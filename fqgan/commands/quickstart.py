@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     device = pick_device(arguments.device)
     run = arguments.run / "tokenizer"
     newest = checkpoint.latest(run / "checkpoints")
-    steps_before = _step_of(newest) if newest else 0
+    steps_before = checkpoint.step_of(newest) if newest else 0
     _say(1, f"training tokenizer {PRESET} in {run} (Ctrl-C saves; the same command goes on)")
     train_tokenizer(config, run)
 
@@ -166,6 +166,7 @@ def _report(
     seconds: float,
 ) -> Report:
     from fqgan import schema
+    from fqgan.engine import checkpoint
     from fqgan.engine.run import read_stats
     from fqgan.report.content import Report
     from fqgan.tokenizer.branch import FeaturePredictionHead
@@ -180,7 +181,7 @@ def _report(
         parameters=num_parameters(tokenizer),
         training_parameters=sum(map(num_parameters, heads)),
         device=_device_name(next(tokenizer.parameters()).device),
-        steps=_step_of(Path(evaluation["checkpoint"])),
+        steps=checkpoint.step_of(Path(evaluation["checkpoint"])),
         steps_before=steps_before,
         command_seconds=seconds,
         evaluation=evaluation,
@@ -209,12 +210,6 @@ def summary(report: Report) -> str:
         )
     rows["codebook usage"] = ", ".join(f"{name} {percent(use['usage'])}" for name, use in ours["factors"].items())
     return "\n".join(f"  {name:<21}{value}" for name, value in rows.items())
-
-
-def _step_of(checkpoint: Path) -> int:
-    from fqgan import schema
-
-    return schema.load_json(checkpoint / "state.json")["step"]
 
 
 def _device_name(device: torch.device) -> str:

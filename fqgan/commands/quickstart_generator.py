@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,24 +83,22 @@ def evaluate(run: Path, device: torch.device) -> Generation:
     tokenizer, classes = generator.tokenizer, len(generator.label_names)
     train, held_out = PhotoSource("train"), PhotoSource("validation")
     size = tokenizer.config.image_size
+    crops = partial(real_crops, size=size, device=device)
     labels = torch.arange(classes).repeat(SAMPLES)
     # the reference takes every other crop at most, the real ones to compare with it stand between those
     count = min(REFERENCE, len(train) // 2)
     reference = [i * len(train) // count for i in range(count)]
-    between = [i + 1 for i in reference]
+    between = list(crops(train, [i + 1 for i in reference]))
 
     def decoded(codes: Tensor, of: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for part, own in zip(codes.split(BATCH), of.split(BATCH), strict=True):
             with torch.inference_mode():
                 yield tokenizer.decode(part.to(device)), own
 
-    def reconstructed(real: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def reconstructed(real: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for images, own in real:
             with torch.inference_mode():
                 yield tokenizer.decode(tokenizer.encode(images)), own
-
-    def crops(source: PhotoSource, indices: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        return real_crops(source, indices, size, device)
 
     codes = Sampler(generator, BATCH, config.sampling)(labels, seed=0)
     torch.manual_seed(0)
@@ -108,15 +106,14 @@ def evaluate(run: Path, device: torch.device) -> Generation:
         fresh = FAR(generator.config).eval().set_precision("bf16")
     untrained = Sampler(fresh, BATCH, SamplingConfig(cfg_scale=(1.0,)))(labels, seed=0)
     judge = Judge(load_efficientnet_lite0().to(device), crops(train, reference), classes, device)
-    everything = list(range(len(held_out)))
     evaluation = {
         "reference": f"{count} training crops of {size} pixels",
         "sampling": vars(config.sampling),
         "samples": judge.scores(decoded(codes, labels)),
         "untrained": judge.scores(decoded(untrained, labels)),
-        "reconstructions": judge.scores(reconstructed(crops(train, between))),
-        "real": judge.scores(crops(train, between)),
-        "held_out": judge.scores(crops(held_out, everything)),
+        "reconstructions": judge.scores(reconstructed(between)),
+        "real": judge.scores(between),
+        "held_out": judge.scores(crops(held_out, range(len(held_out)))),
     }
     real = [torch.cat([images for images, _ in crops(train, _spread(train, label))]).cpu() for label in range(classes)]
     shown = torch.cat(
@@ -129,11 +126,11 @@ def evaluate(run: Path, device: torch.device) -> Generation:
         run=str(run),
         config=config,
         parameters=num_parameters(generator),
-        steps=schema.load_json(newest / "state.json")["step"],
+        steps=checkpoint.step_of(newest),
         stats=read_stats(run),
         factors=[factor.name for factor in tokenizer.config.factors],
         names=list(generator.label_names),
-        evaluation=json.loads(json.dumps(evaluation)),
+        evaluation=evaluation,
         real=real,
         samples=[shown[label::classes] for label in range(classes)],
     )
@@ -145,7 +142,7 @@ def _spread(source: Any, label: int) -> list[int]:
     return [own[(2 * i + 1) * len(own) // (2 * SHOWN_REAL)] for i in range(SHOWN_REAL)]
 
 
-def real_crops(source: Any, indices: list[int], size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def real_crops(source: Any, indices: Sequence[int], size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of real crops (b, 3, size, size) in [-1, 1] with their classes."""
     import torch
 

@@ -99,6 +99,11 @@ def problem_of(folder: Path) -> str:
     return ""
 
 
+def step_of(folder: Path) -> int:
+    """Optimizer steps behind a checkpoint."""
+    return load_json(folder / "state.json")["step"]
+
+
 def save_tensors(tensors: Tensors, path: Path) -> None:
     """Write a safetensors file, whole or not at all."""
     with replacing(path) as temporary:

@@ -169,10 +169,6 @@ class FAR(nn.Module):
         """Embeddings of each factor's codes (..., k): k tensors (..., d)."""
         return [table(codes[..., i]) for i, table in enumerate(self.code_embeddings)]
 
-    def aggregated(self, embeddings: Sequence[Tensor]) -> Tensor:
-        """One input vector a position from its k embeddings."""
-        return self.aggregate(torch.cat(list(embeddings), -1))
-
     def rotary(self, device: torch.device) -> Tensor:
         """Rotary rows of the input sequence: the class and all positions but the last, (h * w, hd / 2, 2)."""
         c = self.config
@@ -183,7 +179,8 @@ class FAR(nn.Module):
         """The head's k vectors of every position, each (b * h * w, width)."""
         self._check(codes, labels)
         embeddings = self.embed(codes.flatten(2).transpose(1, 2))
-        x = torch.cat([self.class_embedding(labels)[:, None], self.aggregated([e[:, :-1] for e in embeddings])], 1)
+        inputs = self.aggregate(torch.cat([e[:, :-1] for e in embeddings], -1))
+        x = torch.cat([self.class_embedding(labels)[:, None], inputs], 1)
         x = F.dropout(x, self.config.dropout, self.training)
         rotary = self.rotary(x.device)
         for block in self.blocks:

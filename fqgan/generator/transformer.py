@@ -22,7 +22,7 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float, legacy: bool
     zero, as in the released models.
     """
     h, w = grid
-    frequencies = base ** (-torch.arange(0, head_dim, 4, dtype=torch.float32)[: head_dim // 4] / head_dim)
+    frequencies = base ** (-torch.arange(0, head_dim, 4, dtype=torch.float32) / head_dim)
     cells = torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(h * w, 2)
     cells = torch.cat([torch.full((1, 2), -1), cells]).float()
     angles = (cells[:, :, None] * frequencies).flatten(1)
