@@ -1,0 +1,42 @@
+"""Features of single images, kept for the metrics that compare images with images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fqgan.metrics.sums import AllReduce
+
+
+class FeatureBank:
+    """The features of `kept` evenly spaced images of a set, at most; every rank may add any of them, in any order.
+
+    Rows are addressed by the image's position, and what other ranks hold is zero here: sums over ranks are exact, and
+    the result does not depend on batches or ranks. Memory: kept * dim * 4 bytes.
+
+    Args:
+        count: images of the set.
+        kept: how many features to keep at most; 0: none.
+    """
+
+    def __init__(self, count: int, dim: int, kept: int, device: torch.device | str = "cpu"):
+        self._count, self._kept = count, min(count, kept)
+        self._rows = torch.zeros(self._kept, dim, device=device)
+        self._filled = torch.zeros(self._kept, dtype=torch.int64, device=device)
+
+    def update(self, features: Tensor, positions: Tensor) -> None:
+        """Add features (b, dim) of the images at `positions` (b,) int64 in [0, count)."""
+        if not self._kept:
+            return
+        # row r keeps the image at r * count // kept
+        rows = (positions * self._kept + self._count - 1) // self._count
+        chosen = rows * self._count // self._kept == positions
+        self._rows[rows[chosen]] = features[chosen].float()
+        self._filled[rows[chosen]] = 1
+
+    def compute(self, all_reduce: AllReduce | None = None) -> Tensor:
+        """(n, dim) float32 in the order of the positions; images that nobody added are left out."""
+        rows, filled = self._rows, self._filled
+        if all_reduce:
+            rows, filled = all_reduce(rows.clone()), all_reduce(filled.clone())
+        return rows[filled > 0]
