@@ -15,11 +15,12 @@ COMMANDS = {
     "quickstart": ("fqgan.commands.quickstart", "train, evaluate and show a small tokenizer, in minutes on a laptop"),
     "train-tokenizer": ("fqgan.commands.train_tokenizer", "train a tokenizer from a preset, or resume a run"),
     "train-generator": ("fqgan.commands.train_generator", "train a generator on a token store, or resume a run"),
+    "train-classifier": ("fqgan.commands.train_classifier", "train a small classifier, whose features measure images"),
     "reconstruct": ("fqgan.commands.reconstruct", "pictures through a tokenizer and back, each factor alone"),
     "extract": ("fqgan.commands.extract", "a set of images as codes in a token store, for a generator's training"),
     "generate": ("fqgan.commands.generate", "pictures by class from a generator"),
     "data": ("fqgan.commands.data", "what is in a set of images; pack one into resized parquet shards"),
-    "evaluate": ("fqgan.commands.evaluate", "metrics of a tokenizer on a set of images"),
+    "evaluate": ("fqgan.commands.evaluate", "metrics of a tokenizer, a generator or sets of images; compare two results"),
 }
 
 

@@ -10,10 +10,10 @@ from typing import Any, Generic, TypeVar
 
 from fqgan import schema
 from fqgan.commands.arguments import parse
-from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
+from fqgan.config import ClassifierRunConfig, GeneratorRunConfig, TokenizerRunConfig
 from fqgan.errors import UserError
 
-Run = TypeVar("Run", TokenizerRunConfig, GeneratorRunConfig)
+Run = TypeVar("Run", TokenizerRunConfig, GeneratorRunConfig, ClassifierRunConfig)
 
 
 @dataclass(frozen=True)

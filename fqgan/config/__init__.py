@@ -1,5 +1,6 @@
 """Everything that can be set, as frozen dataclasses. No torch here, so that the command line starts fast."""
 
+from fqgan.config.classifier import ClassifierConfig, ClassifierRunConfig
 from fqgan.config.generator import (
     GeneratorConfig,
     GeneratorRunConfig,
@@ -22,6 +23,8 @@ from fqgan.config.training import OptimizerConfig, TrainConfig
 
 __all__ = [
     "TEACHER_DIMS",
+    "ClassifierConfig",
+    "ClassifierRunConfig",
     "DataConfig",
     "DiscriminatorConfig",
     "FactorConfig",
