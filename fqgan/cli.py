@@ -20,7 +20,10 @@ COMMANDS = {
     "extract": ("fqgan.commands.extract", "a set of images as codes in a token store, for a generator's training"),
     "generate": ("fqgan.commands.generate", "pictures by class from a generator"),
     "data": ("fqgan.commands.data", "what is in a set of images; pack one into resized parquet shards"),
-    "evaluate": ("fqgan.commands.evaluate", "metrics of a tokenizer, a generator or sets of images; compare two results"),
+    "evaluate": (
+        "fqgan.commands.evaluate",
+        "metrics of a tokenizer, a generator or any two sets of images",
+    ),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -72,8 +73,8 @@ def did_you_mean(word: str, known: Any) -> str:
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """Dotted name -> value of every leaf."""
-    return dict(_leaves(dataclasses.asdict(config), ""))
+    """Dotted name -> value of every leaf of a config, or of a dict in the form that one has as JSON."""
+    return dict(_leaves(config if isinstance(config, dict) else dataclasses.asdict(config), ""))
 
 
 def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
@@ -112,3 +113,10 @@ def load_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no JSON object")
     return data
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no infinity: null instead, at any depth of dicts."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     keep_freed_memory()
     world = distributed.start(arguments.device)
     try:
-        distributed.from_main(lambda: _check_ranks(arguments.num, world.size))
+        distributed.from_main(lambda: check_ranks(arguments.num, world.size))
         _generate(arguments, world)
     except UnwritableError as error:
         raise UserError(f"{error}; the same command goes on") from None
@@ -98,15 +98,34 @@ def chosen_classes(text: str, count: int, names: tuple[str, ...]) -> tuple[int, 
 
 
 def _generate(arguments: Arguments, world: World) -> None:
+    from fqgan.engine.distributed import from_main
+
+    generator = load(arguments, world)
+    settings = from_main(lambda: settings_of(arguments, generator, world))
+    make(generator, settings, arguments.out, str(arguments.checkpoint), arguments.npz, world)
+    if world.is_main:
+        print(arguments.out)
+
+
+def load(arguments: Arguments, world: World) -> FAR:
+    """The generator that the options name, with its tokenizer."""
     from fqgan.checkpoints import load_generator
+
+    return load_generator(
+        arguments.checkpoint, world.device, arguments.weights, arguments.precision, arguments.tokenizer
+    )
+
+
+def make(generator: FAR, settings: SampleSettings, out: Path, source: str, npz: bool, world: World) -> None:
+    """Generate what is not there yet of a folder of pictures, and finish it; called by all ranks.
+
+    Args:
+        source: where the generator comes from.
+    """
     from fqgan.engine.distributed import barrier, from_main
     from fqgan.generator.samples import SampleFolder
 
-    generator = load_generator(
-        arguments.checkpoint, world.device, arguments.weights, arguments.precision, arguments.tokenizer
-    )
-    settings = from_main(lambda: _settings(arguments, generator, world))
-    folder = SampleFolder(arguments.out, settings, generator.label_names, str(arguments.checkpoint))
+    folder = SampleFolder(out, settings, generator.label_names, source)
     try:
         missing = from_main(folder.begin)
         if world.is_main:
@@ -121,18 +140,19 @@ def _generate(arguments: Arguments, world: World) -> None:
             if made := sum(map(len, missing)):
                 seconds = time.monotonic() - began
                 print(f"{made:,} pictures in {seconds:.1f} s, {made / seconds:.2f} images/s")
-            folder.finish(arguments.npz)
-            print(arguments.out)
+            folder.finish(npz)
+        barrier()
     finally:
         folder.close()
 
 
-def _check_ranks(num: int, ranks: int) -> None:
+def check_ranks(num: int, ranks: int) -> None:
+    """`UserError` for more ranks than pictures."""
     if num < ranks:
         raise UserError(f"--num {num} is less than the {ranks} ranks: start no more than pictures")
 
 
-def _settings(arguments: Arguments, generator: FAR, world: World) -> SampleSettings:
+def settings_of(arguments: Arguments, generator: FAR, world: World) -> SampleSettings:
     """What is to be made; `UserError` where it cannot be."""
     from fqgan.checkpoints import fingerprint_of
     from fqgan.generator.samples import SampleSettings
@@ -161,7 +181,8 @@ def _settings(arguments: Arguments, generator: FAR, world: World) -> SampleSetti
 def _announce(folder: SampleFolder, missing: list[range], world: World) -> None:
     settings = folder.settings
     done = settings.num - sum(map(len, missing))
-    classes = f"{len(settings.classes)} class" + "es" * (len(settings.classes) > 1)
+    count = len(set(settings.classes))
+    classes = f"{count} class" + "es" * (count > 1)
     told = f", {done:,} of them there already" if done else ""
     print(
         f"{settings.num:,} pictures of {classes}{told}; generator {settings.generator[:12]}, "

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from fqgan import presets
 from fqgan.commands import quickstart_generator as second
 from fqgan.commands.arguments import at_least, parse
-from fqgan.commands.evaluate import finite
 from fqgan.config import TokenizerRunConfig
 from fqgan.errors import UserError
 from fqgan.files import write_text
+from fqgan.schema import finite
 
 if TYPE_CHECKING:
     import torch

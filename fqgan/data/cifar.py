@@ -53,6 +53,9 @@ class CifarSource:
     def names(self) -> Iterable[str]:
         return [self.name]
 
+    def files(self) -> Iterable[Path]:
+        return ()
+
     def reserve(self, blocks: int) -> None:
         """Nothing to do: all pictures stay in memory."""
 

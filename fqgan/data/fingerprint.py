@@ -26,6 +26,19 @@ def fingerprint(source: ImageSource) -> dict[str, Any]:
     }
 
 
+def content_sha256(source: ImageSource) -> str:
+    """sha256 in hex of all that a source holds: names, labels, and its files' bytes or, of pictures in memory, their
+    pixels. Where the files lie and when they were written does not matter."""
+    whole = hashlib.sha256(f"{digest(source.names())} {digest(source.labels)}".encode())
+    files = list(source.files())
+    for path in files:
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    for index in range(0 if files else len(source)):
+        whole.update(source.read(index)[0].tobytes())
+    return whole.hexdigest()
+
+
 def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     """In which entries two fingerprints differ, numbers as `old -> new`; empty if in none. An entry that one of them
     lacks is of another version and says nothing."""

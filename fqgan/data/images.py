@@ -55,6 +55,10 @@ class ImageSource(Protocol):
         """The files or parts of files that are read, in order and without the folder that holds the data set."""
         ...
 
+    def files(self) -> Iterable[Path]:
+        """The files on disk that hold the pictures, in order; none of a source in memory."""
+        ...
+
     def reserve(self, blocks: int) -> None:
         """Ask for memory enough that reads spread over `blocks` blocks stay cheap."""
         ...
@@ -94,6 +98,9 @@ class FolderSource:
 
     def names(self) -> Iterable[str]:
         return (file.removeprefix(f"{self._folder}/") for file in self._files)  # relpath takes seconds for a million
+
+    def files(self) -> Iterable[Path]:
+        return map(Path, self._files)
 
     def reserve(self, blocks: int) -> None:
         """Nothing to do: every file is read by itself."""

@@ -75,6 +75,9 @@ class ParquetSource:
     def names(self) -> Iterable[str]:
         return (f"{group.path.name} {group.group}" for group in self._groups)
 
+    def files(self) -> Iterable[Path]:
+        return dict.fromkeys(group.path for group in self._groups)
+
     def reserve(self, blocks: int) -> None:
         """Keep the encoded images of `blocks` row groups in memory. Shuffled reading needs as many as its window."""
         self._cache_size = blocks

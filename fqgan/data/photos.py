@@ -88,6 +88,9 @@ class PhotoSource:
     def names(self) -> Iterable[str]:
         return map(self.describe, range(len(self)))
 
+    def files(self) -> Iterable[Path]:
+        return ()
+
     def reserve(self, blocks: int) -> None:
         """Nothing to do: all photographs stay in memory."""
 

@@ -99,6 +99,9 @@ class TarSource:
             yield path.name
             yield from (bytes(name).decode("utf-8", "surrogateescape") for name in names)
 
+    def files(self) -> Iterable[Path]:
+        return self._paths
+
     def reserve(self, blocks: int) -> None:
         """Keep `blocks` files open. Shuffled reading needs as many as its window."""
         self._open_limit = blocks

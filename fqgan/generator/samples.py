@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ from PIL import Image
 
 from fqgan import schema
 from fqgan.config import SamplingConfig
+from fqgan.data.npz import write_images
 from fqgan.data.transforms import normalize, to_tensor
 from fqgan.errors import UserError
-from fqgan.files import lock, make_folder, replacing, write_text
+from fqgan.files import lock, make_folder, write_text
 from fqgan.tokenizer.pictures import grid_of, save_picture
 
 MANIFEST, GRID, ARRAYS = "samples.json", "grid.png", "samples.npz"
@@ -140,14 +140,6 @@ class SampleFolder:
     def _write_arrays(self, path: Path) -> None:
         """`arr_0` (n, H, W, 3) uint8 and `arr_1` (n,) int64, as ADM's evaluator reads them, one picture at a time."""
         width, height = self._read(0).size
-        shape = (self.settings.num, height, width, 3)
-        labels = np.array(self.settings.labels(range(self.settings.num)), dtype="<i8")
-        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            # an entry of fixed date: the same bytes every time
-            with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                for i in range(self.settings.num):
-                    file.write(np.asarray(self._read(i)).tobytes())
-            with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
-                np.lib.format.write_array(file, labels)
+        pictures = range(self.settings.num)
+        labels = np.array(self.settings.labels(pictures), dtype=np.int64)
+        write_images(path, (np.asarray(self._read(i)) for i in pictures), (len(pictures), height, width, 3), labels)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fqgan.data.transforms import normalize
+from fqgan.data.transforms import normalize, to_uint8
 from fqgan.engine.distributed import all_reduce_sum
 from fqgan.errors import UserError
+from fqgan.evaluation.collect import FeatureCollector
 from fqgan.metrics.frechet import FeatureStatistics, frechet_distance
 from fqgan.metrics.psnr import PSNR
 from fqgan.metrics.ssim import SSIM
@@ -46,6 +47,7 @@ class Scores:
         perceptual: distance of two batches (b, 3, H, W) -> (b,), if wanted.
         network: for the Frechet distance on the packaged EfficientNet's pooled features (not FID), if wanted.
         classes: names, for scores of each class; labels must then lie in [0, len(classes)).
+        collectors: of the features of images and of reconstructions, which are 8 bit to them; the caller computes.
     """
 
     def __init__(
@@ -54,16 +56,18 @@ class Scores:
         perceptual: Distance | None = None,
         network: EfficientNetLite0 | None = None,
         classes: Sequence[str] = (),
+        collectors: tuple[FeatureCollector, FeatureCollector] | None = None,
     ):
-        self.perceptual, self.network = perceptual, network
+        self.perceptual, self.network, self._collectors = perceptual, network, collectors
         self._psnr, self._ssim, self._distance = PSNR(device), SSIM(device), Mean(device)
         self._real, self._fake = FeatureStatistics(POOLED_DIM, device), FeatureStatistics(POOLED_DIM, device)
         self._classes = {name: (PSNR(device), Mean(device)) for name in classes}
 
     @torch.no_grad()
     @sharing()  # the distances ask the packaged network for the same images
-    def update(self, images: Tensor, reconstructions: Tensor, labels: Tensor) -> None:
-        """Add a batch of images (b, 3, H, W) in [-1, 1], their reconstructions and their labels (b,)."""
+    def update(self, images: Tensor, reconstructions: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+        """Add a batch of images (b, 3, H, W) in [-1, 1], their reconstructions and labels (b,); for the collectors, their
+        indices (b,) too."""
         reconstructions = reconstructions.float().clamp(-1, 1)
         self._psnr.update(images, reconstructions)
         self._ssim.update(images, reconstructions)
@@ -73,6 +77,9 @@ class Scores:
         if self.network:
             self._real.update(self.network.pooled(images))
             self._fake.update(self.network.pooled(reconstructions))
+        if self._collectors and indices is not None:
+            for collector, seen in zip(self._collectors, (images, reconstructions), strict=True):
+                collector.update(to_uint8(seen), indices)
         for label, (psnr, mean) in enumerate(self._classes.values()):
             chosen = labels == label
             if chosen.any():
@@ -117,12 +124,12 @@ def evaluate_tokenizer(
     """Scores of a tokenizer's reconstructions, and under `factors` the use of each codebook."""
     assert isinstance(model, FactorizedTokenizer)
     meters = [CodeUsage(quantizer.codebook_size, device) for quantizer in model.quantizers]
-    for raw, labels, _ in batches:
+    for raw, labels, indices in batches:
         images = normalize(raw.to(device))
         codes = model.encode(images)
         for i, meter in enumerate(meters):
             meter.update(codes[:, i])
-        scores.update(images, model.decode(codes), labels.to(device))
+        scores.update(images, model.decode(codes), labels.to(device), indices)
     numbers = scores.compute()
     factors = {
         factor.name: meter.compute(all_reduce_sum) for factor, meter in zip(model.config.factors, meters, strict=True)

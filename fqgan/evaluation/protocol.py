@@ -1,0 +1,71 @@
+"""What a number depends on beside the model: recorded with it, and compared before two numbers are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fqgan import schema
+from fqgan.errors import UserError
+from fqgan.files import make_folder, write_text
+from fqgan.metrics.neighbours import K
+from fqgan.schema import FORMAT_VERSION, finite
+from fqgan.vision.measuring import FeatureNetwork
+
+CROP = "ADM centre crop: box halvings, then bicubic, of the shorter side; 8 bit"
+_PACKAGES = ("fqgan", "torch", "torchvision", "numpy", "pillow", "simplejpeg", "timm", "transformers")
+
+
+def features_protocol(network: FeatureNetwork, size: int, upscale: bool) -> dict[str, Any]:
+    """What features of images depend on."""
+    return {"features": network.describe(), "size": size, "crop": CROP, "upscale": upscale}
+
+
+def full_protocol(features: dict[str, Any], kept: int, device: str, **sets: Any) -> dict[str, Any]:
+    """`features_protocol`, the sets, and what remains: neighbours, device, versions."""
+    return {**features, **sets, "pairs": {"kept": kept, "neighbours": K}, "device": device, "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Of all packages that touch pixels or features, where they are installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_result(result: dict[str, Any], path: Path) -> None:
+    """Write an eval.json, whole or not at all."""
+    make_folder(path.parent)
+    content = {"format_version": FORMAT_VERSION, **result}
+    write_text(path, json.dumps(finite(content), indent=2) + "\n")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """An eval.json, or that of a folder. `UserError` for what is none."""
+    if path.is_dir():
+        path = path / "eval.json"
+    content = schema.load_json(path)
+    for name in ("metrics", "protocol"):
+        if not isinstance(content.get(name), dict):
+            raise UserError(f"{path} is no result of fqgan evaluate: it has no {name}")
+    return content
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], allowed: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (in a, in b) of all in which two results' protocols differ, but for what lies under the `allowed`
+    names. The kind of the result counts as protocol."""
+    left, right = ({"subject": each.get("subject"), **each["protocol"]} for each in (a, b))
+    for name in allowed:
+        if not any(f"{key}.".startswith(f"{name}.") for key in {**schema.flatten(left), **schema.flatten(right)}):
+            raise UserError(
+                f"--allow {name}: the protocols have no such entry; they have {', '.join({**left, **right})}"
+            )
+    found = schema.diff(left, right)
+    return {key: pair for key, pair in found.items() if not any(f"{key}.".startswith(f"{n}.") for n in allowed)}
