@@ -70,8 +70,8 @@ def warnings_of(reference: FeatureSet, samples: FeatureSet, network: FeatureNetw
     count, name = samples.pooled.count, "FID" if network.genuine else "Frechet distance"
     if count and count < FEW:
         told.append(
-            f"{count:,} samples: the {name} is biased upwards, the more so the fewer they are (compare it with its value at "
-            "half of them), and comparable at equal counts only; the kernel distance is unbiased"
+            f"{count:,} samples: the {name} is biased upwards, the more so the fewer they are (compare it with its "
+            "value at half of them), and comparable at equal counts only; the kernel distance is unbiased"
         )
     for side, each in (("samples", samples), ("reference images", reference)):
         if 0 < each.pooled.count <= network.dim:

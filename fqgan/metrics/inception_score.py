@@ -33,7 +33,7 @@ class InceptionScore(Sums):
         """Add logits (b, num_classes) of the images at `positions` (b,) int64 in [0, count)."""
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
-        negative_entropy = (p * log_p).nan_to_num(0.0, nan=torch.nan, posinf=torch.inf, neginf=0.0).sum(1, keepdim=True)
+        negative_entropy = (p * log_p).sum(1, keepdim=True)
         rows = torch.cat([p, negative_entropy, torch.ones_like(negative_entropy)], 1)
         self._sums.view(self._chunks, -1).index_add_(0, positions // self._chunk, rows)
 

@@ -66,8 +66,8 @@ class Scores:
     @torch.no_grad()
     @sharing()  # the distances ask the packaged network for the same images
     def update(self, images: Tensor, reconstructions: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
-        """Add a batch of images (b, 3, H, W) in [-1, 1], their reconstructions and labels (b,); for the collectors, their
-        indices (b,) too."""
+        """Add a batch of images (b, 3, H, W) in [-1, 1], their reconstructions and labels (b,); for the collectors,
+        their indices (b,) too."""
         reconstructions = reconstructions.float().clamp(-1, 1)
         self._psnr.update(images, reconstructions)
         self._ssim.update(images, reconstructions)

@@ -58,7 +58,7 @@ class FeatureNetwork:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
-        """In float32 without TF32, whatever autocast is on: the last bits of convolutions still depend on the machine."""
+        """In float32 without TF32, whatever autocast is on. The last bits still depend on the machine."""
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with exact, torch.autocast(images.device.type, enabled=False):
             return self.read(images)
