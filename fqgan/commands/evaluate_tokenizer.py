@@ -97,7 +97,7 @@ def evaluate(arguments: Arguments, world: World) -> tuple[dict[str, Any], list[s
     of_sets, warnings = scores_of(originals, copies, network, world)
     made = {**features_protocol(network, size, arguments.upscale), "perceptual": arguments.perceptual}
     made["precision"] = arguments.precision
-    data = describe(source, indices, unreadable, arguments.split)
+    data = describe(source, indices, unreadable)
     data["content"] = from_main(lambda: content_of(source))
     factors = numbers.pop("factors")
     classes = numbers.pop("classes", {})

@@ -107,7 +107,7 @@ def features_of(
         indices = reading.indices(source)
         with image_bar(label, -(-len(indices) // world.size), shown=world.is_main) as advance:
             features, unreadable = collect(network, source, reading, world, advance)
-        side = {**describe(source, indices, unreadable, given.split), **content}
+        side = {**describe(source, indices, unreadable), **content}
         if place and world.is_main:
             keep(features, {**made, "set": side}, place)
     if given.settings:

@@ -28,7 +28,6 @@ class Set:
     more images than the file holds)."""
 
     name: str
-    split: str
     source: ImageSource | None = None
     statistics: FeatureSet | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -63,18 +62,18 @@ def open_set(spec: str, split: str = "train", device: torch.device | str = "cpu"
     path = Path(spec).expanduser()
     if path.suffix == ".safetensors":
         features, protocol = load_statistics(path, device)
-        return Set(spec, "", statistics=features, protocol=protocol)
+        return Set(spec, statistics=features, protocol=protocol)
     if path.suffix == ".npz":
         found = keys(path)
         statistics = load_adm(path, device) if {"mu", "sigma"} <= found else None
         source = NpzSource(path, spec) if "arr_0" in found else None
         if source is None and statistics is None:
             raise UserError(f"{spec} holds {', '.join(sorted(found)) or 'nothing'}: arr_0, or mu and sigma, is needed")
-        return Set(spec, "", source, statistics)
+        return Set(spec, source, statistics)
     if (path / MANIFEST).is_file():
         manifest = schema.load_json(path / MANIFEST)
-        return Set(spec, "", GeneratedSource(path, spec, manifest), settings=manifest.get("settings"))
-    return Set(spec, split, open_source(spec, split))
+        return Set(spec, GeneratedSource(path, spec, manifest), settings=manifest.get("settings"))
+    return Set(spec, open_source(spec, split))
 
 
 def check_fit(given: Set, network: FeatureNetwork, size: int) -> None:
@@ -99,13 +98,12 @@ def check_fit(given: Set, network: FeatureNetwork, size: int) -> None:
         raise UserError(f"the statistics in {given.name} were made in another way ({told})")
 
 
-def describe(source: ImageSource, indices: Sequence[int], unreadable: int, split: str) -> dict[str, Any]:
+def describe(source: ImageSource, indices: Sequence[int], unreadable: int) -> dict[str, Any]:
     """What a protocol says of a set of images."""
     return {
         "count": len(indices) - unreadable,
         "of": len(source),
         "unreadable": unreadable,
-        "split": split,
         "labels": label_distribution(source, indices),
     }
 

@@ -30,10 +30,10 @@ def kernel_distance(a: Tensor, b: Tensor, block: int = BLOCK, advance: Advance =
     """`kernel_distance`, unbiased (it may be below 0), and `kernel_distance_error`, its standard error.
 
     The error is the jackknife's over both sets: each image's part in the estimate follows from its sum of kernel
-    values, so that no estimate is repeated. Of the variance that lies in pairs and not in single images, which outweighs
-    the rest where the sets are alike, the jackknife counts two times as much as there is (Efron and Stein 1981); the
-    second time is taken off. Memory is linear: kernel values are taken block by block, in float64. `advance` hears of
-    n + m + n rows. ValueError for fewer than four features.
+    values, so that no estimate is repeated. Where sets are alike, most of the variance lies in pairs and not in single
+    images; the jackknife counts that part two times (Efron and Stein 1981), and the second time is taken off. Memory is
+    linear: kernel values are taken block by block, in float64. `advance` hears of n + m + n rows. ValueError for fewer
+    than four features.
 
     Args:
         a, b: (n, d) and (m, d).

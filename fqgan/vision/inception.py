@@ -75,10 +75,8 @@ class Inception(FrozenModule):
 
     def forward(self, images: Tensor) -> InceptionOutput:
         """Images (b, 3, H, W), whole numbers from 0 to 255 of any type, of any size."""
-        net, dtype = self.network, self.network.fc.weight.dtype
-        x = (resize_tf1(images.to(dtype), SIZE) - 128) / 128
-        x = net.maxpool1(net.Conv2d_2b_3x3(net.Conv2d_2a_3x3(net.Conv2d_1a_3x3(x))))
-        x = net.maxpool2(net.Conv2d_4a_3x3(net.Conv2d_3b_1x1(x)))
+        net = self.network
+        x = net.maxpool2(net.Conv2d_4a_3x3(net.Conv2d_3b_1x1(self.stem(images))))
         for block in (net.Mixed_5b, net.Mixed_5c, net.Mixed_5d):
             x = _mixed(block, x, _average(x))
         x = net.Mixed_6a(x)
@@ -90,6 +88,12 @@ class Inception(FrozenModule):
         x = _mixed(net.Mixed_7c, x, F.max_pool2d(x, 3, 1, 1))
         pooled = x.mean((2, 3))
         return InceptionOutput(pooled, spatial, pooled @ net.fc.weight.T)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """(b, 64, 73, 73): the first convolutions; their average over positions is torch-fidelity's feature "64"."""
+        net = self.network
+        x = (resize_tf1(images.to(net.fc.weight.dtype), SIZE) - 128) / 128
+        return net.maxpool1(net.Conv2d_2b_3x3(net.Conv2d_2a_3x3(net.Conv2d_1a_3x3(x))))
 
     @property
     def bias(self) -> Tensor:
