@@ -19,7 +19,7 @@ def save_random_inception(path: Path) -> Path:
             weights[name] = torch.tensor(0)
             continue
         values = torch.empty(tensor.shape).normal_(generator=random)
-        if name.endswith("running_var") or name.endswith("bn.weight"):
+        if name.endswith(("running_var", "bn.weight")):
             values = 1 + 0.2 * values.clamp(-2, 2)
         elif tensor.ndim == 1:
             values *= 0.1

@@ -214,27 +214,16 @@ def test_evaluate_writes_and_prints_the_numbers(
     text = output(capsys, "evaluate", "tokenizer", str(run), *options)
     assert text.splitlines()[-1] == str(run / "eval.json")
     numbers = json.loads((run / "eval.json").read_text())
-    assert set(numbers) == {
-        *(
-            "checkpoint",
-            "data",
-            "precision",
-            "size",
-            "images",
-            "unreadable",
-            "psnr",
-            "psnr_pooled",
-            "ssim",
-            "perceptual",
-        ),
-        *("frechet_efficientnet", "factors"),
-    }
+    assert {"subject", "checkpoint", "data", "images", "unreadable", "metrics", "factors", "protocol"} < set(numbers)
+    assert {"psnr", "psnr_pooled", "ssim", "perceptual", "frechet", "kernel_distance", "bits_per_position"} < set(
+        numbers["metrics"]
+    )
     assert (numbers["checkpoint"], numbers["data"]) == (str(run), str(pictures))
-    assert (numbers["size"], numbers["images"], numbers["unreadable"]) == (32, 6, 0)
+    assert (numbers["protocol"]["size"], numbers["images"], numbers["unreadable"]) == (32, 6, 0)
     names = [factor.name for factor in schema.load(TokenizerRunConfig, run / "config.json").model.factors]
     assert list(numbers["factors"]) == names
     assert {"usage", "perplexity", "bits"} <= set(numbers["factors"]["visual"])
-    assert f"{numbers['psnr']:.2f} dB" in text
+    assert f"{numbers['metrics']['psnr']:.2f} dB" in text
 
 
 @pytest.mark.parametrize("run", [1], indirect=True)

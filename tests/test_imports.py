@@ -40,6 +40,7 @@ LAYERS = (
         "fqgan.generator.step",
         "fqgan.tokenizer.fingerprint",
     ),
+    ("fqgan.evaluation",),
     (  # models and losses
         "fqgan.generator",
         "fqgan.generator.heads",

@@ -35,7 +35,7 @@ def images(count: int, size: int, seed: int, smooth: int = 1) -> Tensor:
     return (255 * torch.nn.functional.interpolate(coarse, size)).to(torch.uint8)
 
 
-def reference(weights: Path, *names: str):  # noqa: ANN201
+def reference(weights: Path, *names: str):
     return port.FeatureExtractorInceptionV3("reference", list(names), feature_extractor_weights_path=str(weights))
 
 
@@ -175,5 +175,5 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"other\.pth: these are no weights of FID's Inception"):
         load_inception(str(tmp_path / "other.pth"))
-    with pytest.raises(UserError, match="nowhere.pth does not exist"):
+    with pytest.raises(UserError, match=r"nowhere\.pth does not exist"):
         load_inception(str(tmp_path / "nowhere.pth"))

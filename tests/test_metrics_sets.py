@@ -20,7 +20,6 @@ def cloud(count: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) + shift
 
 
-
 # --- features that are kept
 
 
@@ -90,7 +89,7 @@ def test_the_score_takes_an_incomplete_last_chunk_and_does_not_depend_on_batches
 # --- Frechet distance
 
 
-def gaussian(features: Tensor):  # noqa: ANN201
+def gaussian(features: Tensor):
     statistics = FeatureStatistics(features.shape[1])
     statistics.update(features)
     return statistics.compute()

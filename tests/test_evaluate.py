@@ -1,0 +1,387 @@
+"""`fqgan evaluate samples`, `statistics`, `generator` and `compare`: the numbers, the protocol, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import generators
+import numpy as np
+import pytest
+import torch
+from inception_weights import save_random_inception
+from PIL import Image
+from runs import TWO_RANKS, finish, start
+
+import fqgan
+from fqgan.cli import main
+from fqgan.data.fingerprint import content_sha256
+from fqgan.data.images import open_source
+from fqgan.data.npz import NpzSource
+from fqgan.engine.distributed import World
+from fqgan.errors import UserError
+from fqgan.evaluation.collect import FeatureCollector, Reading, collect
+from fqgan.evaluation.scores import set_scores
+from fqgan.evaluation.sets import open_set
+from fqgan.evaluation.statistics import load_statistics
+from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.vision import inception
+from fqgan.vision.measuring import FeatureNetwork, Features, load_network
+
+Refused = Callable[..., str]
+FULL = ("--features", "efficientnet-lite0@32", "--workers", "0")
+# 40 dimensions: a Frechet distance in 1,280 takes seconds on one core
+FAST = ("--features", "efficientnet-lite0:stage3@32", "--workers", "0")
+
+
+def write_pictures(folder: Path, count: int, seed: int, size: int = 24, classes: int = 2) -> Path:
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        place = folder / f"class{i % classes}"
+        place.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((size, size), Image.Resampling.BICUBIC).save(place / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with two sets of pictures, and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FQGAN_CACHE", str(tmp_path / "cache"))
+    write_pictures(tmp_path / "real", 14, 0)
+    write_pictures(tmp_path / "fake", 12, 1)
+    return tmp_path
+
+
+def evaluated(*argv: object) -> dict[str, Any]:
+    assert main(["evaluate", *map(str, argv), "--out", "out.json"]) == 0
+    return json.loads(Path("out.json").read_text())
+
+
+def samples(*argv: object) -> dict[str, Any]:
+    return evaluated("samples", *argv, *FAST)
+
+
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
+
+
+@pytest.fixture
+def genuine(random_inception: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Random weights that pass for FID's."""
+    monkeypatch.setattr(inception, "SHA256", inception.file_sha256(random_inception)[:8])
+    return random_inception
+
+
+# --- networks
+
+
+def pixels_network(dim: int = 12) -> FeatureNetwork:
+    """Features that are exact whatever the batch: some pixels."""
+
+    def read(images: torch.Tensor) -> Features:
+        values = images.float().flatten(1)
+        return Features(values[:, :: values.shape[1] // dim][:, :dim], values[:, :3], values[:, :4] / 50)
+
+    options = {"weights": "none", "resize": "none", "genuine": False, "module": torch.nn.Identity(), "read": read}
+    return FeatureNetwork("pixels", dim, 3, 4, **options)
+
+
+def test_a_set_gives_the_same_numbers_for_any_batch_and_order(here: Path) -> None:
+    network, world = pixels_network(), World(0, 1, torch.device("cpu"))
+    real = collect(network, open_source("real"), Reading(24, 5, 0, 0, False, 99), world)[0]
+    source = open_source("fake")
+    whole = set_scores(real, collect(network, source, Reading(24, 12, 0, 0, False, 99), world)[0], network)
+    assert {"frechet", "frechet_half", "frechet_spatial", "score", "kernel_distance", "coverage"} <= set(whole)
+    for batch in (1, 5):
+        other = collect(network, source, Reading(24, batch, 0, 0, False, 99), world)[0]
+        assert set_scores(real, other, network) == pytest.approx(whole, rel=1e-7)
+    collector = FeatureCollector(network, range(len(source)), 99, "cpu")
+    for index in (7, 0, 11, 3, 5, 1, 2, 4, 6, 10, 8, 9):
+        image = torch.from_numpy(np.array(source.read(index)[0])).permute(2, 0, 1)
+        collector.update(image[None], torch.tensor([index]))
+    assert set_scores(real, collector.compute(), network) == pytest.approx(whole, rel=1e-7)
+
+
+def test_features_that_are_not_finite_stop_the_evaluation(here: Path) -> None:
+    network = pixels_network(3)
+    collector = FeatureCollector(network, range(4), 4, "cpu")
+    object.__setattr__(network, "read", lambda x: Features(torch.tensor([[1.0, torch.nan, 0.0]]), None, None))
+    collector.update(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.tensor([2]))
+    with pytest.raises(UserError, match="features of 1 of 4 pictures are not finite"):
+        collector.compute()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("inceptoin", "unknown features 'inceptoin'; did you mean 'inception'?"),
+        ("classifier:nowhere", "nowhere is no run or checkpoint of fqgan train-classifier"),
+        ("inception=", "unknown features 'inception='"),
+        ("timm:resnet18=nowhere.pth", "nowhere.pth does not exist"),
+    ],
+)
+def test_unknown_networks_are_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_network(name)
+    assert message in str(caught.value)
+
+
+# --- samples
+
+
+def test_samples_are_measured_and_the_protocol_is_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluated("samples", "real", "fake", *FULL)
+    printed = capsys.readouterr().out
+    assert "fake (12 images) against real (14 images) at 24 pixels" in printed
+    assert "Frechet distance (efficientnet-lite0@32, not FID)" in printed and " FID" not in printed.replace(
+        "not FID", ""
+    )
+    assert "warning: 12 samples: the Frechet distance is biased upwards" in printed
+    assert printed.splitlines()[-1] == "out.json"
+    assert result["metrics"]["frechet"] > 0 and set(result["metrics"]) >= {
+        *("frechet_half", "score", "kernel_distance_error", "precision", "recall", "density", "coverage"),
+    }
+    protocol = result["protocol"]
+    assert protocol["features"]["network"] == "efficientnet-lite0@32" and len(protocol["features"]["weights"]) == 64
+    assert protocol["size"] == 24 and "bicubic" in protocol["crop"]
+    assert protocol["samples"]["labels"] == {"classes": 2, "fewest": 6, "most": 6, "unlabelled": 0}
+    assert protocol["reference"]["count"] == 14
+    assert protocol["reference"]["content"] == f"sha256:{content_sha256(open_source('real'))}"
+    assert protocol["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_a_set_against_itself(here: Path) -> None:
+    numbers = samples("real", "real")["metrics"]
+    assert numbers["frechet"] < 1e-3 and numbers["precision"] == numbers["recall"] == numbers["coverage"] == 1
+
+
+def test_every_form_of_a_set_gives_the_same_numbers(here: Path) -> None:
+    """A folder, ADM's .npz of it (compressed or not), and statistics of it."""
+    expected = samples("real", "fake", "--npz", "fake.npz")["metrics"]
+    with np.load("fake.npz") as arrays:
+        assert arrays["arr_0"].shape == (12, 24, 24, 3) and arrays["arr_0"].dtype == np.uint8
+        assert arrays["arr_1"].tolist() == [0] * 6 + [1] * 6
+        np.savez_compressed("small.npz", **arrays)
+    for name in ("fake.npz", "small.npz"):
+        assert samples("real", name)["metrics"] == pytest.approx(expected, rel=1e-6)
+    assert main(["evaluate", "statistics", "real", *FAST, "--out", "real.safetensors"]) == 0
+    result = samples("real.safetensors", "fake")
+    assert result["metrics"] == pytest.approx(expected, rel=1e-6)
+    assert result["protocol"] == samples("real", "fake")["protocol"]
+
+
+def test_a_reference_is_kept_under_the_hash_of_its_content(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = samples("real", "fake")["metrics"]
+    (kept,) = (here / "cache" / "statistics").iterdir()
+    shutil.move("real", "elsewhere")
+    capsys.readouterr()
+    assert samples("elsewhere", "fake")["metrics"] == expected
+    assert f"from {kept}" in capsys.readouterr().out
+    write_pictures(Path("elsewhere"), 1, 9)  # another first picture
+    assert samples("elsewhere", "fake")["metrics"] != expected
+    assert len(list(kept.parent.iterdir())) == 2
+    kept.write_bytes(b"cut")  # a damaged one is made again
+    shutil.rmtree("elsewhere")
+    write_pictures(Path("real"), 14, 0)
+    assert samples("real", "fake")["metrics"] == pytest.approx(expected)
+    samples("real", "fake", "--no-cache")
+
+
+def test_only_fids_inception_gives_numbers_of_that_name(here: Path) -> None:
+    world, reading = World(0, 1, torch.device("cpu")), Reading(24, 5, 0, 0, False, 99)
+    names = {"fid", "fid_half", "sfid", "inception_score", "inception_score_std"}
+    for genuine in (False, True):
+        network = replace(pixels_network(), genuine=genuine)
+        real, fake = (collect(network, open_source(name), reading, world)[0] for name in ("real", "fake"))
+        assert (names < set(set_scores(real, fake, network))) == genuine
+
+
+@pytest.mark.slow
+def test_inception_gives_fid_sfid_and_inception_score(
+    here: Path, genuine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And statistics in ADM's form; under other weights the same numbers have other names."""
+    options = (f"inception={genuine}", "--workers", "0", "--limit", "6")
+    result = evaluated("samples", "real", "fake", "--features", *options)
+    names = {"fid", "fid_half", "sfid", "inception_score", "inception_score_std"}
+    assert names < set(result["metrics"]) and not any("frechet" in name for name in result["metrics"])
+    assert result["protocol"]["features"]["resize"] == "TensorFlow 1 bilinear to 299, not filtered"
+    assert main(["evaluate", "statistics", "real", "--out", "real.safetensors", "--features", *options]) == 0
+    kept, _ = load_statistics(Path("real.safetensors"))
+    assert kept.spatial is not None
+    arrays = {"mu": kept.pooled.mean, "sigma": kept.pooled.covariance}
+    arrays |= {"mu_s": kept.spatial.mean, "sigma_s": kept.spatial.covariance}
+    np.savez("adm.npz", **{name: tensor.numpy() for name, tensor in arrays.items()})
+    capsys.readouterr()
+    of_adm = evaluated("samples", "adm.npz", "fake", "--features", *options)
+    for name in names:
+        assert of_adm["metrics"][name] == pytest.approx(result["metrics"][name], rel=1e-6)
+    assert "no kernel distance, precision, recall" in capsys.readouterr().out
+    assert "precision" not in of_adm["metrics"]
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(here: Path, refused: Refused, random_inception: Path) -> None:
+    np.savez("mu.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    np.savez("nan.npz", mu=np.full(4, np.nan), sigma=np.eye(4))
+    np.savez("odd.npz", mu=np.zeros(4), sigma=np.eye(5))
+    np.savez("float.npz", arr_0=np.zeros((2, 8, 8, 3)))
+    np.savez("else.npz", weights=np.zeros(3))
+    Path("cut.npz").write_bytes(b"PK no")
+    Path("cut.safetensors").write_bytes(b"no")
+    write_pictures(Path("one"), 1, 3)
+    write_pictures(Path("small"), 6, 3, size=20)
+    assert main(["evaluate", "statistics", "real", *FAST, "--out", "real.safetensors"]) == 0
+    before = sorted(here.iterdir())
+
+    def line(*argv: object, fast: tuple[str, ...] = FAST) -> str:
+        return refused("evaluate", "samples", *argv, *fast, "--no-cache")
+
+    assert "mu.npz are of 2048-dimensional features, those of efficientnet-lite0:stage3@32 have 40" in line(
+        "mu.npz", "fake"
+    )
+    assert "--features inception" in line("mu.npz", "fake")
+    fast = ("--features", f"inception={random_inception}", "--workers", "0")
+    assert "mu and sigma in mu.npz are Inception's" in line("mu.npz", "fake", fast=fast)
+    assert "nan.npz: mu or sigma holds NaN" in line("nan.npz", "fake")
+    assert "mu and sigma must be (d,) and (d, d), got (4,) and (5, 5)" in line("odd.npz", "fake")
+    assert "arr_0 must be (n, H, W, 3) uint8, got (2, 8, 8, 3) float64" in line("float.npz", "fake")
+    assert "else.npz holds weights: arr_0, or mu and sigma, is needed" in line("else.npz", "fake")
+    assert "cut.npz is cut short or no .npz file" in line("cut.npz", "fake")
+    assert "cut.safetensors is damaged or holds no statistics" in line("cut.safetensors", "fake")
+    assert "at least two readable pictures" in line("real", "one")
+    assert "is 20x20 pixels, below the image size 24" in line("small", "fake")
+    assert "made in another way (size: 24, not 20)" in line("real.safetensors", "small")
+    other = ("--features", "efficientnet-lite0:stage3@48", "--workers", "0")
+    told = line("real.safetensors", "fake", fast=other)
+    assert "features.network: 'efficientnet-lite0:stage3@32', not 'efficientnet-lite0:stage3@48'" in told
+    assert "nowhere does not exist" in line("nowhere", "fake")
+    assert sorted(here.iterdir()) == before
+
+
+def test_broken_pictures_are_named_and_counted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("fake/class0/000.png").write_bytes(b"no picture")
+    result = samples("real", "fake", "--size", "24")
+    assert "warning: skipped: fake/class0/000.png is no picture" in capsys.readouterr().out
+    assert result["protocol"]["samples"]["count"] == 11 and result["protocol"]["samples"]["unreadable"] == 1
+
+
+def test_too_few_samples_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = samples("real", "fake", "--limit", "4")
+    told = capsys.readouterr().out
+    assert "no kernel distance, precision, recall, density and coverage: too few" in told
+    assert "span fewer than the 40 dimensions" in told and "precision" not in result["metrics"]
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_numbers_of_one(here: Path) -> None:
+    expected = samples("real", "fake")
+    argv = ["evaluate", "samples", "real", "fake", *FAST, "--no-cache", "--device", "cpu", "--out", "two.json"]
+    finish(start(argv, TWO_RANKS))
+    found = json.loads(Path("two.json").read_text())
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
+    assert found["protocol"]["samples"] == expected["protocol"]["samples"]
+
+
+# --- .npz
+
+
+def test_an_npz_is_mapped_and_read_by_index(here: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+    np.savez("a.npz", arr_0=pixels, arr_1=np.arange(5))
+    source = NpzSource(Path("a.npz"), "a")
+    assert isinstance(source._pixels, np.memmap)
+    for index in (4, 0):
+        image, label = source.read(index)
+        assert np.array_equal(np.asarray(image), pixels[index]) and label == index
+    np.savez("b.npz", arr_0=pixels, arr_1=np.arange(4))
+    with pytest.raises(UserError, match="arr_1 must be 5 whole numbers"):
+        NpzSource(Path("b.npz"), "b")
+    np.savez("c.npz", arr_0=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match="objects"):
+        NpzSource(Path("c.npz"), "c")
+
+
+# --- generator
+
+
+@pytest.fixture
+def generator(here: Path, tokenizer: FactorizedTokenizer) -> Path:
+    model = generators.tiny(codebook_sizes=(32, 16), grid=(8, 8), num_classes=3)
+    model.carry(tokenizer)
+    return fqgan.save_generator(model, here / "generator")
+
+
+def test_a_generator_is_measured_end_to_end(generator: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(here / "wide", 14, 0, size=32)
+    argv = ("generator", generator, "--data", "wide", "--num", 9, "--seed", 5, "--npz", *FAST)
+    result = evaluated(*argv)
+    side = result["protocol"]["samples"]
+    assert side["labels"] == {"classes": 3, "fewest": 3, "most": 3, "unlabelled": 0} and side["draw"] == "balanced"
+    assert side["seed"] == 5 and side["sampling"]["cfg_scale"] == [2.0] and side["precision"] == "float32"
+    assert (side["count"], result["protocol"]["size"]) == (9, 32)
+    folder = generator / "evaluation"
+    with np.load(folder / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (9, 32, 32, 3)
+    (folder / "000004.png").unlink()
+    capsys.readouterr()
+    assert evaluated(*argv)["metrics"] == pytest.approx(result["metrics"])
+    assert "9 pictures of 3 classes" in capsys.readouterr().out
+    # the same pictures, as a folder: the grid beside them is no sample
+    assert len(open_set(str(folder)).source or ()) == 9
+    assert samples("wide", folder)["metrics"] == pytest.approx(result["metrics"])
+
+
+def test_uniform_labels_are_drawn_by_the_seed(generator: Path, here: Path) -> None:
+    write_pictures(here / "wide", 8, 0, size=32)
+    argv = ("generator", generator, "--data", "wide", "--num", 12, "--labels", "uniform", *FAST)
+    result = evaluated(*argv, "--samples", "first")
+    rows = json.loads(Path("first/samples.json").read_text())["pictures"]
+    assert [row["label"] for row in rows] == np.random.default_rng(0).choice(3, 12).tolist()
+    assert result["protocol"]["samples"]["draw"] == "uniform"
+
+
+def test_an_unfinished_folder_of_samples_is_refused(generator: Path, here: Path, refused: Refused) -> None:
+    evaluated("generator", generator, "--data", "real", "--num", 6, "--size", 24, *FAST, "--samples", "made")
+    manifest = json.loads(Path("made/samples.json").read_text())
+    Path("made/samples.json").write_text(json.dumps({**manifest, "complete": False}))
+    assert "made is not finished" in refused("evaluate", "samples", "real", "made", *FAST)
+
+
+# --- compare
+
+
+def test_compare_shows_both_and_refuses_two_protocols(
+    here: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples("real", "fake")
+    Path("out.json").rename("a.json")
+    samples("real", "fake", "--limit", "10")
+    Path("out.json").rename("b.json")
+    assert main(["evaluate", "compare", "a.json", "a.json"]) == 0
+    shown = capsys.readouterr().out
+    assert "the same protocol" in shown and "frechet" in shown
+    line = refused("evaluate", "compare", "a.json", "b.json")
+    assert "not the same protocol, so these numbers do not compare" in line
+    assert "samples.count: 12 against 10" in line and "versions" not in line
+    assert main(["evaluate", "compare", "a.json", "b.json", "--allow", "samples", "reference"]) == 0
+    assert "the same protocol but for samples, reference" in capsys.readouterr().out
+    assert "no such entry" in refused("evaluate", "compare", "a.json", "b.json", "--allow", "sample")
+    changed = json.loads(Path("a.json").read_text())
+    changed["protocol"]["versions"]["torch"] = "1.0"
+    changed["protocol"]["features"]["weights"] = "0" * 64
+    Path("c.json").write_text(json.dumps(changed))
+    line = refused("evaluate", "compare", "a.json", "c.json")
+    assert "features.weights: " in line and "versions.torch: " in line
+
+
+def test_compare_wants_results(here: Path, refused: Refused) -> None:
+    Path("no.json").write_text("{}")
+    assert "no.json is no result of fqgan evaluate: it has no metrics" in refused("evaluate", "compare", "no.json", "x")
+    assert "eval.json does not exist" in refused("evaluate", "compare", "real", "x")
