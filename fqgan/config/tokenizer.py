@@ -99,6 +99,8 @@ class TokenizerConfig:
         """Raise `UserError` for an architecture that cannot be built."""
         if not self.factors or not self.channel_multipliers:
             raise UserError("model.factors and model.channel_multipliers need at least one entry each")
+        if len(self.factors) > 100:
+            raise UserError(f"model.factors has {len(self.factors)} entries, at most 100 make sense")
         check_ranges(self, "model.")
         if self.image_size % self.downsampling:
             raise UserError(

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
-import pickletools
-import re
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from torch import Tensor
 from fqgan.engine.checkpoint import load_tensors
 from fqgan.errors import UserError
 from fqgan.files import replacing
+from fqgan.pickles import load_pickle
 
 WRAPPERS = ("_orig_mod.", "module.")
 """What torch.compile and DDP put in front of names."""
@@ -42,7 +39,7 @@ def read(path: Path) -> ReleasedFile:
     """
     if path.suffix == ".safetensors":
         return ReleasedFile({"raw": _clean(load_tensors(path), str(path))})
-    content = _unpickled(path)
+    content = load_pickle(path, argparse.Namespace)
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
         content = {"model": content}
     if not isinstance(content, dict) or not {"model", "ema"} & set(content):
@@ -81,51 +78,6 @@ def _own(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu()
     alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _unpickled(path: Path) -> Any:
-    """What torch.save wrote."""
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a foreign pickle is refused in one line of ours
-        try:
-            try:
-                return torch.load(path, mmap=True, **options)
-            except RuntimeError as error:
-                if "mmap can only be used" not in str(error):
-                    raise
-                return torch.load(path, **options)  # the format before torch 1.6 cannot be mapped
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-        except Exception as error:  # damaged files fail in many ways: pickle, zip, runtime, key and end-of-file errors
-            if isinstance(error, pickle.UnpicklingError) and (name := _foreign_class(error, path)):
-                raise UserError(
-                    f"{path} asks for {name} when it is opened: refused, as that can run code. Only tensors, plain "
-                    "data and argparse.Namespace are taken"
-                ) from None
-            why = " ".join(str(error).split(". ")[0].split())[:120] or type(error).__name__
-            why = "no zip archive, no pickle" if isinstance(error, pickle.UnpicklingError | KeyError) else why
-            raise UserError(f"{path} is truncated or no file of torch weights ({why})") from None
-
-
-def _foreign_class(error: Exception, path: Path) -> str:
-    """What a pickle asks for by name and the safe loader does not give; empty if it says no such thing."""
-    if found := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error)):
-        return found[1]
-    # a protocol that the loader does not read at all: the names are in the pickle's text
-    strings: list[str] = []
-    try:
-        with path.open("rb") as file:
-            for code, value, _ in pickletools.genops(file):
-                if code.name in ("GLOBAL", "STACK_GLOBAL"):
-                    name = ".".join(value.split()) if value else ".".join(strings[-2:])
-                    if name.split(".")[0] not in ("torch", "collections", "argparse"):
-                        return name
-                elif isinstance(value, str):
-                    strings.append(value)
-    except ValueError:  # the end of what is a pickle
-        pass
-    return ""
 
 
 def _clean(tensors: Any, where: str) -> dict[str, Tensor]:

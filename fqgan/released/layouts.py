@@ -143,7 +143,9 @@ def arguments_of(config: Config) -> dict[str, int]:
 
 
 def _pairs(config: Config, names: Iterable[str]) -> list[Pair]:
-    return tokenizer_pairs(names, len(config.factors)) if isinstance(config, TokenizerConfig) else generator_pairs(names)
+    return (
+        tokenizer_pairs(names, len(config.factors)) if isinstance(config, TokenizerConfig) else generator_pairs(names)
+    )
 
 
 def _tokenizer(shapes: _Shapes, args: Mapping[str, Any]) -> TokenizerConfig:
@@ -186,9 +188,7 @@ def _factor(names: FactorNames, name: str, codebook: tuple[int, ...], shapes: _S
     return replace(factor, teacher=_TEACHERS.get(dim, "unknown"), teacher_dim=dim)
 
 
-def _image_size(
-    shapes: _Shapes, factors: tuple[FactorNames, ...], downsampling: int, args: Mapping[str, Any]
-) -> int:
+def _image_size(shapes: _Shapes, factors: tuple[FactorNames, ...], downsampling: int, args: Mapping[str, Any]) -> int:
     """Pixels a side, from the positional table if there is one."""
     table = f"encoder.{factors[0].adapter}.positional_embedding"
     if not factors[0].adapter:

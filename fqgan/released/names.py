@@ -121,7 +121,9 @@ def generator_pairs(names: Iterable[str]) -> list[Pair]:
 def _of_tokenizer(name: str, factors: Sequence[FactorNames], last_level: int) -> str:
     if found := re.match(r"branches\.(\d+)\.(\w+)\.(.*)", name):
         names, part, rest = factors[int(found[1])], found[2], found[3]
-        return _PARTS[part].format(names=names, rest=_renamed(rest, _TRANSFORMER) if part in ("adapter", "head") else rest)
+        return _PARTS[part].format(
+            names=names, rest=_renamed(rest, _TRANSFORMER) if part in ("adapter", "head") else rest
+        )
     if found := re.match(r"(en|de)coder\.levels\.(\d+)\.(\d+)\.(\w+)(.*)", name):
         name = _in_level(found[1], int(found[2]), int(found[3]), found[4], found[5], last_level)
     return _renamed(name, _CONVOLUTIONAL)
