@@ -37,7 +37,8 @@ def model_card(
         *about(config, facts),  # pyright: ignore[reportArgumentType]
         *_measured(scores),
         f"{parameters:,} parameters. Fingerprint `{facts['fingerprint']}`."
-        + (f" Made from {facts['origin']}." if facts.get("origin") else ""),
+        + (f" {facts['steps']:,} training steps." if facts.get("steps") else "")
+        + (f" Converted from {facts['origin']}." if facts.get("origin") else ""),
     ]
     return "\n\n".join(parts) + "\n"
 

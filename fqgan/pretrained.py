@@ -29,8 +29,8 @@ class Pretrained(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        self.origin = ""
-        """Where the weights are from, for the model card."""
+        self.provenance: Mapping[str, Any] = {}
+        """Where the weights are from: `origin` and `steps`, where that is known."""
         self.scores: Mapping[str, Any] = {}
         """What was measured, as eval.json has it."""
 
@@ -49,7 +49,7 @@ class Pretrained(nn.Module):
     ) -> Self:
         """The model at a path or address, in eval mode; `fqgan.load_tokenizer` and `fqgan.load_generator` say more."""
         source = find(path, cls.kind)
-        model = cls._loaded(source, weights, device).set_precision(precision)
+        model = cls.of_source(source, weights, device).set_precision(precision)
         model._adopt(source, device=device, precision=precision, **options)
         return model
 
@@ -96,7 +96,7 @@ class Pretrained(nn.Module):
             return hub.upload(Path(folder), repository, message, private=private, revision=revision, token=token)
 
     @classmethod
-    def _loaded(cls, source: Source, weights: str, device: str | torch.device) -> Self:
+    def of_source(cls, source: Source, weights: str = "auto", device: str | torch.device = "cpu") -> Self:
         """The model with the weights of a source, which it maps where it can: nothing is copied on a CPU."""
         with torch.device("meta"):
             model = cls(source.config)
@@ -108,12 +108,12 @@ class Pretrained(nn.Module):
 
     def _adopt(self, source: Source, *, device: str | torch.device, precision: str, **options: Any) -> None:
         """Take what a source says beside the weights."""
-        self.origin = source.facts.get("origin", "")
+        self.provenance = source.provenance
         self.scores = shared_scores(source.scores)
 
     def _facts(self) -> dict[str, Any]:
         """What config.json says beside the architecture, JSON-ready."""
-        return {"origin": self.origin} if self.origin else {}
+        return dict(self.provenance)
 
 
 def shared_scores(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,14 @@ class Source:
     carried: Path | None = None
     """The tokenizer that comes with a generator."""
     discriminator: Callable[[], dict[str, Tensor]] | None = None
+    trained: bool = False
+    """Whether it is a checkpoint of a run."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """`origin` and `steps`, where they are known."""
+        known = {"origin": self.facts.get("origin"), "steps": self.facts.get("steps", self.facts.get("step"))}
+        return {name: value for name, value in known.items() if value}
 
     def choose(self, weights: str = "auto") -> str:
         """Which weights `auto` (the moving average where there is one), `ema` or `raw` stands for; `UserError` where
@@ -134,6 +142,7 @@ def _folder(path: Path, wanted: Kind | None) -> Source:
         scores=_scores(home / "eval.json"),
         carried=_carried(path) if kind == "generator" else None,
         discriminator=(lambda: checkpoint.load_tensors(discriminator)) if discriminator.exists() else None,
+        trained=trained,
     )
 
 

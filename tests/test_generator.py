@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from generators import TINY, tiny
-from released import fill_far
+from released import model_of, tensors
 from torch import Tensor
 
 from fqgan.config import GeneratorConfig
@@ -31,10 +31,8 @@ def inputs(config: GeneratorConfig, b: int = 2) -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def released() -> FAR:
     """FAR-Base for two factors, as the released one; half a minute, so once."""
-    with torch.device("meta"):
-        model = FAR(GeneratorConfig((16384, 16384), (16, 16), 1000, legacy=True))
-    model.to_empty(device="cpu").eval()
-    fill_far(model)
+    model = model_of(tensors("far_dual_B"))
+    assert isinstance(model, FAR)
     return model
 
 

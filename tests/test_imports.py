@@ -59,6 +59,7 @@ LAYERS = (
         "fqgan.tokenizer.evaluation",
         "fqgan.tokenizer.extraction",
         "fqgan.tokenizer.speed",
+        "fqgan.tokenizer.start",
         "fqgan.tokenizer.pictures",
         "fqgan.tokenizer.training",
     ),
