@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,9 @@ def fetch(text: str) -> Path:
         others = [name for name in sorted(files) if name.endswith((".pt", ".pth", ".safetensors"))]
         hint = f"; name one of its files: {PREFIX}{address.repository}/{others[0]}" if others else ""
         raise UserError(f"{address} has no {' and no '.join(missing)}{hint}")
+    wanted = [name for name in files if any(fnmatch(name, pattern) for pattern in _FILES)]
+    if known and info.sha in known.parts and (address.file or all((known / name).is_file() for name in wanted)):
+        return known
     try:
         return get()
     except Exception as error:

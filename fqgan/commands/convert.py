@@ -52,9 +52,10 @@ def main(argv: list[str]) -> None:
     options = {"tokenizer": arguments.tokenizer} if arguments.tokenizer else {}
     cls = FAR if source.kind == "generator" else FactorizedTokenizer
     model = cls.from_pretrained(source.path, weights=arguments.weights, **options)
+    k = model.num_factors if isinstance(model, FactorizedTokenizer) else model.config.num_factors
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{arguments.source}: {source.kind} of {model.num_factors} factor(s), {parameters:,} parameters, "
+        f"{arguments.source}: {source.kind} of {k} factor(s), {parameters:,} parameters, "
         f"{source.choose(arguments.weights)} weights, fingerprint {model.fingerprint()}",
         flush=True,
     )
