@@ -157,6 +157,24 @@ def test_another_process_has_the_same_codes(tokenizer: FactorizedTokenizer, tmp_
     assert torch.equal(torch.load(tmp_path / "codes.pt"), tokenizer.encode(images()))
 
 
+@pytest.mark.parametrize("place", ["released.pt", "hf:org/name"])
+def test_numbers_of_what_is_no_folder_need_a_place(
+    place: str, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the whole evaluation the numbers were lost."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "released.pt", small())
+    line = refused("evaluate", "tokenizer", place, "--data", "photos")
+    assert f"--out is missing: {place} is no folder" in line
+
+
+def test_others_may_read_what_is_written(tokenizer: FactorizedTokenizer, tmp_path: Path) -> None:
+    """safetensors makes files that their owner alone may read, which a colleague met as a missing model."""
+    tokenizer.save_pretrained(tmp_path / "saved")
+    modes = {path.name: oct(path.stat().st_mode) for path in (tmp_path / "saved").iterdir()}
+    assert len(set(modes.values())) == 1, modes
+
+
 def test_a_generators_folder_is_whole(tmp_path: Path) -> None:
     model = tiny_generator(codebook_sizes=(64, 32), grid=(16, 16))
     model.label_names = ("a", "b")
