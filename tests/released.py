@@ -6,19 +6,21 @@ computed in float32 on a CPU.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import zlib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fqgan.config import FactorConfig, GeneratorConfig, TokenizerConfig
 from fqgan.generator.model import FAR
-from fqgan.released.layouts import recognise, to_ours, to_released
+from fqgan.released.layouts import to_released
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -71,13 +73,11 @@ def small(config: TokenizerConfig | GeneratorConfig = SMALL) -> dict[str, Tensor
     return {name: _tensor(name, tuple(tensor.shape)) for name, tensor in shapes.items()}
 
 
-def model_of(content: dict[str, Tensor]) -> nn.Module:
-    """Our model with a file's tensors."""
-    config = recognise(content, {}, "the file")
-    with torch.device("meta"):
-        model = _class(config)(config)
-    model.load_state_dict(to_ours(content, config, model.state_dict(), "the file"), assign=True)
-    return model.eval()
+def write(path: Path, model: dict[str, Tensor], **entries: Any) -> Path:
+    """A file as training left it."""
+    args = argparse.Namespace(vq_model="VQ-16", image_size=256, lr=2e-4)
+    torch.save({"model": model, "optimizer": {"state": {}}, "steps": 7, "args": args, **entries}, path)
+    return path
 
 
 def _class(config: TokenizerConfig | GeneratorConfig) -> type[FactorizedTokenizer] | type[FAR]:

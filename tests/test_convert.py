@@ -14,10 +14,9 @@ import pytest
 import torch
 from generators import tiny as tiny_generator
 from huggingface_hub import ModelCard
-from released import SMALL, keys, small
+from released import SMALL, keys, small, write
 from runs import lines
 from safetensors.torch import load_file
-from test_released import write
 from torch import Tensor
 
 import fqgan

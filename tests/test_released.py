@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from released import GOLDEN, SMALL, keys, reference_images, small, tensors
+from released import GOLDEN, SMALL, keys, reference_images, small, tensors, write
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,13 +36,6 @@ PRESETS = {
     "llamagen_ds8": "vqgan-ds8",
 }
 Refused = Callable[..., str]
-
-
-def write(path: Path, model: dict[str, Tensor], **entries: Any) -> Path:
-    """A file as training left it."""
-    args = argparse.Namespace(vq_model="VQ-16", image_size=256, lr=2e-4)
-    torch.save({"model": model, "optimizer": {"state": {}}, "steps": 7, "args": args, **entries}, path)
-    return path
 
 
 @pytest.mark.slow
