@@ -225,7 +225,10 @@ def test_a_released_file_is_tuned_and_the_run_resumes(
 ) -> None:
     train_tokenizer(tuning, tmp_path / "straight")
     printed = capsys.readouterr().out
-    assert "released.pt, raw weights" in printed and "its discriminator goes on, too" in printed
+    assert (
+        "released.pt, raw weights; no feature-prediction head for semantic" in printed
+        and "its discriminator goes on, too" in printed
+    )
     train_tokenizer(child(tuning, train={"steps": 1}), tmp_path / "run")
     capsys.readouterr()
     (tmp_path / "released.pt").unlink()  # a resumed run has no need of it
@@ -268,7 +271,7 @@ def test_heads_of_another_teacher_and_other_discriminators_start_afresh(tmp_path
     path = str(write(tmp_path / "released.pt", small(), discriminator=patchgan(32)))
     other = replace(SMALL, factors=(SMALL.factors[0], replace(SMALL.factors[1], teacher_dim=24)))
     start = Start.of(path, other)
-    assert start.summary.endswith("raw weights; new feature-prediction heads: semantic")
+    assert start.summary.endswith("raw weights; a new feature-prediction head for semantic")
     model = FactorizedTokenizer(other)
     head = {name: tensor.clone() for name, tensor in model.branches[1].head.state_dict().items()}  # pyright: ignore
     start.start(model)

@@ -38,19 +38,18 @@ class Start:
         tensors = dict(FactorizedTokenizer.of_source(source).state_dict())
         with torch.device("meta"):
             model = FactorizedTokenizer(config)
-        own, fresh = model.state_dict(), []
+        own, heads = model.state_dict(), ""
         for i, factor in enumerate(config.factors):
             prefix = f"branches.{i}.head."
             if _shapes(own, prefix) == _shapes(tensors, prefix):
                 continue
             for name in [name for name in tensors if name.startswith(prefix)]:
                 del tensors[name]
-            fresh.append(factor.name)
+            heads += f"; {'a new' if factor.teacher else 'no'} feature-prediction head for {factor.name}"
             # stands in for what stays at random: the rest must fit
             tensors |= {name: tensor for name, tensor in own.items() if name.startswith(prefix)}
         check_fit(model, tensors, f"--init {path}")
         tensors = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
-        heads = f"; new feature-prediction heads: {', '.join(fresh)}" if fresh else ""
         summary = f"starting from {path}, {source.choose()} weights{heads}"
         return cls(summary, tensors, source.discriminator() if source.discriminator else {})
 
