@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from generators import TINY, tiny
-from released import fill_far
+from released import tensors, write
 from torch import Tensor
 
+import fqgan
 from fqgan.config import GeneratorConfig
 from fqgan.errors import UserError
 from fqgan.generator.cross_entropy import linear_cross_entropy
@@ -29,13 +30,9 @@ def inputs(config: GeneratorConfig, b: int = 2) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def released() -> FAR:
-    """FAR-Base for two factors, as the released one; half a minute, so once."""
-    with torch.device("meta"):
-        model = FAR(GeneratorConfig((16384, 16384), (16, 16), 1000, legacy=True))
-    model.to_empty(device="cpu").eval()
-    fill_far(model)
-    return model
+def released(tmp_path_factory: pytest.TempPathFactory) -> FAR:
+    """FAR-Base for two factors, from a file as the released one; half a minute, so once."""
+    return fqgan.load_generator(write(tmp_path_factory.mktemp("released") / "far.pt", tensors("far_dual_B")))
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ class Arguments:
     """Options of the command."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A run folder, one of its checkpoints, or an exported tokenizer."""
+    """A run folder, one of its checkpoints, an exported tokenizer, a released file, or hf:org/name."""
     data: str
     """Images: `photos` (held-out regions), `cifar10` (test split), a folder, parquet files or tars."""
     out: Path = Path()
@@ -62,6 +62,8 @@ def main(argv: list[str]) -> None:
     at_least(0, size=arguments.size, limit=arguments.limit, workers=arguments.workers)
     if arguments.out != Path():
         check_output(arguments.out, folder=False)
+    elif arguments.checkpoint.is_file() or str(arguments.checkpoint).startswith("hf:"):
+        raise UserError(f"--out is missing: {arguments.checkpoint} is no folder that eval.json could be written into")
     numbers = evaluate(arguments)
     print(table(numbers))
     print(_write(numbers, arguments))
