@@ -19,6 +19,10 @@ COMMANDS = {
     "reconstruct": ("fqgan.commands.reconstruct", "pictures through a tokenizer and back, each factor alone"),
     "extract": ("fqgan.commands.extract", "a set of images as codes in a token store, for a generator's training"),
     "generate": ("fqgan.commands.generate", "pictures by class from a generator"),
+    "convert": (
+        "fqgan.commands.convert",
+        "released files to folders with a model card and back; runs to such folders",
+    ),
     "data": ("fqgan.commands.data", "what is in a set of images; pack one into resized parquet shards"),
     "evaluate": (
         "fqgan.commands.evaluate",

@@ -1,4 +1,4 @@
-"""The exceptions that stand for a user's mistake."""
+"""The exceptions that stand for a user's mistake, and what others say in one line."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,8 @@ class UserError(ValueError):
 
 class UnreadableError(UserError):
     """One picture is broken. Loaders go on without it; elsewhere it is an error as any other."""
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library says is wrong, without line breaks and cut at 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,6 +56,22 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     except BaseException:
         _remove(temporary)
+        raise
+
+
+@contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which must not exist, or be empty. What is written there becomes `path` at the
+    end; after an error it is removed."""
+    temporary = path.with_name(f".{path.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    make_folder(temporary)
+    try:
+        with writing(path):
+            yield temporary
+            temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from fqgan.errors import UserError
 
 FORMAT_VERSION = 1
+_LONGEST = 2**26  # bytes of a JSON file
 T = TypeVar("T")
 
 
@@ -105,10 +106,12 @@ def load(cls: type[T], path: Path) -> T:
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; `UserError` when it is missing or broken."""
     try:
+        if (size := path.stat().st_size) > _LONGEST:
+            raise UserError(f"{path} has {size:,} bytes: no JSON file of fqgan")
         data = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no readable JSON file: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no JSON object")

@@ -1,70 +1,46 @@
-"""The released checkpoints' tensor names in ours, and the recipe that fills a model from names.
+"""Files of the released layouts: the recipe that fills their tensors from the names, and smaller models' files.
 
-Provenance of the names, the recipe and the numbers in golden/: facts of the released FQGAN and LlamaGen tokenizer
-files, computed in float32 on a CPU.
+Provenance of the names, the recipe and the numbers in golden/: facts of the released FQGAN, FAR and LlamaGen files,
+computed in float32 on a CPU.
 """
 
 from __future__ import annotations
 
-import re
+import argparse
+import gzip
+import json
 import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fqgan.config import FactorConfig, GeneratorConfig, TokenizerConfig
 from fqgan.generator.model import FAR
+from fqgan.released.layouts import to_released
 from fqgan.tokenizer.model import FactorizedTokenizer
 
-# per factor: name of adapter, of norm/conv, of quantizer/projection, of the feature head
-DUAL = (("visual_head.0", "_vis", "_vis", ""), ("semantic_head.0", "_sem", "_sem", "feat_pred_head"))
-TRIPLE = (
-    ("visual_head.0", "_vis", "_vis", ""),
-    ("semantic_head_mid.0", "_sem_mid", "_sem_mid", "mid_sem_feat_pred"),
-    ("semantic_head_high.0", "_sem_high", "_sem_high", "high_sem_feat_pred"),
+GOLDEN = Path(__file__).parent / "golden"
+UNFILLED = (".codebook_used", ".running_mean", ".running_var", ".num_batches_tracked")
+
+SMALL = TokenizerConfig(
+    image_size=32,
+    channels=32,
+    channel_multipliers=(1, 2),
+    res_blocks=1,
+    z_channels=32,
+    factors=(FactorConfig("visual", 64, 4, 1), FactorConfig("semantic", 32, 4, 2, "unknown", 16)),
 )
-SINGLE = (("", "", "", ""),)
-
-_BLOCKS = [
-    (r"positions\.table", "positional_embedding"),
-    (r"norm_in", "ln_pre"),
-    (r"norm_out", "ln_post"),
-    (r"blocks\.", "transformer."),
-    (r"attention_norm", "ln_1"),
-    (r"mlp_norm", "ln_2"),
-    (r"qkv\.", "attn.in_proj_"),
-    (r"attention_out", "attn.out_proj"),
-    (r"mlp_in", "mlp.c_fc"),
-    (r"mlp_out", "mlp.c_proj"),
-    (r"class_token", "class_embedding"),
-]
+"""A dual tokenizer that the released layout can express, with some hundred thousand weights."""
 
 
-def released_name(name: str, factors: tuple[tuple[str, str, str, str], ...], last_level: str) -> str:
-    """The released name of one of our tensors; `last_level` is the encoder's lowest: 4 at 16x, 3 at 8x."""
-    if match := re.match(r"branches\.(\d+)\.(\w+)\.?(.*)", name):
-        adapter, suffix, quant, head = factors[int(match[1])]
-        part, rest = match[2], match[3]
-        if part in ("adapter", "head"):
-            for ours, theirs in _BLOCKS:
-                rest = re.sub(ours, theirs, rest)
-            return f"encoder.{adapter}.{rest}" if part == "adapter" else f"{head}.{rest}"
-        if part == "quantizer":
-            return f"quantize{quant}.embedding.weight"
-        return {"norm": f"encoder.norm_out{suffix}", "conv": f"encoder.conv_out{suffix}"}.get(
-            part, f"quant_conv{quant}"
-        ) + f".{rest}"
-    name = name.replace("post_quant.", "post_quant_conv.").replace(".middle.", ".mid.")
-    name = name.replace(".shortcut.", ".nin_shortcut.")
-    if match := re.match(r"(encoder|decoder)\.levels\.(\d+)\.(\d+)\.(.*)", name):
-        side, level, index, rest = match[1], match[2], int(match[3]), match[4]
-        if rest.startswith("conv."):
-            return f"{side}.conv_blocks.{level}.{'downsample' if side == 'encoder' else 'upsample'}.{rest}"
-        lowest = level == ("0" if side == "decoder" else last_level)
-        kind = "res" if re.match(r"(norm[12]|conv[12]|nin_shortcut)\.", rest) else "attn"
-        number = index // 2 if lowest or kind == "attn" else index
-        name = f"{side}.conv_blocks.{level}.{kind}.{number}.{rest}"
-    return re.sub(r"(mid\.1|attn\.\d)\.out\.", r"\1.proj_out.", name)
+@cache
+def keys() -> dict[str, dict[str, list[int]]]:
+    """Layout -> tensor name -> shape."""
+    return json.loads(gzip.decompress((GOLDEN / "released_keys.json.gz").read_bytes()))
 
 
 def filled(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -80,53 +56,32 @@ def filled(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(x.astype(np.float32))
 
 
-@torch.no_grad()
-def fill(model: FactorizedTokenizer, factors: tuple[tuple[str, str, str, str], ...], last_level: str) -> None:
-    """Fill a tokenizer by the recipe, through the released names."""
-    for name, tensor in model.named_parameters():
-        if name.endswith("class_position"):
-            continue
-        target = released_name(name, factors, last_level)
-        if name.endswith("head.positions.table"):
-            # the released table holds the class token's position first
-            whole = filled(target, (tensor.shape[0] + 1, tensor.shape[1]))
-            tensor.copy_(whole[1:])
-            model.get_parameter(name.replace("positions.table", "class_position")).copy_(whole[:1])
-        else:
-            tensor.copy_(filled(target, tuple(tensor.shape)))
+def tensors(layout: str) -> dict[str, Tensor]:
+    """All tensors of a layout, filled by the recipe."""
+    return {name: _tensor(name, tuple(shape)) for name, shape in keys()[layout].items()}
 
 
-_FAR = [
-    (r"class_embedding\.", "cls_embedding.embedding_table."),
-    (r"code_embeddings\.(\d+)", r"tok_embeddings_<\1>"),
-    (r"aggregate\.", "aggregation_layer."),
-    (r"head\.outputs\.(\d+)", r"output_<\1>"),
-    (r"head\.norm", "norm"),
-    (r"head\.blocks\.", "ar_head."),
-    (r"^blocks\.", "layers."),
-    (r"attention\.(qkv)", "attention.wqkv"),
-    (r"attention\.out", "attention.wo"),
-    (r"mlp_norm", "ffn_norm"),
-    (r"\.down\.", ".feed_forward.w2."),
-    (r"<(\d)>", lambda match: str(int(match[1]) + 1)),
-]
+def _tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+    if not name.endswith(UNFILLED):
+        return filled(name, shape)
+    return torch.ones(shape) if name.endswith(".running_var") else torch.zeros(shape)
 
 
-@torch.no_grad()
-def fill_far(model: FAR) -> None:
-    """Fill a generator by the recipe, through the released names; SwiGLU's two halves have one each."""
-    for name, tensor in model.named_parameters():
-        target = name
-        for ours, theirs in _FAR:
-            target = re.sub(ours, theirs, target)
-        halves = {target: tensor}
-        if "gate_up" in name:
-            halves = {
-                target.replace("gate_up", f"feed_forward.{w}"): x
-                for w, x in zip(("w1", "w3"), tensor.chunk(2), strict=True)
-            }
-        for half, part in halves.items():
-            part.copy_(filled(half, tuple(part.shape)))
+def small(config: TokenizerConfig | GeneratorConfig = SMALL) -> dict[str, Tensor]:
+    """The released tensors of another model than the released ones, filled by the recipe."""
+    shapes = to_released(_class(config)(config).state_dict(), config)
+    return {name: _tensor(name, tuple(tensor.shape)) for name, tensor in shapes.items()}
+
+
+def write(path: Path, model: dict[str, Tensor], **entries: Any) -> Path:
+    """A file as training left it."""
+    args = argparse.Namespace(vq_model="VQ-16", image_size=256, lr=2e-4)
+    torch.save({"model": model, "optimizer": {"state": {}}, "steps": 7, "args": args, **entries}, path)
+    return path
+
+
+def _class(config: TokenizerConfig | GeneratorConfig) -> type[FactorizedTokenizer] | type[FAR]:
+    return FactorizedTokenizer if isinstance(config, TokenizerConfig) else FAR
 
 
 def reference_images() -> Tensor:

@@ -167,14 +167,20 @@ def test_a_run_in_use_is_refused(here: Path, tiny: TokenizerRunConfig, nothing_h
     ("arguments", "messages"),
     [
         ("nowhere good.png", ["checkpoint nowhere does not exist"]),
-        ("good.png good.png", ["good.png is a file", "run folder"]),
-        ("data good.png", ["data is no run, checkpoint or exported tokenizer: it has no tokenizer.safetensors"]),
+        ("good.png good.png", ["good.png is damaged or no file of torch weights"]),
+        ("data good.png", ["data is no run, checkpoint or exported tokenizer: it has no model.safetensors"]),
         ("empty-run good.png", ["run empty-run has no checkpoint yet"]),
-        ("truncated good.png", ["truncated/tokenizer.safetensors is truncated"]),
-        ("foreign good.png", ["foreign/tokenizer.safetensors is truncated or no safetensors file"]),
-        ("other-model good.png", ["other-model/tokenizer.safetensors: tensor", "has shape"]),
+        ("truncated good.png", ["truncated/model.safetensors is truncated"]),
+        ("foreign good.png", ["foreign/model.safetensors is truncated or no safetensors file"]),
+        ("other-model good.png", ["other-model/model.safetensors: tensor", "has shape"]),
+        ("huge good.png", ["huge/config.json: model.channels must be at most 65536, got 1000000000000000000000"]),
+        ("deep good.png", ["deep/config.json: model.res_blocks must be at most 1000, got 1000000000"]),
+        ("many good.png", ["many/config.json: model.channel_multipliers has 2000 entries, at most 1000 make sense"]),
+        ("wrong-type good.png", ["wrong-type/config.json: key factors must be a list, got 'two'"]),
+        ("nested good.png", ["nested/config.json is no readable JSON file"]),
         ("future good.png", ["future/config.json: format_version 99 is not 1"]),
         ("no-config good.png", ["no-config/config.json does not exist"]),
+        ("no-kind good.png", ["no-kind/config.json is no config of fqgan"]),
         ("no-model good.png", ["no-model/config.json is no tokenizer's config"]),
         ("unknown-key good.png", ["unknown-key/config.json: unknown key 'chanels'; did you mean 'channels'?"]),
         ("exported good.png --weights ema", ["exported has no moving average"]),
@@ -208,7 +214,7 @@ def test_reconstruct_refuses_before_it_writes(
 
 def spoil(how: str, folder: Path, config: dict[str, Any]) -> None:
     """Spoil an exported tokenizer; `nowhere` takes it away."""
-    weights = folder / "tokenizer.safetensors"
+    weights = folder / "model.safetensors"
     match how:
         case "nowhere":
             shutil.rmtree(folder)
@@ -220,8 +226,21 @@ def spoil(how: str, folder: Path, config: dict[str, Any]) -> None:
             config["model"]["z_channels"] = 64
         case "future":
             config["format_version"] = 99
-        case "no-model":
+        case "huge":
+            config["model"]["channels"] = 10**21
+        case "deep":
+            config["model"]["res_blocks"] = 10**9
+        case "many":
+            config["model"]["channel_multipliers"] = [1] * 2000
+        case "wrong-type":
+            config["model"]["factors"] = "two"
+        case "nested":
+            (folder / "config.json").write_text("[" * 100_000)
+            return
+        case "no-kind":
             config = {"architectures": ["CLIPModel"]}
+        case "no-model":
+            config = {"kind": "tokenizer"}
         case "unknown-key":
             config["model"]["chanels"] = config["model"].pop("channels")
         case "no-config":

@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from generators import TINY, tiny
-from released import fill_far
+from released import tensors, write
 from torch import Tensor
 
+import fqgan
 from fqgan.config import GeneratorConfig
 from fqgan.errors import UserError
 from fqgan.generator.cross_entropy import linear_cross_entropy
@@ -29,13 +30,9 @@ def inputs(config: GeneratorConfig, b: int = 2) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def released() -> FAR:
-    """FAR-Base for two factors, as the released one; half a minute, so once."""
-    with torch.device("meta"):
-        model = FAR(GeneratorConfig((16384, 16384), (16, 16), 1000, legacy=True))
-    model.to_empty(device="cpu").eval()
-    fill_far(model)
-    return model
+def released(tmp_path_factory: pytest.TempPathFactory) -> FAR:
+    """FAR-Base for two factors, from a file as the released one; half a minute, so once."""
+    return fqgan.load_generator(write(tmp_path_factory.mktemp("released") / "far.pt", tensors("far_dual_B")))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +93,8 @@ def test_a_code_sees_what_stands_before_it_and_nothing_else(head: str) -> None:
     assert all((a - b).abs().amax() > 1e-4 for a, b in zip(before, model(codes, (labels + 1) % 7), strict=True))
 
 
-def test_a_block_is_transformers_llama_layer() -> None:
+@pytest.mark.parametrize("positions", [12, 3])
+def test_a_block_is_transformers_llama_layer(positions: int) -> None:
     """Given our rotary rows, in its order of channels."""
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
     from transformers import LlamaConfig
@@ -133,9 +131,9 @@ def test_a_block_is_transformers_llama_layer() -> None:
             "post_attention_layernorm.weight": block.mlp_norm.weight,
         }
     )
-    x, table = torch.randn(2, 12, 32), rotary_table((3, 4), 8, 10_000.0, False, CPU)[:12]
+    x, table = torch.randn(2, positions, 32), rotary_table((3, 4), 8, 10_000.0, False, CPU)[:positions]
     cos, sin = (part.repeat(1, 2)[None] for part in table.unbind(-1))
-    mask = torch.full((12, 12), -torch.inf).triu(1)[None, None]
+    mask = torch.full((positions, positions), -torch.inf).triu(1)[None, None]
     expected = layer(x, attention_mask=mask, position_embeddings=(cos, sin))
     expected = expected[0] if isinstance(expected, tuple) else expected
     torch.testing.assert_close(block(x, table), expected, atol=1e-5, rtol=1e-5)

@@ -11,8 +11,7 @@ import tyro
 from fqgan.commands import generate
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.commands.evaluate_samples import compared
-from fqgan.commands.evaluate_tokenizer import run_of
-from fqgan.commands.measuring import MeasuringOptions, conclude, measuring
+from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
 
@@ -24,7 +23,7 @@ class Arguments(MeasuringOptions, generate.Arguments):
     """Options of the command."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A generator's run folder, one of its checkpoints, or an exported generator."""
+    """A generator's run folder, one of its checkpoints, an exported generator, a released file, or hf:org/name."""
     data: str
     """Real images to compare with: all that `fqgan evaluate samples` takes for a reference."""
     split: Literal["train", "validation"] = "train"
@@ -34,7 +33,7 @@ class Arguments(MeasuringOptions, generate.Arguments):
     labels: Literal["balanced", "uniform"] = "balanced"
     """balanced: the classes one after the other, round and round; uniform: each drawn at random, by the seed."""
     samples: Path = Path()
-    """Folder for the pictures; by default `evaluation` in the run folder. The same command resumes."""
+    """Folder for the pictures; by default `evaluation` beside the numbers. The same command resumes."""
     out: Path = Path()
     """Where to write the numbers and their protocol; by default eval.json in the run folder."""
     batch: int = 32
@@ -51,8 +50,8 @@ def main(argv: list[str]) -> None:
     arguments.check()
     at_least(1, num=arguments.num)
     at_least(0, seed=arguments.seed)
-    run = run_of(arguments.checkpoint)
-    folder = run / "evaluation" if arguments.samples == Path() else arguments.samples
+    path = result_path(arguments.checkpoint, arguments.out)
+    folder = path.parent / "evaluation" if arguments.samples == Path() else arguments.samples
     check_output(folder, folder=True, option="--samples")
     with measuring(arguments.device) as world:
         from fqgan.engine.distributed import from_main
@@ -77,7 +76,6 @@ def main(argv: list[str]) -> None:
         result, text, warnings = compared(reference, open_set(str(folder)), network, arguments, world, arguments.cache)
         if world.is_main:
             print(folder)
-            path = run / "eval.json" if arguments.out == Path() else arguments.out
             models = {"checkpoint": str(arguments.checkpoint), "generator": settings.generator}
             result["protocol"]["samples"]["draw"] = arguments.labels
             conclude({"subject": "generator", **models, **result}, text, warnings, path)

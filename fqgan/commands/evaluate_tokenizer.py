@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fqgan.commands.arguments import parse
-from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, scores_of
+from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path, scores_of
 from fqgan.commands.progress import image_bar
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Arguments(MeasuringOptions):
     """Options of the command."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A run folder, one of its checkpoints, or an exported tokenizer."""
+    """A run folder, one of its checkpoints, an exported tokenizer, a released file, or hf:org/name."""
     data: str
     """Images: `photos` (held-out regions), `cifar10` (test split), a folder, parquet files or tars."""
     split: Literal["train", "validation"] = "validation"
@@ -42,10 +42,11 @@ def main(argv: list[str]) -> None:
     about = "How well a tokenizer reproduces images: per pixel, perceptually, as a set (rFID), and the codes it uses."
     arguments = parse(Arguments, argv, PROG, about)
     arguments.check()
+    path = result_path(arguments.checkpoint, arguments.out)
     with measuring(arguments.device) as world:
         result, warnings = evaluate(arguments, world)
         if world.is_main:
-            conclude(result, _table(result), warnings, _out(arguments))
+            conclude(result, _table(result), warnings, path)
 
 
 def evaluate(arguments: Arguments, world: World) -> tuple[dict[str, Any], list[str]]:
@@ -137,14 +138,3 @@ def _table(result: dict[str, Any]) -> str:
     if result["unreadable"]:
         head += f" ({result['unreadable']} more cannot be read)"
     return table(head, rows)
-
-
-def _out(arguments: Arguments) -> Path:
-    if arguments.out != Path():
-        return arguments.out
-    return run_of(arguments.checkpoint) / "eval.json"
-
-
-def run_of(checkpoint: Path) -> Path:
-    """The run folder of a checkpoint; anything else is its own."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint

@@ -26,7 +26,7 @@ class Arguments:
     """Options of the command."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A run folder, one of its checkpoints, or an exported tokenizer."""
+    """A run folder, one of its checkpoints, an exported tokenizer, a released file, or hf:org/name."""
     data: str
     """Images: `photos`, `cifar10`, a folder, parquet files or tars."""
     out: Path

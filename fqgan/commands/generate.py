@@ -33,7 +33,7 @@ class Arguments(SamplingConfig):
     """Options of the command."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A generator's run folder, one of its checkpoints, or an exported generator."""
+    """A generator's run folder, one of its checkpoints, an exported generator, a released file, or hf:org/name."""
     out: Path = Path("samples")
     """Folder for the pictures, a grid of the first of them, and samples.json; the same command resumes."""
     classes: str = "all"

@@ -148,3 +148,17 @@ def conclude(result: dict[str, Any], text: str, warnings: list[str], path: Path)
         print(f"warning: {warning}")
     write_result({**result, "warnings": warnings}, path)
     print(path)
+
+
+def result_path(checkpoint: Path, out: Path) -> Path:
+    """Where the numbers of a model go: `out`, or eval.json in its run folder. `UserError` where it has no folder."""
+    if out != Path():
+        return out
+    if checkpoint.is_file() or str(checkpoint).startswith("hf:"):
+        raise UserError(f"--out is missing: {checkpoint} is no folder that eval.json could be written into")
+    return run_of(checkpoint) / "eval.json"
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run folder of a checkpoint; anything else is its own."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint

@@ -21,7 +21,7 @@ class Arguments:
     """Options of the command."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A run folder, one of its checkpoints, or an exported tokenizer."""
+    """A run folder, one of its checkpoints, an exported tokenizer, a released file, or hf:org/name."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE ...")]
     """Picture files."""
     out: Path = Path("reconstructions")

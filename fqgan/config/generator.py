@@ -173,7 +173,8 @@ class GeneratorRunConfig:
     validation: str = ""
     """Token store of held-out images; empty: no validation."""
     init: str = ""
-    """A generator (run, checkpoint or export) whose weights to start from; empty: random."""
+    """A generator whose weights to start from: a run, checkpoint, export, released file or hf:org/name; empty:
+    random."""
     tokenizer: str = ""
     """The tokenizer that the codes belong to; empty: the one that the store carries."""
     model: GeneratorConfig = field(default_factory=GeneratorConfig)

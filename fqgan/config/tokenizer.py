@@ -99,6 +99,8 @@ class TokenizerConfig:
         """Raise `UserError` for an architecture that cannot be built."""
         if not self.factors or not self.channel_multipliers:
             raise UserError("model.factors and model.channel_multipliers need at least one entry each")
+        if len(self.factors) > 100:
+            raise UserError(f"model.factors has {len(self.factors)} entries, at most 100 make sense")
         check_ranges(self, "model.")
         if self.image_size % self.downsampling:
             raise UserError(
@@ -139,6 +141,8 @@ class DataConfig:
     """Mirror half of the images."""
     turn: bool = False
     """Turn images by a random multiple of 90 degrees: for pictures without an upright, and for very small sets."""
+    jitter: float = 0.0
+    """Change contrast and the channels' gains by up to this share, at random: for very small sets."""
     upscale: bool = False
     """Enlarge images whose shorter side is below model.image_size; otherwise they are refused."""
     max_unreadable: float = 0.01
@@ -268,6 +272,9 @@ class TokenizerTrainConfig(TrainConfig):
 class TokenizerRunConfig:
     """A tokenizer training run. The defaults are the paper's recipe (section 4.1, reference B)."""
 
+    init: str = ""
+    """A tokenizer whose weights to start from, with its discriminator's where it has one: a run, checkpoint, export,
+    released file or hf:org/name; empty: random."""
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -285,6 +292,8 @@ class TokenizerRunConfig:
             raise UserError("loss.disentangle_weight needs factors of one code_dim (Eq. 7): set it to 0 or align them")
         if self.quantizer.ema_decay and self.loss.disentangle_codebooks:
             raise UserError("loss.disentangle_codebooks needs codes that learn by gradient: set quantizer.ema_decay 0")
+        if self.init and self.quantizer.kmeans_iterations:
+            raise UserError("quantizer.kmeans_iterations would overwrite the codebooks of --init: set it to 0")
         if not 0 < self.data.crop_min <= self.data.crop_max <= 1:
             raise UserError("data.crop_min and data.crop_max must satisfy 0 < crop_min <= crop_max <= 1")
         if not self.loss.representation_weight and any(factor.teacher for factor in self.model.factors):

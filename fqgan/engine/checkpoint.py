@@ -57,7 +57,7 @@ def _write(folder: Path, step: int, tensors: Mapping[str, Tensors], state: dict[
         shutil.rmtree(stale)
     folder.mkdir()
     for stem, group in tensors.items():
-        save_file(_exportable(group), folder / f"{stem}.safetensors")
+        _save_file(group, folder / f"{stem}.safetensors")
     (folder / "config.json").write_text(json.dumps(state["config"], indent=2) + "\n")
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     (folder / "state.json").write_text(json.dumps({**state, "step": step, "files": sizes}, indent=2) + "\n")
@@ -107,7 +107,7 @@ def step_of(folder: Path) -> int:
 def save_tensors(tensors: Tensors, path: Path) -> None:
     """Write a safetensors file, whole or not at all."""
     with replacing(path) as temporary:
-        save_file(_exportable(tensors), temporary)
+        _save_file(tensors, temporary)
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -170,5 +170,10 @@ def _steps(root: Path) -> Iterator[Path]:
     return iter(sorted(root.glob("step-*"), reverse=True))
 
 
-def _exportable(tensors: Tensors) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+def _save_file(tensors: Tensors, path: Path) -> None:
+    """Write tensors in safetensors' format, readable for whoever may read a new file here: the library's own are for
+    their owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)

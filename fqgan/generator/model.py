@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -15,7 +16,9 @@ from fqgan.generator.cross_entropy import linear_cross_entropy
 from fqgan.generator.heads import HEADS, Head
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block, rotary_table
-from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.pretrained import Pretrained
+from fqgan.sources import CARRIED, Source
+from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer
 
 
 class GeneratorLoss(NamedTuple):
@@ -27,7 +30,7 @@ class GeneratorLoss(NamedTuple):
     """Share of codes whose logit is the largest."""
 
 
-class FAR(nn.Module):
+class FAR(Pretrained):
     """Codes (b, k, h, w) of images and their class labels (b,) -> the codes' logits, for any number of factors k >= 1.
 
     The class, then the positions in raster order, are one causal sequence; position t sees the class and the positions
@@ -37,14 +40,15 @@ class FAR(nn.Module):
         config: the architecture, with nothing left open; `UserError` if it cannot be built.
     """
 
+    kind = "generator"
+
     def __init__(self, config: GeneratorConfig):
-        super().__init__()
+        super().__init__(config)
         config.check()
         if not (config.codebook_sizes and config.grid and config.num_classes):
             raise UserError(
                 "model.codebook_sizes, model.grid and model.num_classes must be set: a token store has them"
             )
-        self.config = config
         self.precision = "float32"
         self.label_names: tuple[str, ...] = ()
         """Names of the classes, if they have any."""
@@ -83,6 +87,32 @@ class FAR(nn.Module):
     def has_tokenizer(self) -> bool:
         """Whether `tokenizer` is there."""
         return bool(self._carried)
+
+    def export(self, folder: Path) -> None:
+        """Write config.json, model.safetensors and, if it carries one, `tokenizer/`."""
+        if self.has_tokenizer:
+            self.tokenizer.export(folder / CARRIED)
+        super().export(folder)
+
+    def _facts(self) -> dict[str, Any]:
+        facts = {**super()._facts(), "label_names": self.label_names}
+        return facts | ({"tokenizer": self.tokenizer.fingerprint()} if self.has_tokenizer else {})
+
+    def _adopt(
+        self,
+        source: Source,
+        *,
+        device: str | torch.device,
+        precision: str,
+        tokenizer: str | Path = "",
+        with_tokenizer: bool = True,
+    ) -> None:
+        super()._adopt(source, device=device, precision=precision)
+        self.label_names = tuple(source.facts.get("label_names", ()))
+        path = tokenizer if str(tokenizer) else source.carried
+        if path and with_tokenizer:
+            known = source.facts.get("tokenizer", "")
+            self.carry(load_matching_tokenizer(path, known, str(source.path), device, precision))
 
     def forward(self, codes: Tensor, labels: Tensor) -> list[Tensor]:
         """Teacher-forced logits: k tensors (b, h * w, codebook size).

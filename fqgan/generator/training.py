@@ -279,6 +279,11 @@ def _initial(config: GeneratorRunConfig, store: TokenStore) -> FAR:
     if fingerprint_of(config.init) not in ("", store.fingerprint):
         raise UserError(f"{where} was trained on another tokenizer's codes than those of {store.name}")
     model = load_generator(config.init, with_tokenizer=False)
+    if (legacy := model.config.legacy) != config.model.legacy:
+        raise UserError(
+            f"{where} was trained with{'' if legacy else 'out'} model.legacy, the rotary rows of the released models: "
+            f"add {'--model.legacy' if legacy else '--model.no-legacy'}"
+        )
     with torch.device("meta"):
         check_fit(FAR(config.model), model.state_dict(), where)
     return model

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -12,9 +14,9 @@ from torch import Tensor, nn
 
 from fqgan.config import FactorConfig, TokenizerConfig, teacher_dim
 from fqgan.errors import UserError
+from fqgan.pretrained import Pretrained
 from fqgan.tokenizer.backbone import Decoder, Encoder
 from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead
-from fqgan.tokenizer.fingerprint import fingerprint
 from fqgan.tokenizer.quantize import Quantized, VectorQuantizer
 
 
@@ -30,7 +32,7 @@ class TokenizerOutput:
     """Predicted teacher features (b, teacher_dim), None for factors without a teacher."""
 
 
-class FactorizedTokenizer(nn.Module):
+class FactorizedTokenizer(Pretrained):
     """Images (b, 3, H, W) in [-1, 1] <-> codes (b, k, H/f, W/f) int64, for any number of factors k >= 1.
 
     k = 1 without an adapter is VQGAN. H and W may be any multiples of the downsampling factor f.
@@ -41,10 +43,11 @@ class FactorizedTokenizer(nn.Module):
         gradient: how the gradient passes the quantizers, `straight-through` or `rotation`.
     """
 
+    kind = "tokenizer"
+
     def __init__(self, config: TokenizerConfig, entropy_temperature: float = 0.01, gradient: str = "straight-through"):
-        super().__init__()
+        super().__init__(config)
         config.check()
-        self.config = config
         self.precision = "float32"
         shape = (config.channels, config.channel_multipliers, config.res_blocks, config.attention, config.stem)
         self.encoder = Encoder(*shape, config.dropout)
@@ -126,10 +129,6 @@ class FactorizedTokenizer(nn.Module):
                 raise UserError(f"codes of factor {i} must lie in [0, {quantizer.codebook_size})")
         return [quantizer.embed(codes[:, i]) for i, quantizer in enumerate(self.quantizers)]
 
-    def fingerprint(self) -> str:
-        """64 hex digits that only tokenizers of the same codes share (`fqgan.tokenizer.fingerprint`)."""
-        return fingerprint(self.state_dict())
-
     def check_size(self, height: int, width: int) -> None:
         """`UserError` unless both are positive multiples of the downsampling factor."""
         f = self.config.downsampling
@@ -166,6 +165,24 @@ def _branch(config: TokenizerConfig, factor: FactorConfig, entropy_temperature: 
         )
     quantizer = VectorQuantizer(factor.codebook_size, factor.code_dim, entropy_temperature, gradient)
     return Branch(adapter, width, config.z_channels, quantizer, head)
+
+
+def load_matching_tokenizer(
+    path: str | Path,
+    fingerprint: str,
+    owner: str,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
+    weights: str = "auto",
+) -> FactorizedTokenizer:
+    """The tokenizer at `path`, which must be the one of this fingerprint; `UserError` names it and `owner` otherwise.
+    Without a fingerprint a warning says that nothing was compared."""
+    tokenizer = FactorizedTokenizer.from_pretrained(path, device, weights, precision)
+    if not fingerprint:
+        print(f"fqgan: warning: {owner} does not say which tokenizer it belongs to; taking {path}", file=sys.stderr)
+    elif tokenizer.fingerprint() != fingerprint:
+        raise UserError(f"the tokenizer {path} is not the one that {owner} was made with: its codes mean other things")
+    return tokenizer
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -33,6 +33,7 @@ from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
 from fqgan.tokenizer.quantize import as_rows
 from fqgan.tokenizer.speed import compile_tokenizer, memory_format, recompute_activations
+from fqgan.tokenizer.start import Start
 from fqgan.vision.perceptual import PerceptualDistance, load_perceptual
 from fqgan.vision.sharing import sharing
 from fqgan.vision.teachers import Teacher, load_teachers
@@ -59,6 +60,7 @@ class TokenizerTask(Task):
         validation: ImageSource | None,
         teachers: dict[str, Teacher],
         perceptual: PerceptualDistance | None,
+        init: Start | None = None,
     ):
         self.config, self.world, self.source, self.validation = config, world, source, validation
         self.teachers = {name: teacher.to(world.device) for name, teacher in teachers.items()}
@@ -66,6 +68,8 @@ class TokenizerTask(Task):
         torch.manual_seed(config.train.seed)
         options = config.quantizer
         self.model = FactorizedTokenizer(config.model, config.loss.entropy_temperature, options.gradient)
+        if init:
+            init.start(self.model)
         recompute_activations(self.model, config.train.activation_checkpointing)
         if config.train.compile:
             compile_tokenizer(self.model, world.device)
@@ -84,6 +88,8 @@ class TokenizerTask(Task):
         gan = config.discriminator
         self.adversary = Adversary(gan, config.model.image_size) if gan.weight else None
         if self.adversary:
+            if init:
+                init.start_discriminator(self.adversary.discriminator, note=print if world.is_main else None)
             module = self._place(self.adversary.discriminator)
             phase = Phase("discriminator", module, self._optimizer(module), self._discriminator_loss, gan.start)
             self.phases.append(phase)
@@ -259,7 +265,11 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
         config = _with_teacher_dims(config, teachers)
         perceptual = load_perceptual(config.loss.perceptual) if config.loss.perceptual_weight else None
         run = RunFolder(path, config)
-        train(TokenizerTask(config, world, source, validation, teachers, perceptual), run, world, len(source))
+        init = Start.of(config.init, config.model) if config.init and run.fresh else None
+        if init and world.is_main:
+            print(init.summary, flush=True)
+        task = TokenizerTask(config, world, source, validation, teachers, perceptual, init)
+        train(task, run, world, len(source))
 
 
 def _validation_source(config: TokenizerRunConfig) -> ImageSource | None:

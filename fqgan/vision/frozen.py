@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import torch
 from torch import Tensor, nn
 
 from fqgan.errors import UserError
+from fqgan.pickles import load_pickle
 
 
 class FrozenModule(nn.Module):
@@ -25,15 +25,7 @@ class FrozenModule(nn.Module):
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in a torch file, on the CPU. Truncated and foreign files raise `UserError`."""
-    try:
-        weights: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files fail in many ways: pickle, zip, runtime, key and end-of-file errors
-        raise UserError(f"{path} is damaged or no file of torch weights: {in_one_line(error)}") from error
+    weights = load_pickle(path)
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} holds no dictionary of tensors")
     return weights
-
-
-def in_one_line(error: Exception) -> str:
-    """What a library says is wrong, without line breaks and cut at 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

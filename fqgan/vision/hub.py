@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from fqgan.errors import UserError
-from fqgan.vision.frozen import in_one_line
+from fqgan.errors import UserError, in_one_line
+from fqgan.hub import SECONDS, ask
 
-SECONDS = 2  # to wait for the hub's first answer
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -37,12 +34,7 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path:
     exist, and a hub that gives no answer within two seconds, raise `UserError`.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(repository, local_files_only=True))
@@ -53,14 +45,7 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path:
     except HFValidationError:
         raise UserError(f"{repository} is neither a folder nor the id of a hub repository") from None
     absent = f"{repository} is not in the local cache of the hub"
-    try:
-        info = within(SECONDS, lambda: HfApi().model_info(repository, timeout=SECONDS))
-    except RepositoryNotFoundError:
-        raise UserError(f"{absent}, and the hub has no such model for you (a private one needs a login)") from None
-    except HfHubHTTPError as error:
-        raise UserError(f"{absent}, and the hub refuses it: {in_one_line(error)}") from None
-    except Exception:  # whatever the HTTP library raises when there is no way to the hub, and the offline mode
-        raise UserError(f"{absent}, and the hub cannot be reached") from None
+    info = ask(lambda: HfApi().model_info(repository, timeout=SECONDS), absent, SECONDS)
     files = {sibling.rfilename for sibling in info.siblings or ()}
     chosen = next((name for name in weights if name in files), None)
     if chosen is None:
@@ -71,24 +56,3 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:
         raise UserError(f"the download of {repository} failed: {in_one_line(error)}") from error
-
-
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """The result of a call, or `TimeoutError`: looking up a host's name heeds no timeout of the request."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.extend([call(), None])
-        except Exception as error:
-            outcome.extend([None, error])
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError
-    result, error = outcome
-    if error is not None:
-        raise error
-    return result

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.inception import BasicConv2d, Inception3
 
-from fqgan.errors import UserError
-from fqgan.vision.frozen import FrozenModule, in_one_line, read_weights
-from fqgan.vision.hub import within
+from fqgan.errors import UserError, in_one_line
+from fqgan.hub import within
+from fqgan.vision.frozen import FrozenModule, read_weights
 
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 """The same weights as pytorch-fid and torch-fidelity call them."""

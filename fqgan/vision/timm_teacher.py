@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fqgan.errors import UserError
+from fqgan.errors import UserError, in_one_line
 from fqgan.schema import did_you_mean
 from fqgan.vision.features import NetworkTeacher, weight_type
-from fqgan.vision.frozen import in_one_line
 from fqgan.vision.hub import hub_folder, require, weights_in
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fqgan.errors import UserError
+from fqgan.errors import UserError, in_one_line
 from fqgan.schema import load_json
 from fqgan.vision.features import NetworkTeacher, weight_type
-from fqgan.vision.frozen import in_one_line
 from fqgan.vision.hub import WEIGHTS, hub_folder, require, weights_in
 
 # `model_type` of a config -> the class that holds its vision tower alone

@@ -1,0 +1,1 @@
+"""The files that FQGAN's and LlamaGen's authors released: recognised, read into our models, and written."""
