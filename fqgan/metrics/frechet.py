@@ -74,13 +74,24 @@ class FeatureStatistics:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)), at least 0, in the features' unit squared.
 
-    (A B)^(1/2) and (A^(1/2) B A^(1/2))^(1/2) have the same trace, and the latter is symmetric: its eigenvalues are
-    real, and round-off below zero can be cut.
+    With any root A = R R^T the eigenvalues of A B are those of the symmetric R^T B R: they are real, and round-off below
+    zero can be cut. The Cholesky root spares one decomposition of two; the symmetric root serves where A is not of full
+    rank. ValueError for unequal dimensions, and for numbers that are not finite.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared")
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
-    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
-    return max(0.0, distance.item())
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
+    if not (distance.isfinite() and a.covariance.isfinite().all() and b.covariance.isfinite().all()):
+        raise ValueError("means or covariances are not finite (NaN or infinite)")
+    root = _root(a.covariance)
+    cross = torch.linalg.eigvalsh(root.T @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    return max(0.0, (distance - 2 * cross).item())
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """R with R R^T = `covariance`."""
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    if not failed:
+        return root
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
