@@ -32,7 +32,10 @@ def inputs(config: GeneratorConfig, b: int = 2) -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> FAR:
     """FAR-Base for two factors, from a file as the released one; half a minute, so once."""
-    return fqgan.load_generator(write(tmp_path_factory.mktemp("released") / "far.pt", tensors("far_dual_B")))
+    path = write(tmp_path_factory.mktemp("released") / "far.pt", tensors("far_dual_B"))
+    model = fqgan.load_generator(path)
+    path.unlink()  # 1.7 GB, which the mapping holds until the model goes
+    return model
 
 
 @pytest.fixture(scope="module")
