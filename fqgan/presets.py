@@ -136,6 +136,7 @@ FAR_TINY = child(FAR_SMALL, model={"width": 128, "depth": 4, "heads": 2})
 # For the codes of `photos-dual`: minutes on two CPU cores (LOG.md).
 FAR_PHOTOS = child(
     FAR_TINY,
+    model={"dropout": 0.0},
     optimizer={"kind": "muon", "lr": 3e-3},
     train={
         "steps": 1000,

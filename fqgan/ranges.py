@@ -26,6 +26,7 @@ _ABOVE_0 = (
     "optimizer.lr",
 )
 _BELOW_1 = (
+    "data.jitter",
     "data.max_unreadable",
     "model.class_dropout",
     "model.dropout",

@@ -96,7 +96,8 @@ def test_a_code_sees_what_stands_before_it_and_nothing_else(head: str) -> None:
     assert all((a - b).abs().amax() > 1e-4 for a, b in zip(before, model(codes, (labels + 1) % 7), strict=True))
 
 
-def test_a_block_is_transformers_llama_layer() -> None:
+@pytest.mark.parametrize("positions", [12, 3])
+def test_a_block_is_transformers_llama_layer(positions: int) -> None:
     """Given our rotary rows, in its order of channels."""
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
     from transformers import LlamaConfig
@@ -133,9 +134,9 @@ def test_a_block_is_transformers_llama_layer() -> None:
             "post_attention_layernorm.weight": block.mlp_norm.weight,
         }
     )
-    x, table = torch.randn(2, 12, 32), rotary_table((3, 4), 8, 10_000.0, False, CPU)[:12]
+    x, table = torch.randn(2, positions, 32), rotary_table((3, 4), 8, 10_000.0, False, CPU)[:positions]
     cos, sin = (part.repeat(1, 2)[None] for part in table.unbind(-1))
-    mask = torch.full((12, 12), -torch.inf).triu(1)[None, None]
+    mask = torch.full((positions, positions), -torch.inf).triu(1)[None, None]
     expected = layer(x, attention_mask=mask, position_embeddings=(cos, sin))
     expected = expected[0] if isinstance(expected, tuple) else expected
     torch.testing.assert_close(block(x, table), expected, atol=1e-5, rtol=1e-5)

@@ -141,6 +141,8 @@ class DataConfig:
     """Mirror half of the images."""
     turn: bool = False
     """Turn images by a random multiple of 90 degrees: for pictures without an upright, and for very small sets."""
+    jitter: float = 0.0
+    """Change contrast and the channels' gains by up to this share, at random: for very small sets."""
     upscale: bool = False
     """Enlarge images whose shorter side is below model.image_size; otherwise they are refused."""
     max_unreadable: float = 0.01

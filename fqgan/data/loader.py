@@ -14,7 +14,7 @@ from fqgan.config import DataConfig
 from fqgan.data.images import ImageSource
 from fqgan.data.order import SampleStream, evenly_spaced, sample_rng
 from fqgan.data.tokens import TokenStore
-from fqgan.data.transforms import NUM_CROPS, CropKind, center_crop, crops, flip, random_crop, to_tensor, turn
+from fqgan.data.transforms import NUM_CROPS, CropKind, center_crop, crops, flip, jitter, random_crop, to_tensor, turn
 from fqgan.data.workers import Batches, load
 from fqgan.errors import UnreadableError, UserError
 
@@ -84,7 +84,9 @@ class TrainingSet:
             image = random_crop(image, self.size, rng, self.config.crop_min, self.config.crop_max)
         if self.config.flip and rng.random() < 0.5:
             image = flip(image)
-        return turn(image, int(rng.integers(4))) if self.config.turn else image
+        if self.config.turn:
+            image = turn(image, int(rng.integers(4)))
+        return jitter(image, rng, self.config.jitter) if self.config.jitter else image
 
 
 class EvaluationSet:

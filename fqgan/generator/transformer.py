@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fqgan.config import GeneratorConfig
 from fqgan.engine.recompute import Recomputing
 
+_SHORT = 4  # positions
+
 
 @lru_cache(maxsize=16)
 def rotary_table(grid: tuple[int, int], head_dim: int, base: float, legacy: bool, device: torch.device) -> Tensor:
@@ -42,6 +44,17 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).type_as(x)
 
 
+def _attend_short(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of q (b, heads, n, hd) to k and v (b, kv_heads, n, hd), for the few positions of a head over
+    factors: on a CPU the fused kernel, made for long sequences, takes three times as long there."""
+    b, heads, n, hd = q.shape
+    q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries that share a key are rows of one product
+    scores = ((q * hd**-0.5) @ k.transpose(2, 3)).unflatten(2, (-1, n))
+    later = torch.ones(n, n, dtype=torch.bool).triu(1)
+    p = scores.masked_fill(later, -torch.inf).softmax(-1, torch.promote_types(v.dtype, torch.float32)).to(v.dtype)
+    return (p.flatten(2, 3) @ v).reshape(b, heads, n, hd)
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and, if wanted, grouped keys and values and QK-norm."""
 
@@ -58,7 +71,10 @@ class Attention(nn.Module):
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = self.qkv(x).unflatten(-1, (sum(sizes), -1)).transpose(1, 2).split(sizes, 1)
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv_heads < self.heads)
+        if x.is_cpu and x.shape[1] <= _SHORT:
+            y = _attend_short(q, k, v)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv_heads < self.heads)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
