@@ -247,7 +247,7 @@ def test_workers_ignore_signals_and_end_with_their_parent(end: str) -> None:
             assert all(map(runs, workers))
             if end == "exits":
                 parent.stdin.close()
-                assert parent.wait(timeout=10) == 0
+                assert parent.wait(timeout=60) == 0  # a loaded machine is slow; what is tested would wait for ever
         finally:
             parent.kill()
     deadline = time.monotonic() + 20  # torch's workers look for their parent every 5 s
