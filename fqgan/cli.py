@@ -28,6 +28,7 @@ COMMANDS = {
         "fqgan.commands.evaluate",
         "metrics of a tokenizer, a generator or any two sets of images",
     ),
+    "study": ("fqgan.commands.study", "the paper's tables and figures: train, measure and compare what they hold"),
 }
 
 

@@ -66,7 +66,7 @@ LAYERS = (
     ),
     ("fqgan.checkpoints", "fqgan.report"),
     ("fqgan.generator.training",),
-    ("fqgan.commands",),
+    ("fqgan.commands", "fqgan.studies"),
     ("fqgan.cli", "fqgan.__main__"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -42,7 +42,17 @@ class TrainingCommand(Generic[Run]):
     def parse(
         self, argv: list[str], adapt: Callable[[Run, list[str]], Run] = lambda base, rest: base
     ) -> tuple[Run, Path]:
-        """The settings and the run folder of a command line.
+        """The settings and the run folder of a command line; `adapt` as `parse_all` has it."""
+        config, arguments = self.parse_all(argv, adapt)
+        if arguments.run == Path():
+            raise UserError("--run is missing: the folder of this run, such as --run runs/first")
+        config.check()
+        return config, arguments.run
+
+    def parse_all(
+        self, argv: list[str], adapt: Callable[[Run, list[str]], Run] = lambda base, rest: base
+    ) -> tuple[Run, Any]:
+        """The settings, not checked yet, and all options of a command line.
 
         Args:
             adapt: what options that must be known before the others are parsed make of the preset or --config.
@@ -60,13 +70,9 @@ class TrainingCommand(Generic[Run]):
             base = schema.load(self.settings, Path(file))
         base = adapt(base, rest)
         values = {field.name: getattr(base, field.name) for field in fields(base)}
-        about = f"{self.about} from preset {argv[0]}, or resume its run."
+        about = f"{self.about} from preset {argv[0]}, or resume."
         arguments = parse(self.arguments, rest, f"{self.prog} {argv[0]}", about, self.arguments(**values))
-        if arguments.run == Path():
-            raise UserError("--run is missing: the folder of this run, such as --run runs/first")
-        config = self.settings(**{name: getattr(arguments, name) for name in values})
-        config.check()
-        return config, arguments.run
+        return self.settings(**{name: getattr(arguments, name) for name in values}), arguments
 
 
 def print_last(run: Path) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FACTOR_COLOURS = ("#2563eb", "#d97706", "#0f9d77", "#9333ea", "#dc2660", "#4b5563")
 INK, MUTED, LINES = "#1b2536", "#5d6979", "#e3e7ee"
 _SMALL, _WIDE = (2.7, 1.75), (4.6, 2.3)  # inches; the page scales them
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.edgecolor": "#b9c1cd",
@@ -48,7 +48,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise UserError("the report needs matplotlib: pip install 'fqgan[report]'") from None
+        raise UserError("charts need matplotlib: pip install 'fqgan[report]'") from None
 
 
 def curve(steps: Sequence[int], values: Sequence[float], alt: str, colour: str = FACTOR_COLOURS[0]) -> Html:
@@ -147,6 +147,6 @@ def _figure(size: tuple[float, float]) -> Iterator[tuple[Axes, Any]]:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         return embedded(buffer.getvalue(), "image/svg+xml", alt)
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         yield figure.add_subplot(), finish

@@ -1,0 +1,188 @@
+"""A study of rows that are trained: all jobs, then the table, the orderings and the figure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fqgan.errors import UserError
+from fqgan.evaluation.protocol import read_result
+from fqgan.report.figures import require_matplotlib
+from fqgan.studies import jobs as work
+from fqgan.studies.figures import Panel, Series, write_curves, write_dots
+from fqgan.studies.jobs import Job, Measuring, point_of
+from fqgan.studies.judgement import spread
+from fqgan.studies.plan import Run, Study, settings_of
+from fqgan.studies.results import MARK, Column, Judged, Numbers, collect, columns, judged
+from fqgan.studies.tables import comma_separated, markdown, write_table
+from fqgan.studies.workers import spread as over_processes
+
+
+def run_study(
+    study: Study, base: Run, out: Path, seeds: int, measuring: Measuring, processes: int = 0, only: Sequence[str] = ()
+) -> list[Path]:
+    """Train and measure what is missing under `out/rows/ROW/seed-N`, and write table and figure; returns their files.
+
+    Args:
+        seeds: the number of seeds, counted from 0.
+        processes: jobs at a time; 0: one for each GPU, or one.
+        only: names of rows; empty: all.
+    """
+    require_matplotlib()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("start a study without torchrun: it has a process of its own for each GPU")
+    settings = settings_of(study, base)
+    chosen = study.only(only) if only else study
+    jobs = [
+        Job(
+            row.name,
+            seed,
+            replace(settings[row.name], train=replace(settings[row.name].train, seed=seed)),
+            out / "rows" / row.name / f"seed-{seed}",
+            tuple(line for line in chosen.lines if line.row == row.name),
+            measuring,
+        )
+        for seed in range(seeds)
+        for row in chosen.rows
+        if chosen.fractions(row.name)
+    ]
+    for job in jobs:  # before hours of training
+        work.check(job)
+    gpus = torch.cuda.device_count() if base.train.device != "cpu" else 0
+    over_processes(work.run, jobs, processes or max(1, gpus), gpus)
+    return report(chosen, jobs, out)
+
+
+def report(study: Study, jobs: Sequence[Job], out: Path) -> list[Path]:
+    """Table and figure of measured jobs."""
+    numbers = collect(study, jobs)
+    shown = columns(study, jobs, jobs[0].measuring.networks, numbers)
+    verdicts = judged(study, numbers, shown)
+    head = [
+        "model",
+        "images seen",
+        "seeds",
+        *(c.heading for c in shown),
+        *(f"paper: {p}" for p in study.paper.values()),
+    ]
+    seen = _images_seen(jobs)
+    rows = []
+    for line in study.lines:
+        scores = [scores for (name, _), scores in sorted(numbers.items()) if name == line.name]
+        paper = [_paper(line.paper.get(key)) for key in study.paper]
+        cells = [_cell(column, [each.get(column.key, float("nan")) for each in scores]) for column in shown]
+        rows.append([line.label, f"{seen[line.name]:,}", str(len(scores)), *cells, *paper])
+    notes = _notes(study, jobs, verdicts, shown)
+    files = write_table(out, study.title, head, rows, notes, _data(study, numbers))
+    return [*files, *_figure(study, numbers, shown, seen, out)]
+
+
+def _images_seen(jobs: Sequence[Job]) -> dict[str, int]:
+    return {line.name: point_of(job, line.fraction).images_seen for job in jobs for line in job.lines}
+
+
+def _paper(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _cell(column: Column, values: Sequence[float]) -> str:
+    mean = column.text(sum(values) / len(values))
+    return f"{mean} ± {column.text(spread(values))}" if len(values) > 1 else mean
+
+
+def _data(study: Study, numbers: Numbers) -> str:
+    """Every metric of every line and seed, and the paper's."""
+    keys = sorted({key for scores in numbers.values() for key in scores})
+    head = ["line", "seed", *keys, *(f"paper_{key}" for key in study.paper)]
+    rows = [
+        [line.name, seed, *(scores.get(key, "") for key in keys), *(line.paper.get(key, "") for key in study.paper)]
+        for line in study.lines
+        for (name, seed), scores in sorted(numbers.items())
+        if name == line.name
+    ]
+    return comma_separated(head, rows)
+
+
+def _notes(study: Study, jobs: Sequence[Job], verdicts: Sequence[Judged], shown: Sequence[Column]) -> str:
+    parts = ["Mean ± standard deviation over the seeds; all lines of a seed share data, their order and the seed."]
+    if any(MARK in column.label for column in shown):
+        parts.append(f"{MARK} This network is a teacher or the perceptual loss of a row: no conclusion rests on it.")
+    protocol = _protocol(jobs)
+    parts.append(f"Measured on {protocol}.")
+    if verdicts:
+        rows = [
+            [
+                each.ordering.claim,
+                each.column.label,
+                f"{each.judgement.mean:+.{each.column.digits + 1}f}",
+                "–" if len(each.judgement.differences) < 2 else f"{each.judgement.error:.{each.column.digits + 1}f}",
+                " ".join(f"{d:+.{each.column.digits}f}" for d in each.judgement.differences),
+                each.judgement.verdict,
+            ]
+            for each in verdicts
+        ]
+        head = ["ordering", "by", "mean difference", "its standard error", "each seed", "verdict"]
+        parts.append(f"## Orderings\n\nA difference above 0 speaks for the claim.\n\n{markdown(head, rows)}")
+        parts.append(
+            "An ordering holds only if its sign agrees in all seeds and the mean of the paired differences exceeds "
+            "twice its standard error; it fails if that is true of the opposite sign; else it is open."
+        )
+    parts.append(f"## Rows\n\n{markdown(['row', 'parent', 'declared difference'], _declared(study))}")
+    return "\n\n".join(parts)
+
+
+def _protocol(jobs: Sequence[Job]) -> str:
+    job = jobs[0]
+    networks = []
+    sides: Mapping[str, Any] = {}
+    for network in job.measuring.networks:
+        sides = read_result(job.measured(job.lines[0], network))["protocol"]
+        networks.append(f"{network} ({sides['features']['weights'][:12]})")
+    data = sides.get("data") or sides.get("reference") or {}
+    count = f"{data['count']:,} images of " if "count" in data else ""
+    return f"{count}{job.measuring.data} at {sides['size']} pixels; networks: {', '.join(networks)}"
+
+
+def _declared(study: Study) -> list[list[str]]:
+    kept = {line.row for line in study.lines}
+    return [
+        [row.name, row.parent or "the study", ", ".join(f"`{k}` = {_short(v)}" for k, v in row.changes.items()) or "–"]
+        for row in study.rows
+        if row.name in kept
+    ]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_short, value)) or "none"
+    codes = getattr(value, "codebook_size", None)
+    if codes is None:
+        return f'"{value}"' if isinstance(value, str) else str(value)
+    taught = f", taught by {value.teacher}" if value.teacher else ""
+    return f"{value.name} ({codes} codes of {value.code_dim}, adapter depth {value.adapter_depth}{taught})"
+
+
+def _figure(study: Study, numbers: Numbers, shown: Sequence[Column], seen: Mapping[str, int], out: Path) -> list[Path]:
+    drawn = [column for column in shown if column.key.startswith(("psnr", "fid/", "frechet/"))]
+
+    def values(line: str, column: Column) -> list[float]:
+        return [scores[column.key] for (name, _), scores in sorted(numbers.items()) if name == line]
+
+    if max(len(study.fractions(row.name)) for row in study.rows) == 1:
+        series = {c.key: [Series(line.label, [0], [values(line.name, c)]) for line in study.lines] for c in drawn}
+        return write_dots(out, [Panel(column.heading, series[column.key]) for column in drawn])
+    panels = []
+    for column in drawn:
+        curves = []
+        for row in study.rows:
+            lines = sorted((line for line in study.lines if line.row == row.name), key=lambda line: line.fraction)
+            if lines:
+                images = [seen[line.name] for line in lines]
+                curves.append(Series(row.label or row.name, images, [values(line.name, column) for line in lines]))
+        panels.append(Panel(column.heading, curves))
+    return write_curves(out, panels, "images seen")
