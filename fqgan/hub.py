@@ -44,6 +44,15 @@ class Address:
         return f"{PREFIX}{self.repository}{file}{revision}"
 
 
+def local(path: str | Path) -> Path:
+    """The path itself, or of an address the local copy (`fetch`).
+
+    Commands ask for it before they import torch: a missing network is told at once, and each of their parts then reads
+    the same copy.
+    """
+    return fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
+
+
 def fetch(text: str) -> Path:
     """The local copy of what an address names, a folder or a file; what is missing is downloaded to the hub's cache.
 

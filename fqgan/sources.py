@@ -85,7 +85,7 @@ class Source:
 
 def find(path: str | Path, kind: Kind | None = None) -> Source:
     """What is at a path or address on the hub. `UserError`: nothing, or nothing whole, or another `kind` of model."""
-    local = hub.fetch(str(path)) if str(path).startswith(hub.PREFIX) else Path(path)
+    local = hub.local(path)
     if not local.exists():
         raise UserError(f"checkpoint {path} does not exist")
     if local.is_file() and local.name == MODEL and (local.parent / "config.json").exists():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from fqgan import hub
 from fqgan.commands.arguments import check_output, parse
 from fqgan.errors import UserError
 from fqgan.files import make_folder, making_folder
@@ -42,11 +43,12 @@ def main(argv: list[str]) -> None:
     check_output(arguments.out, folder=arguments.to == "folder", option="DST")
     if arguments.out.is_file() or (arguments.out.is_dir() and any(arguments.out.iterdir())):
         raise UserError(f"DST {arguments.out} exists: choose another name")
+    path = hub.local(arguments.source)
     from fqgan.generator.model import FAR
     from fqgan.sources import find
     from fqgan.tokenizer.model import FactorizedTokenizer
 
-    source = find(arguments.source)
+    source = find(path)
     if arguments.tokenizer and source.kind == "tokenizer":
         raise UserError(f"--tokenizer is for generators: {arguments.source} is a tokenizer")
     options = {"tokenizer": arguments.tokenizer} if arguments.tokenizer else {}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from fqgan import hub
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.commands.progress import image_bar, readable_bytes
 from fqgan.errors import UserError
@@ -74,6 +75,7 @@ def main(argv: list[str]) -> None:
     if arguments.crop_range and not 1 <= arguments.crop_range < float("inf"):
         raise UserError(f"--crop-range must be at least 1, got {arguments.crop_range}")
     check_output(arguments.out, folder=True)
+    arguments = replace(arguments, checkpoint=hub.local(arguments.checkpoint))
     from fqgan.engine import distributed
     from fqgan.engine.allocator import keep_freed_memory
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from fqgan import hub
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.commands.progress import image_bar
 from fqgan.config import SamplingConfig
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> None:
     at_least(1, num=arguments.num, batch=arguments.batch)
     at_least(0, seed=arguments.seed)
     check_output(arguments.out, folder=True)
+    arguments = replace(arguments, checkpoint=hub.local(arguments.checkpoint))
     from fqgan.engine import distributed
     from fqgan.engine.allocator import keep_freed_memory
 

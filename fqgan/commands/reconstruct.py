@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fqgan import hub
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.errors import UserError
 from fqgan.files import make_folder, write_bytes
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"name at least one picture: {PROG} CHECKPOINT PICTURE ... --out DIR")
     at_least(0, size=arguments.size)
     check_output(arguments.out, folder=True)
+    checkpoint = hub.local(arguments.checkpoint)
     import numpy as np
     import torch
 
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> None:
 
     keep_freed_memory()
     device = pick_device(arguments.device)
-    tokenizer = load_tokenizer(arguments.checkpoint, device, arguments.weights, arguments.precision)
+    tokenizer = load_tokenizer(checkpoint, device, arguments.weights, arguments.precision)
     size = arguments.size or tokenizer.config.image_size
     tokenizer.check_size(size, size)
     # all pictures are read before anything is written, so that a bad one leaves nothing half done

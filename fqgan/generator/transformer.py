@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from fqgan.config import GeneratorConfig
 from fqgan.engine.recompute import Recomputing
 
-_SHORT = 4  # positions
+# positions up to which plain products beat the fused kernel on a CPU, forward and backward (LOG.md)
+_SHORT = {torch.bfloat16: 192}
+_SHORTEST = 4
 
 
 @lru_cache(maxsize=16)
@@ -45,8 +47,8 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def _attend_short(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of q (b, heads, n, hd) to k and v (b, kv_heads, n, hd), for the few positions of a head over
-    factors: on a CPU the fused kernel, made for long sequences, takes three times as long there."""
+    """Causal attention of q (b, heads, n, hd) to k and v (b, kv_heads, n, hd) by plain products: on a CPU the fused
+    kernel, made for long sequences, takes four times as long for 65 positions in bfloat16."""
     b, heads, n, hd = q.shape
     q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries that share a key are rows of one product
     scores = ((q * hd**-0.5) @ k.transpose(2, 3)).unflatten(2, (-1, n))
@@ -71,7 +73,7 @@ class Attention(nn.Module):
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = self.qkv(x).unflatten(-1, (sum(sizes), -1)).transpose(1, 2).split(sizes, 1)
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
-        if x.is_cpu and x.shape[1] <= _SHORT:
+        if x.is_cpu and x.shape[1] <= _SHORT.get(q.dtype, _SHORTEST):
             y = _attend_short(q, k, v)
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv_heads < self.heads)
