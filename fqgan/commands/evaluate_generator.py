@@ -11,7 +11,7 @@ import tyro
 from fqgan.commands import generate
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.commands.evaluate_samples import compared
-from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path
+from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path, run_of
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
 
@@ -33,7 +33,7 @@ class Arguments(MeasuringOptions, generate.Arguments):
     labels: Literal["balanced", "uniform"] = "balanced"
     """balanced: the classes one after the other, round and round; uniform: each drawn at random, by the seed."""
     samples: Path = Path()
-    """Folder for the pictures; by default `evaluation` beside the numbers. The same command resumes."""
+    """Folder for the pictures; by default `evaluation` in the run folder. The same command resumes."""
     out: Path = Path()
     """Where to write the numbers and their protocol; by default eval.json in the run folder."""
     batch: int = 32
@@ -51,7 +51,9 @@ def main(argv: list[str]) -> None:
     at_least(1, num=arguments.num)
     at_least(0, seed=arguments.seed)
     path = result_path(arguments.checkpoint, arguments.out)
-    folder = path.parent / "evaluation" if arguments.samples == Path() else arguments.samples
+    home = run_of(arguments.checkpoint)
+    beside = home if home.is_dir() else path.parent
+    folder = beside / "evaluation" if arguments.samples == Path() else arguments.samples
     check_output(folder, folder=True, option="--samples")
     with measuring(arguments.device) as world:
         from fqgan.engine.distributed import from_main
