@@ -83,7 +83,7 @@ class Inception(FrozenModule):
         x = net.Mixed_6a(x)
         for block in (net.Mixed_6b, net.Mixed_6c, net.Mixed_6d):
             x = _mixed(block, x, _average(x))
-        # a block's first channels are those of its 1x1 convolution; TensorFlow's order, which ADM's mu_s and sigma_s have
+        # a block's first channels are those of its 1x1 convolution; in TensorFlow's order, as in ADM's mu_s, sigma_s
         spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         x = net.Mixed_7a(_mixed(net.Mixed_6e, x, _average(x)))
         x = _mixed(net.Mixed_7b, x, _average(x))
