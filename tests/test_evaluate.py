@@ -148,7 +148,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(here: Path, refused: Ref
     assert "else.npz holds weights: arr_0, or mu and sigma, is needed" in line("else.npz", "fake")
     assert "cut.npz is cut short or no .npz file" in line("cut.npz", "fake")
     assert "cut.safetensors is damaged or holds no statistics" in line("cut.safetensors", "fake")
-    assert "at least two readable pictures" in line("real", "one")
+    assert "one: at least two readable pictures are needed" in line("real", "one")
     assert "is 20x20 pixels, below the image size 24" in line("small", "fake")
     assert "made in another way (size: 24, not 20)" in line("real.safetensors", "small")
     other = ("--features", "efficientnet-lite0:stage3@48", "--workers", "0")

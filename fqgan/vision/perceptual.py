@@ -134,7 +134,9 @@ def lpips_files() -> tuple[Path, Path]:
     if not linear.is_file():
         missing.append(f"{linear} (richzhang/PerceptualSimilarity's lpips/weights/v0.1/vgg.pth; or set FQGAN_LPIPS)")
     if missing:
-        raise UserError(f"LPIPS needs {' and '.join(missing)}; to train without these files: {OFFLINE_OPTION}")
+        raise UserError(
+            f"LPIPS needs {' and '.join(missing)}; without these files: {OFFLINE_OPTION} (to evaluate: --perceptual efficientnet-lite0)"
+        )
     return vgg16, linear
 
 
