@@ -26,12 +26,13 @@ from fqgan.metrics.neighbours import precision_recall
 from fqgan.vision.measuring import load_network
 
 
-def timed(call: Callable[[], object]) -> tuple[float, int]:
-    """Seconds, and the peak of the memory beyond what was held before (Linux)."""
+def timed(call: Callable[[], object]) -> tuple[float, float, int]:
+    """Seconds, seconds of the processor over all threads, which other work on the machine does not change much, and the
+    peak of the memory beyond what was held before (Linux)."""
     device = torch.device("cpu")
-    before, began = held_bytes(device), time.perf_counter()
+    before, began, used = held_bytes(device), time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - began, held_bytes(device, peak=True) - before
+    return time.perf_counter() - began, time.process_time() - used, held_bytes(device, peak=True) - before
 
 
 def measure(which: str, rows: int, dim: int) -> str:
@@ -47,13 +48,14 @@ def measure(which: str, rows: int, dim: int) -> str:
             for batch in features.split(64):
                 statistics.update(batch)
             both.append(statistics.compute())
-        seconds, extra = timed(lambda: frechet_distance(both[0], both[1]))
-        return f"Frechet distance, {dim}-d: {seconds:.2f} s, {extra / 2**20:.0f} MiB beside the statistics"
+        seconds, used, extra = timed(lambda: frechet_distance(both[0], both[1]))
+        times = f"{seconds:.2f} s ({used:.2f} CPU s)"
+        return f"Frechet distance of {rows:,}, {dim}-d: {times}, {extra / 2**20:.0f} MiB beside the statistics"
     metric = {"precision_recall": precision_recall, "kernel_distance": kernel_distance}[which]
     metric(a[:50], b[:50])  # libraries and threads are loaded before the first reading
-    seconds, extra = timed(lambda: metric(a, b))
-    whole = f"{(extra + sets) / 2**20:.0f} MiB with the features"
-    return f"{which}, {rows:,} x {rows:,} x {dim}: {seconds:.1f} s, {extra / 2**20:.0f} MiB beside, {whole}"
+    seconds, used, extra = timed(lambda: metric(a, b))
+    memory = f"{extra / 2**20:.0f} MiB beside, {(extra + sets) / 2**20:.0f} MiB with the features"
+    return f"{which}, {rows:,} x {rows:,} x {dim}: {seconds:.1f} s ({used:.1f} CPU s), {memory}"
 
 
 def collect_share(images: int = 64) -> str:
@@ -61,10 +63,10 @@ def collect_share(images: int = 64) -> str:
     batch, indices = torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8), torch.arange(images)
     collector = FeatureCollector(network, range(2 * images), 10**6, "cpu")
     collector.update(batch, indices)
-    plain, _ = timed(lambda: network(batch))
-    whole, _ = timed(lambda: collector.update(batch, indices + images))
+    _, plain, _ = timed(lambda: network(batch))
+    _, whole, _ = timed(lambda: collector.update(batch, indices + images))
     return (
-        f"collect, efficientnet-lite0 at 224 pixels: {images / plain:.1f} images/s through the network alone, "
+        f"collect, efficientnet-lite0 at 224 pixels: {images / plain:.1f} images a CPU s through the network alone, "
         f"{images / whole:.1f} with all statistics ({1 - plain / whole:.0%} of the time)"
     )
 

@@ -138,8 +138,9 @@ FAR_PHOTOS = child(
     FAR_TINY,
     model={"dropout": 0.0},
     optimizer={"kind": "muon", "lr": 3e-3},
+    sampling={"temperature": (0.8,)},
     train={
-        "steps": 1000,
+        "steps": 1300,
         "log_every": 25,
         "image_every": 400,
         "validate_every": 100,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sets import write_pictures
 
 import fqgan
 from fqgan.cli import main
@@ -95,6 +96,16 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return lines[0]
 
     return call
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with two sets of pictures, and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FQGAN_CACHE", str(tmp_path / "cache"))
+    write_pictures(tmp_path / "real", 14, 0)
+    write_pictures(tmp_path / "fake", 12, 1)
+    return tmp_path
 
 
 @pytest.fixture

@@ -1,70 +1,27 @@
-"""`fqgan evaluate samples`, `statistics`, `generator` and `compare`: the numbers, the protocol, and what is refused."""
+"""`fqgan evaluate samples`, `statistics` and `compare`: the numbers, the protocol, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import generators
 import numpy as np
 import pytest
 import torch
 from inception_weights import save_random_inception
-from PIL import Image
 from runs import TWO_RANKS, finish, start
+from sets import FAST, FULL, evaluated, samples, write_pictures
 
-import fqgan
 from fqgan.cli import main
 from fqgan.data.fingerprint import content_sha256
 from fqgan.data.images import open_source
-from fqgan.data.npz import NpzSource
-from fqgan.engine.distributed import World
-from fqgan.errors import UserError
-from fqgan.evaluation.collect import FeatureCollector, Reading, collect
-from fqgan.evaluation.scores import set_scores
-from fqgan.evaluation.sets import open_set
 from fqgan.evaluation.statistics import load_statistics
-from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.schema import flatten
 from fqgan.vision import inception
-from fqgan.vision.measuring import FeatureNetwork, Features, load_network
 
 Refused = Callable[..., str]
-FULL = ("--features", "efficientnet-lite0@32", "--workers", "0")
-# 40 dimensions: a Frechet distance in 1,280 takes seconds on one core
-FAST = ("--features", "efficientnet-lite0:stage3@32", "--workers", "0")
-
-
-def write_pictures(folder: Path, count: int, seed: int, size: int = 24, classes: int = 2) -> Path:
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        place = folder / f"class{i % classes}"
-        place.mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-        coarse.resize((size, size), Image.Resampling.BICUBIC).save(place / f"{i:03d}.png")
-    return folder
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with two sets of pictures, and a cache of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FQGAN_CACHE", str(tmp_path / "cache"))
-    write_pictures(tmp_path / "real", 14, 0)
-    write_pictures(tmp_path / "fake", 12, 1)
-    return tmp_path
-
-
-def evaluated(*argv: object) -> dict[str, Any]:
-    assert main(["evaluate", *map(str, argv), "--out", "out.json"]) == 0
-    return json.loads(Path("out.json").read_text())
-
-
-def samples(*argv: object) -> dict[str, Any]:
-    return evaluated("samples", *argv, *FAST)
 
 
 @pytest.fixture(scope="module")
@@ -77,60 +34,6 @@ def genuine(random_inception: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Random weights that pass for FID's."""
     monkeypatch.setattr(inception, "SHA256", inception.file_sha256(random_inception)[:8])
     return random_inception
-
-
-# --- networks
-
-
-def pixels_network(dim: int = 12) -> FeatureNetwork:
-    """Features that are exact whatever the batch: some pixels."""
-
-    def read(images: torch.Tensor) -> Features:
-        values = images.float().flatten(1)
-        return Features(values[:, :: values.shape[1] // dim][:, :dim], values[:, :3], values[:, :4] / 50)
-
-    options = {"weights": "none", "resize": "none", "genuine": False, "module": torch.nn.Identity(), "read": read}
-    return FeatureNetwork("pixels", dim, 3, 4, **options)
-
-
-def test_a_set_gives_the_same_numbers_for_any_batch_and_order(here: Path) -> None:
-    network, world = pixels_network(), World(0, 1, torch.device("cpu"))
-    real = collect(network, open_source("real"), Reading(24, 5, 0, 0, False, 99), world)[0]
-    source = open_source("fake")
-    whole = set_scores(real, collect(network, source, Reading(24, 12, 0, 0, False, 99), world)[0], network)
-    assert {"frechet", "frechet_half", "frechet_spatial", "score", "kernel_distance", "coverage"} <= set(whole)
-    for batch in (1, 5):
-        other = collect(network, source, Reading(24, batch, 0, 0, False, 99), world)[0]
-        assert set_scores(real, other, network) == pytest.approx(whole, rel=1e-7)
-    collector = FeatureCollector(network, range(len(source)), 99, "cpu")
-    for index in (7, 0, 11, 3, 5, 1, 2, 4, 6, 10, 8, 9):
-        image = torch.from_numpy(np.array(source.read(index)[0])).permute(2, 0, 1)
-        collector.update(image[None], torch.tensor([index]))
-    assert set_scores(real, collector.compute(), network) == pytest.approx(whole, rel=1e-7)
-
-
-def test_features_that_are_not_finite_stop_the_evaluation(here: Path) -> None:
-    network = pixels_network(3)
-    collector = FeatureCollector(network, range(4), 4, "cpu")
-    object.__setattr__(network, "read", lambda x: Features(torch.tensor([[1.0, torch.nan, 0.0]]), None, None))
-    collector.update(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.tensor([2]))
-    with pytest.raises(UserError, match="features of 1 of 4 pictures are not finite"):
-        collector.compute()
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("inceptoin", "unknown features 'inceptoin'; did you mean 'inception'?"),
-        ("classifier:nowhere", "nowhere is no run or checkpoint of fqgan train-classifier"),
-        ("inception=", "unknown features 'inception='"),
-        ("timm:resnet18=nowhere.pth", "nowhere.pth does not exist"),
-    ],
-)
-def test_unknown_networks_are_refused(name: str, message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_network(name)
-    assert message in str(caught.value)
 
 
 # --- samples
@@ -178,7 +81,9 @@ def test_every_form_of_a_set_gives_the_same_numbers(here: Path) -> None:
 
 
 def test_a_reference_is_kept_under_the_hash_of_its_content(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    expected = samples("real", "fake")["metrics"]
+    first = samples("real", "fake")
+    expected = first["metrics"]
+    assert samples("real", "fake", "--no-cache")["protocol"] == first["protocol"]
     (kept,) = (here / "cache" / "statistics").iterdir()
     shutil.move("real", "elsewhere")
     capsys.readouterr()
@@ -191,16 +96,6 @@ def test_a_reference_is_kept_under_the_hash_of_its_content(here: Path, capsys: p
     shutil.rmtree("elsewhere")
     write_pictures(Path("real"), 14, 0)
     assert samples("real", "fake")["metrics"] == pytest.approx(expected)
-    samples("real", "fake", "--no-cache")
-
-
-def test_only_fids_inception_gives_numbers_of_that_name(here: Path) -> None:
-    world, reading = World(0, 1, torch.device("cpu")), Reading(24, 5, 0, 0, False, 99)
-    names = {"fid", "fid_half", "sfid", "inception_score", "inception_score_std"}
-    for genuine in (False, True):
-        network = replace(pixels_network(), genuine=genuine)
-        real, fake = (collect(network, open_source(name), reading, world)[0] for name in ("real", "fake"))
-        assert (names < set(set_scores(real, fake, network))) == genuine
 
 
 @pytest.mark.slow
@@ -255,7 +150,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(here: Path, refused: Ref
     assert "else.npz holds weights: arr_0, or mu and sigma, is needed" in line("else.npz", "fake")
     assert "cut.npz is cut short or no .npz file" in line("cut.npz", "fake")
     assert "cut.safetensors is damaged or holds no statistics" in line("cut.safetensors", "fake")
-    assert "at least two readable pictures" in line("real", "one")
+    assert "one: at least two readable pictures are needed" in line("real", "one")
     assert "is 20x20 pixels, below the image size 24" in line("small", "fake")
     assert "made in another way (size: 24, not 20)" in line("real.safetensors", "small")
     other = ("--features", "efficientnet-lite0:stage3@48", "--workers", "0")
@@ -280,78 +175,29 @@ def test_too_few_samples_are_told(here: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_numbers_of_one(here: Path) -> None:
+def test_two_ranks_and_other_batches_give_the_numbers_of_one(here: Path) -> None:
+    """The network's features move in their last bits with the batch, and the numbers with them."""
     expected = samples("real", "fake")
     argv = ["evaluate", "samples", "real", "fake", *FAST, "--no-cache", "--device", "cpu", "--out", "two.json"]
-    finish(start(argv, TWO_RANKS))
+    finish(start([*argv, "--batch", "3"], TWO_RANKS))
     found = json.loads(Path("two.json").read_text())
     assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
     assert found["protocol"]["samples"] == expected["protocol"]["samples"]
 
 
-# --- .npz
-
-
-def test_an_npz_is_mapped_and_read_by_index(here: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
-    np.savez("a.npz", arr_0=pixels, arr_1=np.arange(5))
-    source = NpzSource(Path("a.npz"), "a")
-    assert isinstance(source._pixels, np.memmap)
-    for index in (4, 0):
-        image, label = source.read(index)
-        assert np.array_equal(np.asarray(image), pixels[index]) and label == index
-    np.savez("b.npz", arr_0=pixels, arr_1=np.arange(4))
-    with pytest.raises(UserError, match="arr_1 must be 5 whole numbers"):
-        NpzSource(Path("b.npz"), "b")
-    np.savez("c.npz", arr_0=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match="objects"):
-        NpzSource(Path("c.npz"), "c")
-
-
-# --- generator
-
-
-@pytest.fixture
-def generator(here: Path, tokenizer: FactorizedTokenizer) -> Path:
-    model = generators.tiny(codebook_sizes=(32, 16), grid=(8, 8), num_classes=3)
-    model.carry(tokenizer)
-    return fqgan.save_generator(model, here / "generator")
-
-
-def test_a_generator_is_measured_end_to_end(generator: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_pictures(here / "wide", 14, 0, size=32)
-    argv = ("generator", generator, "--data", "wide", "--num", 9, "--seed", 5, "--npz", *FAST)
-    result = evaluated(*argv)
-    side = result["protocol"]["samples"]
-    assert side["labels"] == {"classes": 3, "fewest": 3, "most": 3, "unlabelled": 0} and side["draw"] == "balanced"
-    assert side["seed"] == 5 and side["sampling"]["cfg_scale"] == [2.0] and side["precision"] == "float32"
-    assert (side["count"], result["protocol"]["size"]) == (9, 32)
-    folder = generator / "evaluation"
-    with np.load(folder / "samples.npz") as arrays:
-        assert arrays["arr_0"].shape == (9, 32, 32, 3)
-    (folder / "000004.png").unlink()
-    capsys.readouterr()
-    assert evaluated(*argv)["metrics"] == pytest.approx(result["metrics"])
-    assert "9 pictures of 3 classes" in capsys.readouterr().out
-    # the same pictures, as a folder: the grid beside them is no sample
-    assert len(open_set(str(folder)).source or ()) == 9
-    assert samples("wide", folder)["metrics"] == pytest.approx(result["metrics"])
-
-
-def test_uniform_labels_are_drawn_by_the_seed(generator: Path, here: Path) -> None:
-    write_pictures(here / "wide", 8, 0, size=32)
-    argv = ("generator", generator, "--data", "wide", "--num", 12, "--labels", "uniform", *FAST)
-    result = evaluated(*argv, "--samples", "first")
-    rows = json.loads(Path("first/samples.json").read_text())["pictures"]
-    assert [row["label"] for row in rows] == np.random.default_rng(0).choice(3, 12).tolist()
-    assert result["protocol"]["samples"]["draw"] == "uniform"
-
-
-def test_an_unfinished_folder_of_samples_is_refused(generator: Path, here: Path, refused: Refused) -> None:
-    evaluated("generator", generator, "--data", "real", "--num", 6, "--size", 24, *FAST, "--samples", "made")
-    manifest = json.loads(Path("made/samples.json").read_text())
-    Path("made/samples.json").write_text(json.dumps({**manifest, "complete": False}))
-    assert "made is not finished" in refused("evaluate", "samples", "real", "made", *FAST)
+@pytest.mark.slow
+def test_two_ranks_and_other_batches_give_the_numbers_of_a_tokenizer(
+    here: Path, exported: Path, pictures: Path
+) -> None:
+    argv = ("tokenizer", exported, "--data", pictures, *FAST)
+    expected = evaluated(*argv)
+    assert {"psnr", "ssim", "perceptual", "frechet", "kernel_distance", "coverage"} <= set(expected["metrics"])
+    options = ["--device", "cpu", "--batch", "3", "--out", "two.json"]
+    finish(start(["evaluate", *map(str, argv), *options], TWO_RANKS))
+    found = json.loads(Path("two.json").read_text())
+    for part in ("metrics", "factors"):
+        for name, value in flatten(expected[part]).items():
+            assert flatten(found[part])[name] == pytest.approx(value, rel=1e-4), name
 
 
 # --- compare

@@ -144,6 +144,8 @@ def test_the_imports_are_seen() -> None:
             f"with contextlib.suppress(UserError): main(['hf:org/name', *{rest}])"
             for command, rest in {
                 "convert": ["out"],
+                "evaluate_generator": ["--data", "photos", "--out", "out.json"],
+                "evaluate_tokenizer": ["--data", "photos", "--out", "out.json"],
                 "extract": ["--data", "photos", "--out", "out"],
                 "generate": ["--out", "out"],
                 "reconstruct": ["x.png", "--out", "out"],

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fqgan import hub
 from fqgan.commands import generate
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.commands.evaluate_samples import compared
@@ -55,6 +56,8 @@ def main(argv: list[str]) -> None:
     beside = home if home.is_dir() else path.parent
     folder = beside / "evaluation" if arguments.samples == Path() else arguments.samples
     check_output(folder, folder=True, option="--samples")
+    name = str(arguments.checkpoint)
+    arguments = replace(arguments, checkpoint=hub.local(arguments.checkpoint))
     with measuring(arguments.device) as world:
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.sets import check_fit, open_set
@@ -71,14 +74,14 @@ def main(argv: list[str]) -> None:
         if arguments.labels == "uniform":
             settings = replace(settings, classes=_uniform(settings.classes, arguments.num, arguments.seed))
         try:
-            generate.make(generator, settings, folder, str(arguments.checkpoint), arguments.npz, world)
+            generate.make(generator, settings, folder, name, arguments.npz, world)
         except UnwritableError as error:
             raise UserError(f"{error}; the same command goes on") from None
         arguments = replace(arguments, size=size)
         result, text, warnings = compared(reference, open_set(str(folder)), network, arguments, world, arguments.cache)
         if world.is_main:
             print(folder)
-            models = {"checkpoint": str(arguments.checkpoint), "generator": settings.generator}
+            models = {"checkpoint": name, "generator": settings.generator}
             result["protocol"]["samples"]["draw"] = arguments.labels
             conclude({"subject": "generator", **models, **result}, text, warnings, path)
 

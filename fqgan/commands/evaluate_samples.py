@@ -71,7 +71,7 @@ def compared(
 
     size = from_main(lambda: size_of(arguments.size, reference, samples))
     reading = arguments.reading(size)
-    real, real_side = features_of(reference, network, reading, world, "reference", cache)
+    real, real_side = features_of(reference, network, reading, world, "reference", hashed=True, cache=cache)
     fake, fake_side = features_of(samples, network, reading, world, "samples")
     scores, warnings = scores_of(real, fake, network, world)
     made = features_protocol(network, size, arguments.upscale)

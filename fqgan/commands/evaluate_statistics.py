@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     with measuring(arguments.device) as world:
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.protocol import features_protocol
-        from fqgan.evaluation.sets import content_of, open_set
+        from fqgan.evaluation.sets import open_set
         from fqgan.evaluation.statistics import save_statistics
         from fqgan.files import make_folder
         from fqgan.vision.measuring import load_network
@@ -47,11 +47,10 @@ def main(argv: list[str]) -> None:
         if source is None or given.statistics is not None:
             raise UserError(f"{arguments.data} holds statistics already")
         size = from_main(lambda: size_of(arguments.size, given))
-        features, side = features_of(given, network, arguments.reading(size), world, "reading")
+        features, side = features_of(given, network, arguments.reading(size), world, "reading", hashed=True)
         if world.is_main:
             made = features_protocol(network, size, arguments.upscale)
             make_folder(arguments.out.parent)
-            side = {**side, "content": content_of(source)}
             save_statistics(features, {**made, "set": side}, arguments.out)
             print(
                 f"{side['count']:,} images of {given.name} at {size} pixels, {network.dim} features of {network.name}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fqgan import hub
 from fqgan.commands.arguments import parse
 from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path, scores_of
 from fqgan.commands.progress import image_bar
@@ -43,8 +44,10 @@ def main(argv: list[str]) -> None:
     arguments = parse(Arguments, argv, PROG, about)
     arguments.check()
     path = result_path(arguments.checkpoint, arguments.out)
+    checkpoint = hub.local(arguments.checkpoint)
     with measuring(arguments.device) as world:
-        result, warnings = evaluate(arguments, world)
+        result, warnings = evaluate(replace(arguments, checkpoint=checkpoint), world)
+        result["checkpoint"] = str(arguments.checkpoint)
         if world.is_main:
             conclude(result, _table(result), warnings, path)
 

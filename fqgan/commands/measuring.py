@@ -74,12 +74,19 @@ def measuring(device: str) -> Iterator[World]:
 
 
 def features_of(
-    given: Set, network: FeatureNetwork, reading: Reading, world: World, label: str, cache: bool = False
+    given: Set,
+    network: FeatureNetwork,
+    reading: Reading,
+    world: World,
+    label: str,
+    hashed: bool = False,
+    cache: bool = False,
 ) -> tuple[FeatureSet, dict[str, Any]]:
     """The features of a set, and what the protocol says of it; called by all ranks.
 
     Args:
-        cache: look for them in the cache, where they are put otherwise.
+        hashed: record the hash of the images' files.
+        cache: look for them in the cache, where they are put otherwise; `hashed` too.
     """
     from fqgan.engine.distributed import from_main
     from fqgan.evaluation.collect import collect
@@ -96,7 +103,7 @@ def features_of(
             return given.statistics, known or {"statistics": f"sha256:{file_sha256(Path(given.name).expanduser())}"}
     assert source is not None, "a set has images or statistics"
     made = features_protocol(network, reading.size, reading.upscale)
-    content = {"content": from_main(lambda: content_of(source))} if cache else {}
+    content = {"content": from_main(lambda: content_of(source))} if hashed or cache else {}
     place = cache_path({**made, **content, "limit": reading.limit, "kept": reading.kept}) if cache else None
     found = cached(place, world.device) if place and from_main(place.exists) else None
     if found:

@@ -78,7 +78,7 @@ class FeatureCollector:
             )
         pooled = self._gaussian(self._pooled)
         if pooled is None:
-            raise UserError("a set of at least two readable pictures is needed: a covariance has no meaning for fewer")
+            raise UserError("at least two readable pictures are needed: a covariance has no meaning for fewer")
         return FeatureSet(
             pooled,
             self._gaussian(self._spatial) if self._spatial else None,
@@ -137,4 +137,7 @@ def collect(
         collector.update(images, indices)
         advance(len(images))
     unreadable = all_reduce_sum(torch.tensor(batches.unreadable, device=world.device))
-    return collector.compute(), int(unreadable)
+    try:
+        return collector.compute(), int(unreadable)
+    except UserError as error:
+        raise UserError(f"{source.name}: {error}") from None

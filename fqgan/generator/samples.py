@@ -84,9 +84,9 @@ class SampleFolder:
             found = schema.from_dict(SampleSettings, content.get("settings", {}), str(manifest))
             if changed := schema.diff(found, self.settings):
                 told = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items())
-                raise UserError(f"{self.folder} holds pictures of other settings ({told}): use a new --out")
+                raise UserError(f"{self.folder} holds pictures of other settings ({told}): choose another folder")
         elif self.folder.is_dir() and any(path != lock_file for path in self.folder.iterdir()):
-            raise UserError(f"{self.folder} exists and holds something else than generated pictures: use a new --out")
+            raise UserError(f"{self.folder} holds something else than generated pictures: choose another folder")
         make_folder(self.folder)
         try:
             self._lock = lock(lock_file)

@@ -74,24 +74,32 @@ class FeatureStatistics:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)), at least 0, in the features' unit squared.
 
-    With any root A = R R^T the eigenvalues of A B are those of the symmetric R^T B R: they are real, and round-off below
-    zero can be cut. The Cholesky root spares one decomposition of two; the symmetric root serves where A is not of full
-    rank. ValueError for unequal dimensions, and for numbers that are not finite.
+    With any roots A = R R^T and B = S S^T the trace of (A B)^(1/2) is the sum of the singular values of R^T S. They are
+    real, and where a covariance is not of full rank the rest of them is zero up to round-off. So are the eigenvalues of
+    A B, but their roots are not: there the order of the images would show in the eighth digit.
+    Precision: 1e-10 of tr(A + B). ValueError for unequal dimensions, and for numbers that are not finite.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared")
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
     if not (distance.isfinite() and a.covariance.isfinite().all() and b.covariance.isfinite().all()):
         raise ValueError("means or covariances are not finite (NaN or infinite)")
-    root = _root(a.covariance)
-    cross = torch.linalg.eigvalsh(root.T @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    cross = torch.linalg.svdvals(_root(a.covariance).T @ _root(b.covariance)).sum()
     return max(0.0, (distance - 2 * cross).item())
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """R with R R^T = `covariance`."""
+    """R (d, r) with R R^T = `covariance` (d, d): by Cholesky's method, or with one column for each eigenvalue above
+    round-off where the rank r is below d."""
     root, failed = torch.linalg.cholesky_ex(covariance)
-    if not failed:
+    pivots = root.diagonal().square()
+    if not failed and pivots.min() > _round_off(pivots):
         return root
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    kept = values > _round_off(values)
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def _round_off(values: Tensor) -> Tensor:
+    """What numbers computed together with these may be off by."""
+    return len(values) * torch.finfo(values.dtype).eps * values.max()

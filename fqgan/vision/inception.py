@@ -43,7 +43,8 @@ class InceptionOutput(NamedTuple):
     pooled: Tensor
     """(b, 2048), `pool_3`."""
     spatial: Tensor
-    """(b, 2023): the first 7 channels of `mixed_6/conv` (torchvision's Mixed_6d) at 17 x 17 positions."""
+    """(b, 2023): at 17 x 17 positions, one after the other, the first 7 channels of `mixed_6/conv` (torchvision's
+    Mixed_6d)."""
     logits: Tensor
     """(b, 1008) without the bias, as ADM and torch-fidelity take them for the Inception Score."""
 
@@ -82,7 +83,8 @@ class Inception(FrozenModule):
         x = net.Mixed_6a(x)
         for block in (net.Mixed_6b, net.Mixed_6c, net.Mixed_6d):
             x = _mixed(block, x, _average(x))
-        spatial = x[:, :SPATIAL_CHANNELS].flatten(1)  # a block's first channels are those of its 1x1 convolution
+        # a block's first channels are those of its 1x1 convolution; in TensorFlow's order, as in ADM's mu_s, sigma_s
+        spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         x = net.Mixed_7a(_mixed(net.Mixed_6e, x, _average(x)))
         x = _mixed(net.Mixed_7b, x, _average(x))
         x = _mixed(net.Mixed_7c, x, F.max_pool2d(x, 3, 1, 1))

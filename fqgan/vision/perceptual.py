@@ -134,7 +134,8 @@ def lpips_files() -> tuple[Path, Path]:
     if not linear.is_file():
         missing.append(f"{linear} (richzhang/PerceptualSimilarity's lpips/weights/v0.1/vgg.pth; or set FQGAN_LPIPS)")
     if missing:
-        raise UserError(f"LPIPS needs {' and '.join(missing)}; to train without these files: {OFFLINE_OPTION}")
+        without = f"{OFFLINE_OPTION} to train, --perceptual efficientnet-lite0 to evaluate"
+        raise UserError(f"LPIPS needs {' and '.join(missing)}; without these files: {without}")
     return vgg16, linear
 
 
