@@ -214,10 +214,8 @@ def test_the_papers_settings_are_pinned() -> None:
     assert (paper.train.epochs, paper.train.batch, paper.optimizer.lr) == (10, 256, 2e-4)
     assert [factor.codebook_size for factor in paper.model.factors] == [16384, 16384]
     lines = {line.name: line.paper.get("rfid") for line in ablation(paper).lines}
-    assert lines == {
-        **{"vqgan": 3.71, "vqgan-2k": 3.60, "factorized": 2.00, "disentangled": 1.84, "represented": 1.73},
-        **{"both": 1.66, "vqgan-adapter": None},
-    }
+    names = ["vqgan", "vqgan-2k", "factorized", "disentangled", "represented", "both", "vqgan-adapter"]
+    assert lines == dict(zip(names, [3.71, 3.60, 2.00, 1.84, 1.73, 1.66, None], strict=True))
     paper = SCALING_PRESETS["imagenet"]
     assert (paper.train.epochs, paper.optimizer.schedule) == (40, "constant")
     study = scaling(paper)
@@ -268,15 +266,16 @@ def test_a_study_is_trained_measured_judged_and_reused(
     assert (out / "figure.png").read_bytes()[:4] == b"\x89PNG" and (out / "figure.pdf").read_bytes()[:4] == b"%PDF"
     assert r"VQGAN, 32 codes & 8 & 2" in (out / "table.tex").read_text()
 
-    runs = sorted(out.glob("rows/*/*/checkpoints/*/state.json"))
-    times = [path.stat().st_mtime_ns for path in runs]
+    times = {path: path.stat().st_mtime_ns for path in out.glob("rows/*/*/checkpoints/*/state.json")}
     pictures = (out / "figure.pdf").read_bytes()
     (out / "rows/both/seed-1/measured/both--efficientnet-lite0-stage3@32.json").unlink()
     shutil.rmtree(out / "rows/vqgan/seed-0/checkpoints")  # the exported point is what counts
     assert main(argv) == 0
     printed = capsys.readouterr().out
     assert "training to" not in printed and printed.count("is measured already") == 5
-    assert [path.stat().st_mtime_ns for path in runs if path.exists()] == times[:2] + times[3:] or True
+    assert {path: path.stat().st_mtime_ns for path in times if path.exists()} == {
+        path: time for path, time in times.items() if "vqgan/seed-0" not in str(path)
+    }
     assert table(out) == rows and (out / "figure.pdf").read_bytes() == pictures
 
 

@@ -8,7 +8,7 @@ SUBJECTS = {
     "ablation": ("PRESET --data.source DATA --out DIR", "Table 3: what each part of the factorized tokenizer is worth"),
     "scaling": ("PRESET --data.source DATA --out DIR", "Table 5: more factors, and more training"),
 }
-_TRAINED = dict.fromkeys(("ablation", "scaling"), "study_training")
+_TRAINED: dict[str, str] = dict.fromkeys(("ablation", "scaling"), "study_training")
 
 
 def main(argv: list[str]) -> None:

@@ -47,5 +47,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Standard deviation of a sample; NaN for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else math.nan
+    """Standard deviation of a sample; NaN for a single value, or where one is not finite."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return math.nan
+    return statistics.stdev(values)

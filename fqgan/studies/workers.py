@@ -36,7 +36,7 @@ def spread(call: Callable[[Any], None], jobs: Sequence[Any], processes: int, gpu
             call(job)
         return
     context, waiting = multiprocessing.get_context("spawn"), list(jobs)
-    workers: dict[Connection, Any] = {}
+    workers: dict[Any, Any] = {}  # by our end of its pipe
     stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -58,8 +58,8 @@ def spread(call: Callable[[Any], None], jobs: Sequence[Any], processes: int, gpu
             ours.send(waiting.pop(0))
         busy = set(workers)
         while busy:
-            for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
+            ready: list[Any] = wait(list(busy))
+            for connection in ready:
                 try:
                     outcome, text = connection.recv()
                 except EOFError:
