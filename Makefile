@@ -12,7 +12,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/fqgan quickstart
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

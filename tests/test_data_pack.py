@@ -190,6 +190,7 @@ def in_a_child(*argv: object) -> int:
         return child
     code = 1
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         sys.stdout = sys.stderr = open("out.log", "w", buffering=1)  # noqa: SIM115
         code = main([str(argument) for argument in argv])
     finally:
