@@ -103,10 +103,10 @@ def load(cls: type[T], path: Path) -> T:
     return from_dict(cls, load_json(path), str(path))
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `UserError` when it is missing or broken."""
+def load_json(path: Path, longest: int = _LONGEST) -> dict[str, Any]:
+    """A JSON object from a file of at most `longest` bytes; `UserError` when it is missing or broken."""
     try:
-        if (size := path.stat().st_size) > _LONGEST:
+        if (size := path.stat().st_size) > longest:
             raise UserError(f"{path} has {size:,} bytes: no JSON file of fqgan")
         data = json.loads(path.read_text())
     except FileNotFoundError:

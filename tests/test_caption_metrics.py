@@ -44,7 +44,9 @@ PEOPLE = (
 MACHINE = ("A boy is playing in the sand .", "a woman is riding a bike over the bridge", "A dog sleeps .", "a man")
 
 
-def theirs(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> tuple[list[float], float, list[float]]:
+def theirs(
+    candidates: Sequence[Words], references: Sequence[Sequence[Words]]
+) -> tuple[list[float], float, list[float]]:
     result = {i: [" ".join(words)] for i, words in enumerate(candidates)}
     truth = {i: [" ".join(words) for words in several] for i, several in enumerate(references)}
     with contextlib.redirect_stdout(io.StringIO()):

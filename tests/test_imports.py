@@ -63,6 +63,7 @@ LAYERS = (
         "fqgan.tokenizer.start",
         "fqgan.tokenizer.pictures",
         "fqgan.tokenizer.training",
+        "fqgan.understanding",
     ),
     ("fqgan.checkpoints", "fqgan.report"),
     ("fqgan.generator.training",),

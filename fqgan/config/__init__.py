@@ -20,19 +20,35 @@ from fqgan.config.tokenizer import (
     teacher_dim,
 )
 from fqgan.config.training import OptimizerConfig, TrainConfig
+from fqgan.config.understanding import (
+    IMAGE,
+    TINY_PROJECTOR,
+    Feature,
+    LanguageConfig,
+    LanguageRunConfig,
+    ProjectorConfig,
+    ProjectorRunConfig,
+)
 
 __all__ = [
+    "IMAGE",
     "TEACHER_DIMS",
+    "TINY_PROJECTOR",
     "ClassifierConfig",
     "ClassifierRunConfig",
     "DataConfig",
     "DiscriminatorConfig",
     "FactorConfig",
+    "Feature",
     "GeneratorConfig",
     "GeneratorRunConfig",
     "GeneratorTrainConfig",
+    "LanguageConfig",
+    "LanguageRunConfig",
     "LossConfig",
     "OptimizerConfig",
+    "ProjectorConfig",
+    "ProjectorRunConfig",
     "QuantizerConfig",
     "SamplingConfig",
     "TokenizerConfig",

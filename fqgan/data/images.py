@@ -78,7 +78,7 @@ class FolderSource:
         with os.scandir(folder) as entries:
             flat = any(_is_picture(entry.name) for entry in entries)
         groups = [folder] if flat else _subfolders(folder)
-        files = [_pictures_below(group) for group in groups]
+        files = [pictures_below(group) for group in groups]
         self._files = list(itertools.chain(*files))
         if not self._files:
             raise UserError(f"{name} holds no picture ({' '.join(EXTENSIONS)}), parquet file or tar")
@@ -222,7 +222,8 @@ def _missing(spec: str, path: Path) -> UserError:
     return UserError(f"{spec} does not exist{did_you_mean(path.name, [PHOTOS, *CIFAR, *siblings])}")
 
 
-def _pictures_below(folder: Path) -> list[str]:
+def pictures_below(folder: Path) -> list[str]:
+    """The picture files below a folder, in sorted order."""
     # strings from os.walk: a million Path objects would take seconds and a gigabyte
     files: list[str] = []
     for place, folders, names in os.walk(folder, followlinks=True):

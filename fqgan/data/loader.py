@@ -101,6 +101,10 @@ class EvaluationSet:
         image, label = _read(self.source, index, self.size, self.upscale)
         return to_tensor(center_crop(image, self.size)), label, index
 
+    def read(self, index: int) -> tuple[tuple[Tensor, int, int], list[str]]:
+        """A sample for `load`; a picture that cannot be read ends the reading."""
+        return self[index], []
+
     def read_or_skip(self, index: int) -> tuple[tuple[Tensor, int, int] | None, list[str]]:
         """The sample, or None and what is wrong where its picture cannot be read."""
         try:

@@ -84,7 +84,7 @@ class ParquetSource:
 
     def _index(self, path: Path) -> npt.NDArray[np.int64]:
         """Note the row groups of one file; returns its labels."""
-        with _opened(path) as file:
+        with opened(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
             column = _image_column(schema, path)
             self.classes = self.classes or _class_names(schema)
@@ -109,7 +109,7 @@ class ParquetSource:
         while self._cached and len(self._cached) >= self._cache_size:
             self._cached.popitem(last=False)
         place = self._groups[block]
-        with _opened(place.path) as file:
+        with opened(place.path) as file:
             # arrow's threads would fight over the cores with the other loader processes
             table = file.read_row_group(place.group, columns=[place.column], use_threads=False)
         self._cached[block] = table[place.column]
@@ -117,7 +117,8 @@ class ParquetSource:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A parquet file; `UserError` where it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -69,8 +69,8 @@ def _parts(token: str) -> tuple[str, ...]:
 
 
 def java_tokenizer() -> tuple[str, Path] | None:
-    """The programme `java` and the archive of Stanford's tokenizer that pycocoevalcap carries; None where one of them is
-    missing."""
+    """The programme `java` and the archive of Stanford's tokenizer that pycocoevalcap carries; None where one of them
+    is missing."""
     java, package = shutil.which("java"), find_spec("pycocoevalcap")
     if not java or not package or not package.submodule_search_locations:
         return None
@@ -79,7 +79,7 @@ def java_tokenizer() -> tuple[str, Path] | None:
 
 
 def choose(tokenizer: Tokenizer) -> Literal["java", "python"]:
-    """Which tokenizer `auto` stands for: Stanford's where it is at hand. `UserError` where `java` is asked for in vain."""
+    """Which one `auto` stands for: Stanford's where it is at hand. `UserError` where `java` is asked for in vain."""
     if tokenizer == "auto":
         return "java" if java_tokenizer() else "python"
     if tokenizer == "java" and not java_tokenizer():
@@ -98,7 +98,9 @@ def tokenized(captions: Sequence[str], tokenizer: Tokenizer = "auto") -> list[Wo
     command = [found[0], "-cp", str(found[1]), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     # UTF-8 whatever the machine's own encoding
     command[1:1] = ["-Dfile.encoding=UTF-8"]
-    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, encoding="utf-8", check=False)
+    done = subprocess.run(
+        command, input="\n".join(lines), capture_output=True, text=True, encoding="utf-8", check=False
+    )
     result = done.stdout.split("\n")[: len(lines)]
     if done.returncode or len(result) < len(lines):
         problem = in_one_line(ValueError(done.stderr or f"{len(result)} lines for {len(lines)}"))

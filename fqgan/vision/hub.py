@@ -12,14 +12,14 @@ from fqgan.hub import SECONDS, ask
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
-def require(package: str) -> None:
-    """`UserError` when a package of the extra `teachers` is not installed. Does not import it."""
+def require(package: str, extra: str = "teachers") -> None:
+    """`UserError` when a package of an extra is not installed. Does not import it."""
     try:
         found = find_spec(package)
     except ValueError:  # a module that is loaded without a spec
         found = None
     if found is None:
-        raise UserError(f"needs the package {package}, which is not installed: pip install 'fqgan[teachers]'")
+        raise UserError(f"needs the package {package}, which is not installed: pip install 'fqgan[{extra}]'")
 
 
 def weights_in(folder: Path, names: Sequence[str] = WEIGHTS) -> Path | None:
@@ -27,11 +27,11 @@ def weights_in(folder: Path, names: Sequence[str] = WEIGHTS) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path:
+def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS, also: Sequence[str] = ()) -> Path:
     """The local copy of a hub repository: from the cache if the weights are there, else downloaded to it.
 
-    Only configs and the first of the `weights` that the repository has are downloaded. A repository that does not
-    exist, and a hub that gives no answer within two seconds, raise `UserError`.
+    Only configs, files of the patterns `also` and the first of the `weights` that the repository has are downloaded. A
+    repository that does not exist, and a hub that gives no answer within two seconds, raise `UserError`.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -51,7 +51,7 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path:
     if chosen is None:
         raise UserError(f"the hub's {repository} has none of the files {', '.join(weights)}")
     shards = ["model-*.safetensors"] if chosen.endswith(".index.json") else []
-    patterns = ["config.json", "preprocessor_config.json", "processor_config.json", chosen, *shards]
+    patterns = ["config.json", "preprocessor_config.json", "processor_config.json", chosen, *shards, *also]
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:

@@ -89,7 +89,7 @@ def _load(folder: Path, class_name: str) -> Any:
 
     cls = getattr(transformers, class_name)
     try:
-        with _quiet():
+        with quiet():
             network, info = cls.from_pretrained(
                 folder, local_files_only=True, weights_only=True, dtype=torch.float32, output_loading_info=True
             )
@@ -102,8 +102,8 @@ def _load(folder: Path, class_name: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar, no list of the text tower's unused weights."""
+def quiet() -> Iterator[None]:
+    """No progress bar, no list of unused weights, such as a text tower's."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,0 +1,240 @@
+"""Pictures with captions: parquet in the Hugging Face layout, and the annotation files of Flickr30k and COCO."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fqgan.data.fingerprint import digest, fingerprint
+from fqgan.data.images import FolderSource, ImageSource, open_source, pictures_below
+from fqgan.data.parquet import ParquetSource, opened
+from fqgan.errors import UserError
+from fqgan.schema import load_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS = ("caption", "captions", "sentences", "text")
+"""Where parquet files keep captions: texts, lists of texts, or lists of objects with a text `raw`."""
+ANNOTATIONS = (".json", ".csv", ".token", ".txt")
+_LONGEST = 2**30  # bytes of a JSON file: COCO's with its splits has 145 MB
+_TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
+# of Karpathy's splits: what they leave over of COCO's validation pictures is trained on
+_SPLITS = {"restval": "train", "val": "validation"}
+_Captions = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """Pictures, each with one caption or several."""
+
+    source: ImageSource
+    captions: tuple[tuple[str, ...], ...]
+    """As they are written, in the source's order; no picture is without."""
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON-ready numbers and digests of names and captions; the pictures themselves are not read."""
+        captions = digest("\t".join(several) for several in self.captions)
+        return {**fingerprint(self.source), "captions": captions}
+
+
+def open_captions(spec: str, split: str = "train", images: str = "") -> CaptionSet:
+    """Open captions with their pictures.
+
+    - Parquet files, a folder of them, a glob or a range, as `open_source` knows them: pictures in the column `image`,
+      captions in one of `COLUMNS`.
+    - COCO's `captions_*.json`; Karpathy's `dataset_*.json`, which knows its splits.
+    - Flickr's `*.token` (`picture.jpg#0`, a tab, the caption), `results.csv` (`picture.jpg| 0| caption`) and
+      `captions.txt` (`picture.jpg,caption` below a heading), and the hub's `flickr_annotations_30k.csv`, which knows its
+      splits.
+
+    Args:
+        split: `train`, `validation` or `test`, of what holds several.
+        images: folder that holds an annotation file's pictures, at any depth; empty: the folder of that file.
+
+    Raises:
+        UserError: something is missing, empty or broken; captions whose pictures are not there; a picture without a
+            caption.
+    """
+    path = Path(spec).expanduser()
+    if path.suffix in ANNOTATIONS and not path.is_dir():
+        return _annotated(path, split, Path(images).expanduser() if images else path.parent)
+    source = open_source(spec, split)
+    if not isinstance(source, ParquetSource):
+        raise UserError(
+            f"{spec} has no captions: name parquet files with the columns image and {COLUMNS[0]}, or an annotation "
+            f"file ({' '.join(ANNOTATIONS)})"
+        )
+    captions = [_texts(value) for file in source.files() for value in _column(file)]
+    return _checked(source, captions)
+
+
+def knows_splits(spec: str) -> bool:
+    """Whether one name stands for several splits: a folder, or an annotation file that says which a picture is of."""
+    path = Path(spec).expanduser()
+    if path.suffix not in ANNOTATIONS or path.is_dir():
+        return path.is_dir()
+    return any(split for split, _, _ in _entries(path))
+
+
+def _checked(source: ImageSource, captions: list[list[str]]) -> CaptionSet:
+    kept = tuple(tuple(text for text in map(str.strip, several) if text) for several in captions)
+    if empty := [i for i, several in enumerate(kept) if not several]:
+        others = f", as {len(empty) - 1:,} others" if len(empty) > 1 else ""
+        raise UserError(f"{source.describe(empty[0])} has no caption{others}: leave it out, or write one")
+    return CaptionSet(source, kept)
+
+
+def _column(path: Path) -> list[Any]:
+    with opened(path) as file:
+        schema: pa.Schema = file.schema_arrow
+        name = next((name for name in COLUMNS if name in schema.names), "")
+        if not name:
+            raise UserError(f"{path} has no column {' or '.join(COLUMNS)}; its columns: {', '.join(schema.names)}")
+        return file.read(columns=[name], use_threads=False)[name].to_pylist()
+
+
+def _texts(value: Any) -> list[str]:
+    """The captions in a cell."""
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    if isinstance(value, dict):
+        return _texts(value.get("raw"))
+    return [value] if isinstance(value, str) else []
+
+
+def _annotated(path: Path, split: str, folder: Path) -> CaptionSet:
+    found: _Captions = {}
+    splits: set[str] = set()
+    for name, captions in _of_split(path, split, splits):
+        found.setdefault(name, []).extend(captions)
+    if not found:
+        known = f"; its splits: {', '.join(sorted(splits))}" if splits - {""} else ""
+        raise UserError(
+            f"{path} holds no captions of the split {split}{known}" if known else f"{path} holds no captions"
+        )
+    return _checked(*_pictured(path, found, folder))
+
+
+def _of_split(path: Path, split: str, splits: set[str]) -> Iterator[tuple[str, list[str]]]:
+    for own, name, captions in _entries(path):
+        own = _SPLITS.get(own, own)
+        splits.add(own)
+        if own in ("", split):
+            yield name, captions
+
+
+def _pictured(path: Path, captions: _Captions, folder: Path) -> tuple[FolderSource, list[list[str]]]:
+    """The annotated pictures below a folder, found by their path or, where that is not there, by their name."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}, which should hold the pictures of {path}, is no folder: name one with --images")
+    files = pictures_below(folder)
+    places = {Path(file).name: file for file in files} | {file.removeprefix(f"{folder}/"): file for file in files}
+    absent = [name for name in captions if name not in places and Path(name).name not in places]
+    if absent:
+        raise UserError(
+            f"{path} has captions of {len(absent):,} pictures that are not below {folder}, such as {absent[0]}: name "
+            "the folder of the pictures with --images"
+        )
+    chosen = [places.get(name) or places[Path(name).name] for name in captions]
+    return _Listed(folder, str(path), chosen), list(captions.values())
+
+
+class _Listed(FolderSource):
+    """Some of the pictures below a folder."""
+
+    def __init__(self, folder: Path, name: str, files: list[str]) -> None:
+        super().__init__(folder, name)
+        self._files, self.classes = files, ()
+        self.labels = np.full(len(files), -1, np.int64)
+        self.blocks = [len(files)]
+
+
+def _entries(path: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """(split or "", picture, captions) of an annotation file; a picture may come several times."""
+    if path.suffix == ".json":
+        yield from _json_entries(path)
+        return
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            head = file.readline()
+            file.seek(0)
+            if _TOKEN_LINE.match(head):
+                yield from _token_entries(path, file)
+            elif "|" in head:
+                yield from _piped_entries(path, file)
+            else:
+                yield from _csv_entries(path, file)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as captions: {error}") from None
+
+
+def _json_entries(path: Path) -> Iterator[tuple[str, str, list[str]]]:
+    content = load_json(path, _LONGEST)
+    images, annotations = content.get("images"), content.get("annotations")
+    try:
+        if annotations is None:  # Karpathy's
+            assert images is not None
+            for image in images:
+                name = "/".join(filter(None, (image.get("filepath"), image["filename"])))
+                yield image.get("split", ""), name, [sentence["raw"] for sentence in image["sentences"]]
+            return
+        assert images is not None
+        names = {image["id"]: image["file_name"] for image in images}
+        yield from (("", name, []) for name in names.values())
+        yield from (("", names[each["image_id"]], [each["caption"]]) for each in annotations)
+    except (AssertionError, AttributeError, KeyError, TypeError):
+        raise UserError(
+            f"{path} holds no captions in COCO's form (images with id and file_name, annotations with image_id and "
+            "caption) or Karpathy's (images with filename and sentences)"
+        ) from None
+
+
+def _token_entries(path: Path, lines: Any) -> Iterator[tuple[str, str, list[str]]]:
+    for number, line in enumerate(lines, 1):
+        found = _TOKEN_LINE.match(line.rstrip("\r\n"))
+        if not found and line.strip():
+            raise UserError(f"line {number} of {path} is not a picture's name, # and a number, a tab and a caption")
+        if found:
+            yield "", found["name"], [found["caption"]]
+
+
+def _piped_entries(path: Path, lines: Any) -> Iterator[tuple[str, str, list[str]]]:
+    for number, line in enumerate(lines, 1):
+        parts = [part.strip() for part in line.split("|", 2)]
+        # the usual file lacks a bar in one line, between number and caption
+        if len(parts) == 2 and (found := re.match(r"\d+\s+(.*)", parts[1])):
+            parts = [parts[0], "", found[1]]
+        if len(parts) != 3:
+            raise UserError(f"line {number} of {path} is not a picture's name, a number and a caption between bars")
+        if number > 1 or "." in parts[0]:
+            yield "", parts[0], [parts[2]]
+
+
+def _csv_entries(path: Path, lines: Any) -> Iterator[tuple[str, str, list[str]]]:
+    rows = csv.DictReader(lines)
+    columns = set(rows.fieldnames or ())
+    if {"filename", "raw"} <= columns:
+        for row in rows:
+            try:
+                captions = [str(text) for text in json.loads(row["raw"])]
+            except (ValueError, TypeError):
+                raise UserError(f"{path}: the captions of {row['filename']} are no JSON list") from None
+            yield row.get("split") or "", row["filename"], captions
+    elif {"image", "caption"} <= columns:
+        for row in rows:
+            yield "", row["image"], [row["caption"] or ""]
+    else:
+        raise UserError(f"{path} holds no captions: its heading should name image and caption, or filename and raw")
