@@ -104,7 +104,7 @@ class ProjectorRunConfig:
 TINY_PROJECTOR = ProjectorRunConfig(
     optimizer=OptimizerConfig(lr=2e-3, beta2=0.999, schedule="cosine", warmup_steps=20, weight_decay=0.05),
     train=TrainConfig(
-        batch=32,
+        batch=16,
         steps=300,
         precision="float32",
         log_every=50,

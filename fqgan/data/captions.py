@@ -55,8 +55,8 @@ def open_captions(spec: str, split: str = "train", images: str = "") -> CaptionS
       captions in one of `COLUMNS`.
     - COCO's `captions_*.json`; Karpathy's `dataset_*.json`, which knows its splits.
     - Flickr's `*.token` (`picture.jpg#0`, a tab, the caption), `results.csv` (`picture.jpg| 0| caption`) and
-      `captions.txt` (`picture.jpg,caption` below a heading), and the hub's `flickr_annotations_30k.csv`, which knows its
-      splits.
+      `captions.txt` (`picture.jpg,caption` below a heading), and the hub's `flickr_annotations_30k.csv`, which knows
+      its splits.
 
     Args:
         split: `train`, `validation` or `test`, of what holds several.

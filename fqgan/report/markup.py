@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable
+from importlib.resources import files
 
 _VOID = {"img", "meta"}
 MISSING = "–"
@@ -41,6 +42,18 @@ def _markup(child: object) -> str:
     if isinstance(child, list | tuple):
         return join(child)
     return html.escape(str(child))
+
+
+def document(title: str, *content: object) -> str:
+    """A page of its own, in the report's style."""
+    head = [
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", Html(files("fqgan.report").joinpath("style.css").read_text(encoding="utf-8"))),
+    ]
+    whole = element("html", element("head", head), element("body", element("main", *content)), lang="en")
+    return f"<!doctype html>\n{whole}\n"
 
 
 def fixed(value: float | None, digits: int, unit: str = "") -> str:

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import platform
 import shlex
-from importlib.resources import files
 
 from fqgan import __version__
 from fqgan.report.content import Report, training_seconds
 from fqgan.report.generation import generator_charts, generator_facts, sample_grid, sample_table
-from fqgan.report.markup import Html, duration, element, join, listed
+from fqgan.report.markup import Html, document, duration, element, join, listed
 from fqgan.report.scores import cards, class_table, verdict
 from fqgan.report.sections import code_maps, loss_charts, pictures, usage_charts, validation_charts
 
 
 def page(report: Report) -> str:
     """One HTML document that refers to nothing outside itself."""
-    title = f"fqgan: {report.preset} in {report.run}"
-    head = [
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", Html(files("fqgan.report").joinpath("style.css").read_text(encoding="utf-8"))),
-    ]
-    body = element("main", _header(report), _sections(report))
-    document = element("html", element("head", head), element("body", body), lang="en")
-    return f"<!doctype html>\n{document}\n"
+    return document(f"fqgan: {report.preset} in {report.run}", _header(report), _sections(report))
 
 
 def _header(report: Report) -> Html:

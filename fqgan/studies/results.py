@@ -150,13 +150,11 @@ def columns(study: Study, jobs: Sequence[Job], networks: Mapping[str, str], numb
     return [column for column in found if column.key in known]
 
 
-def judged(study: Study, numbers: Numbers, shown: Sequence[Column]) -> list[Judged]:
-    """Every ordering by PSNR and by each set distance; the seeds in which both lines were measured are paired."""
+def judged(orderings: Sequence[Ordering], numbers: Numbers, shown: Sequence[Column]) -> list[Judged]:
+    """Every ordering by each metric; the seeds in which both lines were measured are paired."""
     found = []
-    for ordering in study.orderings:
+    for ordering in orderings:
         for column in shown:
-            if not column.key.startswith(("psnr", "fid/", "frechet/")):
-                continue
             pairs = [
                 column.sign * (numbers[ordering.better, seed][column.key] - numbers[ordering.worse, seed][column.key])
                 for line, seed in sorted(numbers)

@@ -16,7 +16,6 @@ from fqgan.report.figures import require_matplotlib
 from fqgan.studies import jobs as work
 from fqgan.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.studies.jobs import Job, Measuring, point_of
-from fqgan.studies.judgement import spread
 from fqgan.studies.plan import Run, Study, settings_of
 from fqgan.studies.results import MARK, Column, Judged, Numbers, collect, columns, judged
 from fqgan.studies.tables import comma_separated, markdown, write_table
@@ -62,7 +61,8 @@ def report(study: Study, jobs: Sequence[Job], out: Path) -> list[Path]:
     """Table and figure of measured jobs."""
     numbers = collect(study, jobs)
     shown = columns(study, jobs, jobs[0].measuring.networks, numbers)
-    verdicts = judged(study, numbers, shown)
+    deciding = [column for column in shown if column.key.startswith(("psnr", "fid/", "frechet/"))]
+    verdicts = judged(study.orderings, numbers, deciding)
     head = [
         "model",
         "images seen",
@@ -75,7 +75,7 @@ def report(study: Study, jobs: Sequence[Job], out: Path) -> list[Path]:
     for line in study.lines:
         scores = [scores for (name, _), scores in sorted(numbers.items()) if name == line.name]
         paper = [_paper(line.paper.get(key)) for key in study.paper]
-        cells = [_cell(column, [each.get(column.key, float("nan")) for each in scores]) for column in shown]
+        cells = [cell(column, [each.get(column.key, float("nan")) for each in scores]) for column in shown]
         rows.append([line.label, f"{seen[line.name]:,}", str(len(scores)), *cells, *paper])
     notes = _notes(study, jobs, verdicts, shown)
     files = write_table(out, study.title, head, rows, notes, _data(study, numbers))
@@ -88,11 +88,6 @@ def _images_seen(jobs: Sequence[Job]) -> dict[str, int]:
 
 def _paper(value: Any) -> str:
     return "–" if value is None else str(value)
-
-
-def _cell(column: Column, values: Sequence[float]) -> str:
-    mean = column.text(sum(values) / len(values))
-    return f"{mean} ± {column.text(spread(values))}" if len(values) > 1 else mean
 
 
 def _data(study: Study, numbers: Numbers) -> str:
@@ -114,24 +109,7 @@ def _notes(study: Study, jobs: Sequence[Job], verdicts: Sequence[Judged], shown:
         parts.append(f"{MARK} This network is a teacher or the perceptual loss of a row: no conclusion rests on it.")
     protocol = _protocol(jobs)
     parts.append(f"Measured on {protocol}.")
-    if verdicts:
-        rows = [
-            [
-                each.ordering.claim,
-                each.column.label,
-                f"{each.judgement.mean:+.{each.column.digits + 1}f}",
-                "–" if len(each.judgement.differences) < 2 else f"{each.judgement.error:.{each.column.digits + 1}f}",
-                " ".join(f"{d:+.{each.column.digits}f}" for d in each.judgement.differences),
-                each.judgement.verdict,
-            ]
-            for each in verdicts
-        ]
-        head = ["ordering", "by", "mean difference", "its standard error", "each seed", "verdict"]
-        parts.append(f"## Orderings\n\nA difference above 0 speaks for the claim.\n\n{markdown(head, rows)}")
-        parts.append(
-            "An ordering holds only if its sign agrees in all seeds and the mean of the paired differences exceeds "
-            "twice its standard error; it fails if that is true of the opposite sign; else it is open."
-        )
+    parts += told(verdicts)
     parts.append(f"## Rows\n\n{markdown(['row', 'parent', 'declared difference'], _declared(study))}")
     return "\n\n".join(parts)
 

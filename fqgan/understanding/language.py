@@ -38,9 +38,8 @@ class LanguageModel:
         before, after = prompt.split(IMAGE)
         self.before: list[int] = tokenizer(before).input_ids  # with the mark of a text's beginning, where there is one
         self.after: list[int] = self._ids(after) if after else []
-        line = self._ids("a\n")
-        eos = tokenizer.eos_token_id
-        ends = [end for end in (line[-1] if line and tokenizer.decode(line[-1:]) == "\n" else None, eos)]
+        line = self._ids("a\n")[-1:]
+        ends = [*(line if tokenizer.decode(line) == "\n" else []), tokenizer.eos_token_id]
         self.ends: list[int] = list(dict.fromkeys(end for end in ends if end is not None))
         if not self.ends:
             raise UserError(f"{name} has neither a token for a line feed nor one for the end of a text")
