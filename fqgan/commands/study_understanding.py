@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -22,6 +22,9 @@ from fqgan.config import (
 )
 from fqgan.errors import UserError
 
+if TYPE_CHECKING:
+    from fqgan.data.captions import CaptionSet
+
 PROG = "fqgan study understanding"
 TINY = "tiny"
 ABOUT = "Table 6: a frozen language model reads a tokenizer's features and codes, and writes captions."
@@ -37,8 +40,8 @@ class Arguments:
     """A causal language model of transformers, a folder or a hub id (microsoft/phi-2, say), or `tiny`: a small one
     trained here on the training captions alone."""
     data: str = ""
-    """Captions to train on: parquet files with the columns image and caption, or annotations of Flickr30k or COCO (.json,
-    .csv, .token, .txt)."""
+    """Captions to train on: parquet files with the columns image and caption, or annotations of Flickr30k or COCO
+    (.json, .csv, .token, .txt)."""
     test: str = ""
     """Captions to measure on; by default the test split of --data."""
     split: Literal["test", "validation"] = "test"
@@ -177,7 +180,7 @@ def _run(arguments: Arguments, tokenizer: str, base: ProjectorRunConfig, subsets
     return report(rows, jobs)
 
 
-def _language_model(arguments: Arguments, captions) -> Path:
+def _language_model(arguments: Arguments, captions: CaptionSet) -> Path:
     """Its folder; the small one is trained where it is missing."""
     from fqgan import schema
     from fqgan.studies.plan import undeclared
@@ -188,7 +191,7 @@ def _language_model(arguments: Arguments, captions) -> Path:
         return find_language_model(arguments.lm)
     run = arguments.out / "lm"
     config = replace(arguments.language, train=replace(arguments.language.train, device=arguments.train.device))
-    if (run / "config.json").exists():
-        if told := undeclared(config, schema.load(LanguageRunConfig, run / "config.json")):
-            raise UserError(f"{run} was trained with other settings ({told}): choose another --out, or restore them")
+    path = run / "config.json"
+    if path.exists() and (told := undeclared(config, schema.load(LanguageRunConfig, path))):
+        raise UserError(f"{run} was trained with other settings ({told}): choose another --out, or restore them")
     return train_language_model(config, captions, run)

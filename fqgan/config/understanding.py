@@ -21,7 +21,7 @@ class LanguageConfig:
     """A small Phi (transformers) whose tokens are words."""
 
     width: int = 128
-    depth: int = 3
+    depth: int = 2
     """Blocks."""
     heads: int = 4
     dropout: float = 0.1
@@ -49,11 +49,11 @@ class LanguageRunConfig:
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             batch=16,
-            steps=900,
+            steps=800,
             precision="float32",
             log_every=50,
             image_every=0,
-            validate_every=300,
+            validate_every=200,
             checkpoint_every=100,
             keep_last=1,
         )

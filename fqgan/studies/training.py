@@ -19,6 +19,7 @@ from fqgan.studies.jobs import Job, Measuring, point_of
 from fqgan.studies.plan import Run, Study, settings_of
 from fqgan.studies.results import MARK, Column, Judged, Numbers, collect, columns, judged
 from fqgan.studies.tables import comma_separated, markdown, write_table
+from fqgan.studies.verdicts import cell, told
 from fqgan.studies.workers import spread as over_processes
 
 

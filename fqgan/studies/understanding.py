@@ -24,8 +24,10 @@ from fqgan.metrics.cider import cider_d
 from fqgan.metrics.rouge import rouge_l
 from fqgan.metrics.words import Tokenizer, choose, tokenized
 from fqgan.studies.plan import WATCHING, Ordering, undeclared
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.understanding.features import (
     Features,
+    Kind,
     Reader,
     features_of,
     fill,
@@ -179,11 +181,7 @@ def prepare(setting: Setting, rows: Sequence[Row], device: str) -> None:
     for side, captions in (("train", setting.training_set()), ("test", setting.test_set())):
         content = captions.fingerprint()
         for kind in kinds:
-            reader: Reader
-            if kind == "network":
-                reader = network_reader(setting.network_size, chosen)
-            else:
-                reader = tokenizer_reader(kind, tokenizer, setting.size, setting.upscale)
+            reader = _reader(kind, tokenizer, setting, chosen)
             path = setting.bank(kind, side)
             if is_filled(reader, content, path):
                 continue
@@ -198,6 +196,12 @@ def prepare(setting: Setting, rows: Sequence[Row], device: str) -> None:
                     workers=setting.workers,
                     advance=advance,
                 )
+
+
+def _reader(kind: Kind, tokenizer: FactorizedTokenizer, setting: Setting, device: torch.device) -> Reader:
+    if kind == "network":
+        return network_reader(setting.network_size, device)
+    return tokenizer_reader(kind, tokenizer, setting.size, setting.upscale)
 
 
 def check(job: Job) -> None:
@@ -249,7 +253,7 @@ def score(
     texts = [*written, *(text for several in references for text in several)]
     cut = iter(tokenized(texts, words))
     candidates = [next(cut) for _ in written]
-    pictures = [[words for _ in several if (words := next(cut))] for several in references]
+    pictures = [[own for _ in several if (own := next(cut))] for several in references]
     if not all(pictures):
         empty = references[next(i for i, several in enumerate(pictures) if not several)]
         raise UserError(f"the captions of a picture hold no word: {' / '.join(empty)!r}")

@@ -53,7 +53,7 @@ def report(rows: Sequence[Row], jobs: Sequence[Job]) -> list[Path]:
     notes = "\n\n".join([*_notes(jobs, protocol), *told(verdicts)])
     files = write_table(out, TITLE, head, cells, notes, text)
     page = out / "captions.html"
-    write_text(page, _page(rows, jobs, results, protocol))
+    write_text(page, _page(rows, jobs, results))
     return [*files, page]
 
 
@@ -88,9 +88,7 @@ def _shown(job: Job) -> str:
     return job.config.model.prompt.replace("\n", "\\n")
 
 
-def _page(
-    rows: Sequence[Row], jobs: Sequence[Job], results: dict[Any, dict[str, Any]], protocol: dict[str, Any]
-) -> str:
+def _page(rows: Sequence[Row], jobs: Sequence[Job], results: dict[Any, dict[str, Any]]) -> str:
     seed = min(job.seed for job in jobs)
     tests = jobs[0].setting.test_set()
     pictures = []

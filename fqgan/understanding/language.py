@@ -154,9 +154,10 @@ def load_language_model(
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         with quiet():
-            network, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, weights_only=True, output_loading_info=True, **local
             )
+            network, info = loaded
     except Exception as error:  # damaged and foreign files fail in many ways
         raise UserError(f"--lm {folder} cannot be loaded as a causal language model: {in_one_line(error)}") from None
     if info["missing_keys"]:  # they would be left at random
