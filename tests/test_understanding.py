@@ -173,9 +173,7 @@ def test_tokens_of_the_small_model_are_the_words_of_the_training_captions(captio
     words = {"a", "there", "is", "square", "on", "grey", "red", "green", "blue", "white"}
     assert set(tokenizer.get_vocab()) == {*words, "<pad>", "<unk>", "<s>", "\n"}
     ids = tokenizer("A RED square,\nthere is a dog.").input_ids
-    assert tokenizer.convert_ids_to_tokens(ids) == "<s> a red square \n there is a <unk>".replace("\n", "?").replace(
-        "?", "\n"
-    ).split(" ")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "a", "red", "square", "\n", "there", "is", "a", "<unk>"]
     frequent = build_tokenizer(captions, 13)  # each colour comes 6 times in 24 pictures, twice
     assert "red" not in frequent.get_vocab() and "square" in frequent.get_vocab()
 
@@ -329,8 +327,9 @@ def test_a_killed_study_goes_on_exactly(study: Callable[..., list[str]], tmp_pat
 def test_what_is_read_of_a_picture_is_in_its_caption(study: Callable[..., list[str]], tmp_path: Path) -> None:
     """With a small language model trained on the captions: the colour of a square, which a blind row cannot know."""
     small = ["--language.model.width", 32, "--language.model.heads", 2, "--language.model.min-count", 1]
-    small += ["--language.train.steps", 80, "--language.train.batch", 8, "--language.optimizer.lr", 0.01]
-    small += ["--train.steps", 120, "--train.checkpoint-every", 120, "--optimizer.lr", 0.01, "--seeds", 1]
+    small += ["--language.train.steps", 150, "--language.train.batch", 8, "--language.optimizer.lr", 0.01]
+    small += ["--language.model.dropout", 0]
+    small += ["--train.steps", 150, "--train.checkpoint-every", 150, "--optimizer.lr", 0.01, "--seeds", 1]
     assert main(study(*small, "--only", "blind", "continuous-0+1", lm="tiny")) == 0
     rows = {row["row"]: row for row in table(tmp_path / "out")}
     assert float(rows["continuous-0+1"]["cider"]) > 2 * float(rows["blind"]["cider"])
@@ -357,7 +356,7 @@ def test_references_without_a_word_are_refused() -> None:
 def test_mistakes_are_told_in_one_line(
     study: Callable[..., list[str]], refused: Refused, captioned: Path, pictures: Path, exported: Path, tmp_path: Path
 ) -> None:
-    assert "--lm org/none is not in" in refused(*study(lm="org/none")).replace("error: --lm org", "--lm org")
+    assert "--lm org/none is not in the local cache of the hub" in refused(*study(lm="org/none"))
     assert "--lm ./none is no folder" in refused(*study(lm="./none"))
     assert "needs config.json and model.safetensors" in refused(*study(lm=pictures))
     assert "has no captions" in refused(*study(data=pictures))
@@ -380,7 +379,7 @@ def test_mistakes_are_told_in_one_line(
     (damaged / "model.safetensors").write_bytes((Path(study()[4]) / "model.safetensors").read_bytes())
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (damaged / name).unlink()
-    assert "no tokenizer that can be loaded" in refused(*study("--only", "blind", lm=damaged))
+    assert "has no tokenizer: it needs tokenizer.json" in refused(*study("--only", "blind", lm=damaged))
 
 
 def test_other_settings_in_the_same_folder_are_refused(study: Callable[..., list[str]], refused: Refused) -> None:

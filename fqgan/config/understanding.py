@@ -105,7 +105,7 @@ TINY_PROJECTOR = ProjectorRunConfig(
     optimizer=OptimizerConfig(lr=2e-3, beta2=0.999, schedule="cosine", warmup_steps=20, weight_decay=0.05),
     train=TrainConfig(
         batch=16,
-        steps=300,
+        steps=600,
         precision="float32",
         log_every=50,
         image_every=0,

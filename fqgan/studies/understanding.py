@@ -176,7 +176,7 @@ def prepare(setting: Setting, rows: Sequence[Row], device: str) -> None:
     """Write the features that the rows read, where they are not there yet."""
     make_folder(setting.out / "features")
     chosen = pick_device(device)
-    kinds = sorted({kind_of(row.model) for row in rows})
+    kinds: list[Kind] = sorted({kind_of(row.model) for row in rows})
     tokenizer = load_tokenizer(setting.tokenizer, device=chosen)
     for side, captions in (("train", setting.training_set()), ("test", setting.test_set())):
         content = captions.fingerprint()

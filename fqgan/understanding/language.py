@@ -20,6 +20,8 @@ from fqgan.vision.transformers_teacher import quiet
 EXTRA = "understanding"
 # what a tokenizer may consist of, and where generation settings are
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
+# without one of them transformers makes up an empty tokenizer
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _IGNORED = -100
 
 
@@ -162,6 +164,8 @@ def load_language_model(
         raise UserError(f"--lm {folder} cannot be loaded as a causal language model: {in_one_line(error)}") from None
     if info["missing_keys"]:  # they would be left at random
         raise UserError(f"--lm {folder} lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
+    if not weights_in(folder, _VOCABULARIES):
+        raise UserError(f"--lm {folder} has no tokenizer: it needs {_VOCABULARIES[0]}")
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **local)
