@@ -150,6 +150,7 @@ def test_the_imports_are_seen() -> None:
                 "extract": ["--data", "photos", "--out", "out"],
                 "generate": ["--out", "out"],
                 "reconstruct": ["x.png", "--out", "out"],
+                "study_understanding": ["--lm", "tiny", "--data", "x", "--out", "out"],
             }.items()
         ),
     ],

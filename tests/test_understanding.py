@@ -224,6 +224,16 @@ def test_only_the_projector_trains(language: LanguageModel, captions: CaptionSet
     assert saved.keys() == projector.state_dict().keys()
 
 
+def test_a_frozen_model_in_bf16_trains_a_projector_in_float32(phi: Path, captions: CaptionSet, tmp_path: Path) -> None:
+    language = load_language_model(phi, "<image>\n", precision="bf16")
+    config = ProjectorRunConfig(train=TrainConfig(**{**QUICK.__dict__, "precision": "bf16"}))
+    projector = train_projector(config, language, features(24), captions, {}, tmp_path / "run")
+    assert next(language.network.parameters()).dtype == torch.bfloat16
+    assert next(projector.parameters()).dtype == torch.float32
+    written = write_captions(projector, language, features(3), batch=2, beams=1, tokens=4)
+    assert [len(part) for part in written] == [2, 1]
+
+
 def test_a_projector_is_two_layers_or_one() -> None:
     names = [type(layer).__name__ for layer in Projector("mlp", 5, 8).layers]
     assert names == ["Linear", "GELU", "Linear"]

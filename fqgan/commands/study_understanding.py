@@ -135,8 +135,9 @@ def _run(arguments: Arguments, tokenizer: str, base: ProjectorRunConfig, subsets
     from fqgan.sources import find
     from fqgan.studies import understanding as study
     from fqgan.studies.understanding_report import report
-    from fqgan.studies.workers import spread
+    from fqgan.studies.workers import check_alone, spread
 
+    check_alone()
     rows = study.rows_of(find(tokenizer, "tokenizer").config, base.model, subsets)
     known = [row.name for row in rows]
     for name in arguments.only:

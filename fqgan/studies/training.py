@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 
-from fqgan.errors import UserError
 from fqgan.evaluation.protocol import read_result
 from fqgan.report.figures import require_matplotlib
 from fqgan.studies import jobs as work
@@ -20,6 +18,7 @@ from fqgan.studies.plan import Run, Study, settings_of
 from fqgan.studies.results import MARK, Column, Judged, Numbers, collect, columns, judged
 from fqgan.studies.tables import comma_separated, markdown, write_table
 from fqgan.studies.verdicts import cell, told
+from fqgan.studies.workers import check_alone
 from fqgan.studies.workers import spread as over_processes
 
 
@@ -34,8 +33,7 @@ def run_study(
         only: names of rows; empty: all.
     """
     require_matplotlib()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("start a study without torchrun: it has a process of its own for each GPU")
+    check_alone()
     settings = settings_of(study, base)
     chosen = study.only(only) if only else study
     jobs = [

@@ -18,6 +18,12 @@ from fqgan.errors import UserError
 _DONE, _REFUSED, _BROKEN = "done", "refused", "broken"
 
 
+def check_alone() -> None:
+    """`UserError` under torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("start a study without torchrun: it has a process of its own for each GPU")
+
+
 def spread(call: Callable[[Any], None], jobs: Sequence[Any], processes: int, gpus: int = 0) -> None:
     """Call `call` with every job, over `processes` processes; process i sees GPU i modulo `gpus` only.
 

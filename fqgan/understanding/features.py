@@ -189,14 +189,16 @@ def kind_of(config: ProjectorConfig) -> Kind:
 
 
 @functools.lru_cache(maxsize=8)
-def _moments_of(path: str, size: int) -> tuple[Tensor, Tensor]:
-    values = np.load(path, mmap_mode="r")
-    return _measure(values)
+def _moments_of(path: Path, written: int) -> tuple[Tensor, Tensor]:
+    return _measure(np.load(path, mmap_mode="r"))
 
 
 def _moments(bank: Bank) -> tuple[Tensor, Tensor]:
-    name = getattr(bank.values, "filename", None)
-    return _moments_of(str(name), bank.values.size) if name else _measure(bank.values)
+    """Mean and deviation of each channel; a file is gone through once, whatever number of rows reads it."""
+    if not isinstance(bank.values, np.memmap) or not bank.values.filename:
+        return _measure(bank.values)
+    path = Path(bank.values.filename)
+    return _moments_of(path, path.stat().st_mtime_ns)
 
 
 def _measure(values: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:

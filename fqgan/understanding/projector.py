@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fqgan.config import ProjectorRunConfig
 from fqgan.data.captions import CaptionSet
 from fqgan.data.order import SampleStream
-from fqgan.engine import checkpoint
 from fqgan.engine.distributed import World
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
@@ -111,16 +110,6 @@ def train_projector(
         task = ProjectorTask(config, world, language, features, captions, content)
         train(task, RunFolder(run, config), world, len(task.pictures))
         return task.phases[0].module.eval()  # pyright: ignore[reportReturnType]
-
-
-def load_projector(config: ProjectorRunConfig, channels: int, width: int, run: Path) -> Projector:
-    """The projector of a run's newest checkpoint, on the CPU."""
-    newest = checkpoint.latest(run / "checkpoints")
-    assert newest is not None, "training ends with a checkpoint"
-    projector = Projector(config.model.projector, channels, width)
-    path = newest / f"{NAME}.safetensors"
-    checkpoint.load_module(projector, checkpoint.load_tensors(path), str(path))
-    return projector.eval()
 
 
 @torch.inference_mode()
