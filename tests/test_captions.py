@@ -100,7 +100,7 @@ def test_annotation_files_in_the_usual_forms(annotated: Callable[[str, str], Pat
         (
             "a.token",
             "0.png#0\tA dog\n99.png#0\tA cat\n",
-            "of 1 pictures that are not below .*, such as 99.png",
+            "of pictures that are not below .*, such as 99.png: name the folder",
         ),
         ("a.token", "0.png#0\tA dog\n3.png#0\t \n", r"3.png has no caption: leave it out"),
         ("a.token", "0.png#0\tA dog\nno\n", "line 2 of .*a.token is not a picture's name"),
@@ -125,11 +125,11 @@ def test_pictures_without_captions_are_refused(pictures: Path, tmp_path: Path) -
     table = pq.read_table(folder / "train.parquet")
     bare = table.drop_columns(["caption"])
     pq.write_table(bare, folder / "train.parquet")
-    with pytest.raises(UserError, match=r"no column caption or captions .*; its columns: image"):
+    with pytest.raises(UserError, match=r"no column caption, captions, sentences or text; its columns: image"):
         open_captions(str(folder))
-    for empty in ([], None, [" "]):
+    for empty in ([], None, [" "], ["."]):
         pq.write_table(bare.append_column("caption", pa.array([["a"], empty, empty])), folder / "train.parquet")
-        with pytest.raises(UserError, match=r"row 1 of .*train.parquet has no caption, as 1 others"):
+        with pytest.raises(UserError, match=r"row 1 of .*train.parquet has no caption \(2 such pictures\)"):
             open_captions(str(folder))
     pq.write_table(table.drop_columns(["image"]), folder / "train.parquet")
     with pytest.raises(UserError, match="no image column"):

@@ -37,7 +37,7 @@ class CaptionSet:
 
     source: ImageSource
     captions: tuple[tuple[str, ...], ...]
-    """As they are written, in the source's order; no picture is without."""
+    """In the source's order, without blanks at their ends; no picture is without."""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -88,10 +88,11 @@ def knows_splits(spec: str) -> bool:
 
 
 def _checked(source: ImageSource, captions: list[list[str]]) -> CaptionSet:
-    kept = tuple(tuple(text for text in map(str.strip, several) if text) for several in captions)
+    # a full stop alone says nothing, and no metric could use it
+    kept = tuple(tuple(text for text in map(str.strip, several) if any(map(str.isalnum, text))) for several in captions)
     if empty := [i for i, several in enumerate(kept) if not several]:
-        others = f", as {len(empty) - 1:,} others" if len(empty) > 1 else ""
-        raise UserError(f"{source.describe(empty[0])} has no caption{others}: leave it out, or write one")
+        count = f" ({len(empty):,} such pictures)" if len(empty) > 1 else ""
+        raise UserError(f"{source.describe(empty[0])} has no caption{count}: leave it out, or write one")
     return CaptionSet(source, kept)
 
 
@@ -100,7 +101,9 @@ def _column(path: Path) -> list[Any]:
         schema: pa.Schema = file.schema_arrow
         name = next((name for name in COLUMNS if name in schema.names), "")
         if not name:
-            raise UserError(f"{path} has no column {' or '.join(COLUMNS)}; its columns: {', '.join(schema.names)}")
+            raise UserError(
+                f"{path} has no column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; its columns: {', '.join(schema.names)}"
+            )
         return file.read(columns=[name], use_threads=False)[name].to_pylist()
 
 
@@ -142,9 +145,10 @@ def _pictured(path: Path, captions: _Captions, folder: Path) -> tuple[FolderSour
     places = {Path(file).name: file for file in files} | {file.removeprefix(f"{folder}/"): file for file in files}
     absent = [name for name in captions if name not in places and Path(name).name not in places]
     if absent:
+        count = f" ({len(absent):,} of {len(captions):,})" if len(absent) > 1 else ""
         raise UserError(
-            f"{path} has captions of {len(absent):,} pictures that are not below {folder}, such as {absent[0]}: name "
-            "the folder of the pictures with --images"
+            f"{path} has captions of pictures that are not below {folder}, such as {absent[0]}{count}: name the folder of "
+            "the pictures with --images"
         )
     chosen = [places.get(name) or places[Path(name).name] for name in captions]
     return _Listed(folder, str(path), chosen), list(captions.values())
