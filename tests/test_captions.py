@@ -100,7 +100,7 @@ def test_annotation_files_in_the_usual_forms(annotated: Callable[[str, str], Pat
         (
             "a.token",
             "0.png#0\tA dog\n99.png#0\tA cat\n",
-            "of pictures that are not below .*, such as 99.png: name the folder",
+            "of pictures that are not below .*, such as 99.png: name their folder",
         ),
         ("a.token", "0.png#0\tA dog\n3.png#0\t \n", r"3.png has no caption: leave it out"),
         ("a.token", "0.png#0\tA dog\nno\n", "line 2 of .*a.token is not a picture's name"),

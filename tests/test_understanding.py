@@ -14,7 +14,9 @@ import torch
 from captioned import write_captioned
 from runs import start, wait_for
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
+from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 from fqgan.cli import main
 from fqgan.config import (
@@ -189,6 +191,41 @@ def test_the_small_model_learns_what_captions_say(captions: CaptionSet, tmp_path
     assert train_language_model(config, captions, tmp_path / "lm") == folder
 
 
+def test_a_phi_with_pieces_of_words_for_tokens_as_the_real_one(captions: CaptionSet, tmp_path: Path) -> None:
+    """Byte-level pairs, one special token for begin, end and unknown, no padding; a prompt with words."""
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    pieces.train_from_iterator([text for several in captions.captions for text in several], trainer)
+    marks = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, **marks)
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pad_token_id=None,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    PhiForCausalLM(config).save_pretrained(tmp_path / "phi")
+    tokenizer.save_pretrained(tmp_path / "phi")
+    language = load_language_model(tmp_path / "phi", "Look: <image>\nDescribe it.\n")
+    assert tokenizer.decode(language.before) == "Look: " and tokenizer.decode(language.after) == "\nDescribe it.\n"
+    assert [tokenizer.decode([end]) for end in language.ends] == ["\n", "<|endoftext|>"]
+    assert language.suppressed == []
+    answers = language.answers(["a red square", "Grey , again"])
+    assert [tokenizer.decode(ids) for ids in answers] == ["a red square\n", "Grey , again\n"]
+    train_projector(ProjectorRunConfig(train=QUICK), language, features(24), captions, {}, tmp_path / "run")
+    batched = language.write(vectors(5), tokens=6)
+    assert batched == [language.write(row[None], tokens=6)[0] for row in vectors(5)]
+
+
 def test_a_language_model_without_an_end_is_refused(captions: CaptionSet) -> None:
     tokenizer = build_tokenizer(captions, 1)
     network = build_network(SMALL, tokenizer)
@@ -283,7 +320,7 @@ def test_a_saved_phi_is_loaded_trained_and_writes_the_table(
     study: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main(study("--seeds", 2, "--beams", 2)) == 0
+    assert main(study("--seeds", 2, "--beams", 2, "--prompt", r"<image>\n")) == 0
     rows = table(out)
     feature = [(row["feature"], row["sub_codebook"], row["paper_cider"]) for row in rows if row["seed"] == "0"]
     assert feature == [

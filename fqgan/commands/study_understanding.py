@@ -60,7 +60,7 @@ class Arguments:
     """Rows to train and show, such as blind continuous-0 discrete-0+1 network; all by default."""
     projector: Literal["mlp", "linear"] = "mlp"
     prompt: str = f"{IMAGE}\n"
-    """What stands before a caption; it holds <image> once."""
+    r"""What stands before a caption; it holds <image> once. \n is a line feed."""
     beams: int = 1
     """Of the search for captions; 1: greedy."""
     tokens: int = 32
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     """Entry point."""
     base = TINY_PROJECTOR if value_of(argv, "--lm") == TINY else ProjectorRunConfig()
     arguments = parse(Arguments, argv, PROG, ABOUT, Arguments(optimizer=base.optimizer, train=base.train))
-    model = ProjectorConfig(projector=arguments.projector, prompt=arguments.prompt)
+    model = ProjectorConfig(projector=arguments.projector, prompt=arguments.prompt.replace("\\n", "\n"))
     base = ProjectorRunConfig(model, arguments.optimizer, arguments.train)
     _check(arguments, base)
     tokenizer = str(hub.local(arguments.tokenizer))

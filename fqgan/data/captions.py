@@ -101,9 +101,8 @@ def _column(path: Path) -> list[Any]:
         schema: pa.Schema = file.schema_arrow
         name = next((name for name in COLUMNS if name in schema.names), "")
         if not name:
-            raise UserError(
-                f"{path} has no column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; its columns: {', '.join(schema.names)}"
-            )
+            wanted = f"{', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
+            raise UserError(f"{path} has no column {wanted}; its columns: {', '.join(schema.names)}")
         return file.read(columns=[name], use_threads=False)[name].to_pylist()
 
 
@@ -147,8 +146,8 @@ def _pictured(path: Path, captions: _Captions, folder: Path) -> tuple[FolderSour
     if absent:
         count = f" ({len(absent):,} of {len(captions):,})" if len(absent) > 1 else ""
         raise UserError(
-            f"{path} has captions of pictures that are not below {folder}, such as {absent[0]}{count}: name the folder of "
-            "the pictures with --images"
+            f"{path} has captions of pictures that are not below {folder}, such as {absent[0]}{count}: name their "
+            "folder with --images"
         )
     chosen = [places.get(name) or places[Path(name).name] for name in captions]
     return _Listed(folder, str(path), chosen), list(captions.values())

@@ -115,6 +115,7 @@ def fill(
     batches = load(EvaluationSet(source, reader.size, reader.upscale).read, indices, workers, pin_memory=False)
     values: npt.NDArray[np.float32] | None = None
     dims: list[int] = []
+    path.with_suffix(".json").unlink(missing_ok=True)  # what it says of an older file is not true of this one
     with replacing(path) as temporary:
         for raw, _, places in batches:
             maps = reader.read(normalize(raw.to(device)))
