@@ -344,7 +344,12 @@ def test_a_saved_phi_is_loaded_trained_and_writes_the_table(
     text = (out / "table.md").read_text()
     assert "EfficientNet-Lite0 over None (blind)" in text and "Continuous, Both over Discrete, Both" in text
     page = (out / "captions.html").read_text()
-    assert page.count("data:image/jpeg") == 8 and "there is a green square" in page and "http" not in page
+    assert (
+        page.count("data:image/jpeg") == 8
+        and "row 5 of test.parquet" in page
+        and "there is a green square" in page
+        and "http" not in page
+    )
     # finished rows are reused; what is missing is done again, to the same numbers
     first = (out / "table.csv").read_bytes()
     shutil.rmtree(out / "rows" / "blind" / "seed-1")

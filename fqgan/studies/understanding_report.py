@@ -94,10 +94,12 @@ def _page(rows: Sequence[Row], jobs: Sequence[Job], results: dict[Any, dict[str,
     pictures = []
     for index in evenly_spaced(len(tests), SHOWN):
         captions = {}
-        for row in rows:
-            text, value = results[row.name, seed]["captions"][index]
-            captions[row.label] = (text, 100 * value)
-        picture, name = tests.source.read(index)[0], Path(tests.source.describe(index)).name
+        for each in rows:
+            text, value = results[each.name, seed]["captions"][index]
+            captions[each.label] = (text, 100 * value)
+        picture = tests.source.read(index)[0]
+        row, of, file = tests.source.describe(index).rpartition(" of ")  # a row of a file, or a file
+        name = f"{row}{of}{Path(file).name}"
         pictures.append(Captioned(picture, name, tests.captions[index], captions))
     intro = (
         f"{len(pictures)} test pictures, evenly spaced and not picked by hand, with people's captions and those of a "
