@@ -1,4 +1,4 @@
-"""`fqgan study ablation|scaling|... ...`."""
+"""`fqgan study ablation|scaling|disentangle|probe|tsne|views ...`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from fqgan.commands.subjects import dispatch
 SUBJECTS = {
     "ablation": ("PRESET --data.source DATA --out DIR", "Table 3: what each part of the factorized tokenizer is worth"),
     "scaling": ("PRESET --data.source DATA --out DIR", "Table 5: more factors, and more training"),
+    "disentangle": (
+        "CHECKPOINT ... --data DATA --out DIR",
+        "how far the factors are apart: cosines, mutual information",
+    ),
+    "probe": ("CHECKPOINT ... --data DATA --out DIR", "linear-probe accuracy of each factor's features"),
+    "tsne": ("CHECKPOINT ... --data DATA --out DIR", "Fig. 4 and 6: codes of some classes, by factor"),
+    "views": ("CHECKPOINT ... --data DATA --out DIR", "Fig. 3: what each factor draws alone"),
 }
-_TRAINED: dict[str, str] = dict.fromkeys(("ablation", "scaling"), "study_training")
+_MODULES: dict[str, str] = {
+    **dict.fromkeys(("ablation", "scaling"), "study_training"),
+    **dict.fromkeys(("disentangle", "probe", "tsne", "views"), "study_inspection"),
+}
 
 
 def main(argv: list[str]) -> None:
     """Entry point."""
-    dispatch("fqgan study", "study", SUBJECTS, argv, _TRAINED)
+    dispatch("fqgan study", "study", SUBJECTS, argv, _MODULES)
