@@ -196,7 +196,7 @@ def test_what_cannot_be_studied_is_refused(
         return refused("study", study, export, "--data", source, "--workers", "0", "--out", tmp_path / "out", *rest)
 
     assert "fqgan study tsne" in refused("study", "tsne", "--help-me", "--data", data)
-    assert "name at least one tokenizer" in refused("study", "views", "--data", data, "--out", tmp_path / "x")
+    assert "name at least one checkpoint" in refused("study", "views", "--data", data, "--out", tmp_path / "x")
     assert "--out is missing" in refused("study", "views", export, "--data", data)
     assert "unknown class 'bleu'; did you mean 'blue'?" in line("tsne", "--classes", "bleu")
     assert "has 3 class(es), not the 4 of --num-classes" in line("tsne")

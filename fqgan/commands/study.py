@@ -1,4 +1,4 @@
-"""`fqgan study ablation|scaling|disentangle|probe|tsne|views ...`."""
+"""`fqgan study SUBJECT ...`: the tables and figures of the paper."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from fqgan.commands.subjects import dispatch
 SUBJECTS = {
     "ablation": ("PRESET --data.source DATA --out DIR", "Table 3: what each part of the factorized tokenizer is worth"),
     "scaling": ("PRESET --data.source DATA --out DIR", "Table 5: more factors, and more training"),
+    "heads": ("PRESET --data STORE --measure.data DATA --out DIR", "Table 4: linear, MLP and auto-regressive heads"),
+    "curves": (
+        "PRESET --data STORE --triple STORE --measure.data DATA --out DIR",
+        "Fig. 8: distance over training, two tokenizers and two sizes",
+    ),
+    "tokenizers": ("CHECKPOINT ... --data DATA --out DIR", "Table 1 and Fig. 1: tokenizers under one protocol"),
+    "generators": ("CHECKPOINT ... --data DATA --out DIR", "Table 2: generators under one protocol"),
     "disentangle": (
         "CHECKPOINT ... --data DATA --out DIR",
         "how far the factors are apart: cosines, mutual information",
@@ -16,8 +23,9 @@ SUBJECTS = {
     "views": ("CHECKPOINT ... --data DATA --out DIR", "Fig. 3: what each factor draws alone"),
 }
 _MODULES: dict[str, str] = {
-    **dict.fromkeys(("ablation", "scaling"), "study_training"),
+    **dict.fromkeys(("ablation", "scaling", "heads", "curves"), "study_training"),
     **dict.fromkeys(("disentangle", "probe", "tsne", "views"), "study_inspection"),
+    **dict.fromkeys(("tokenizers", "generators"), "study_comparison"),
 }
 
 

@@ -126,16 +126,22 @@ def main(name: str, argv: list[str]) -> None:
         print(file)
 
 
-def _check(options: Any) -> None:
+def check_names(options: Any) -> None:
+    """`UserError` for a list of checkpoints, or their names, that makes no table."""
     if not options.checkpoints:
-        raise UserError("name at least one tokenizer")
+        raise UserError("name at least one checkpoint")
     if options.out == Path():
         raise UserError("--out is missing: the folder for table and pictures, such as --out runs/study")
-    check_output(options.out, folder=True)
     if options.names and len(options.names) != len(options.checkpoints):
         raise UserError(f"--names has {len(options.names)} name(s) for {len(options.checkpoints)} checkpoint(s)")
-    if twice := [name for name in _names(options) if _names(options).count(name) > 1]:
+    names = list(options.names or map(str, options.checkpoints))
+    if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{twice[0]} is named twice: tell them apart with --names")
+
+
+def _check(options: Any) -> None:
+    check_names(options)
+    check_output(options.out, folder=True)
     lowest = {"batch": 1, "limit": 0, "size": 0, "workers": 0, "seed": 0, "permutations": 1, "test_limit": 0}
     lowest |= {"num_classes": 2, "neighbours": 1, "shown": 1}
     for name, least in lowest.items():
