@@ -35,7 +35,7 @@ def home(tokenizer: FactorizedTokenizer, tiny: TokenizerRunConfig, tmp_path: Pat
     factors = (*tiny.model.factors, FactorConfig("third", 8, 4, adapter_depth=0))
     triple = FactorizedTokenizer(child(tiny, model={"factors": factors}).model).eval()
     make_store(tmp_path / "triple", triple)
-    write_pictures(tmp_path / "real", 6, 0, size=16)
+    write_pictures(tmp_path / "real", 6, 0, size=32)
     base = child(
         get_generator("far-tiny"),
         model={"width": 32, "depth": 1, "heads": 2, "mlp_multiple": 16, "dropout": 0.0},
@@ -154,7 +154,7 @@ def test_tokenizers_under_one_protocol(home: Path, capsys: pytest.CaptureFixture
     assert main(argv) == 0
     rows = table(home / "tokenizers")
     assert [(row["model"], row["downsampling"], row["codes"]) for row in rows] == [
-        *(("two", "2", "32 + 16"), ("three", "2", "32 + 16 + 8"))
+        *(("two", "4", "32 + 16"), ("three", "4", "32 + 16 + 8"))
     ]
     measured = json.loads((home / "tokenizers/measured/two--efficientnet-lite0-stage3@32.json").read_text())
     assert float(rows[0]["psnr"]) == measured["metrics"]["psnr"]
