@@ -31,10 +31,10 @@ MEASURE = ("--measure.features", NETWORK, "--measure.workers", "0", "--measure.k
 @pytest.fixture
 def home(tokenizer: FactorizedTokenizer, tiny: TokenizerRunConfig, tmp_path: Path) -> Path:
     """Token stores of two and of three factors, real pictures, and a base config."""
-    make_store(tmp_path / "dual", tokenizer)
+    make_store(tmp_path / "dual", tokenizer, side=32)
     factors = (*tiny.model.factors, FactorConfig("third", 8, 4, adapter_depth=0))
     triple = FactorizedTokenizer(child(tiny, model={"factors": factors}).model).eval()
-    make_store(tmp_path / "triple", triple)
+    make_store(tmp_path / "triple", triple, side=32)
     write_pictures(tmp_path / "real", 6, 0, size=32)
     base = child(
         get_generator("far-tiny"),
