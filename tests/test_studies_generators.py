@@ -76,7 +76,8 @@ def test_heads_differ_in_the_head_alone_and_each_is_sampled_twice(
         assert all(r["protocol"]["samples"]["sampling"]["cfg_scale"] == [1.5] for r in results)
         assert results[0]["metrics"]["frechet"] != results[1]["metrics"]["frechet"]
     text = (home / "out/table.md").read_text()
-    assert "AR head over k linear classifiers, top-k 8" in text and "| linear | ar | `model.head` = \"linear\" |" in text
+    assert "AR head over k linear classifiers, top-k 8" in text
+    assert '| linear | ar | `model.head` = "linear" |' in text
     capsys.readouterr()
     assert main(argv) == 0
     assert "training to" not in (printed := capsys.readouterr().out) and printed.count("is measured already") == 6

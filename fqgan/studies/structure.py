@@ -4,6 +4,7 @@ codes."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -104,7 +105,7 @@ def linear_probe(points: Array, labels: Labels, test_points: Array, test_labels:
     if len(np.unique(labels)) < 2:
         raise UserError("a probe needs images of at least two classes")
 
-    def fitted(penalty: float, x: Array, y: Labels):  # noqa: ANN202: a pipeline of a library without types
+    def fitted(penalty: float, x: Array, y: Labels) -> Any:
         return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(x, y)
 
     held_out = np.arange(len(labels)) % 5 == 4
