@@ -415,9 +415,10 @@ def test_options_that_make_no_sense_are_refused(study_of: Callable[..., list[str
 def test_every_preset_parses_through_the_command_line(name: str) -> None:
     command, build = study_training.COMMANDS[name]
     for preset, config in command.presets.items():
-        base, arguments = command.parse_all([preset, "--out", "x", "--measure.limit", "5"])
+        more = ["--triple", "y"] if name == "curves" else []
+        base, arguments = command.parse_all([preset, "--out", "x", "--measure.limit", "5", *more])
         assert base == config and arguments.measure.limit == 5
-        settings_of(build(base), base)
+        settings_of(build(base, preset, arguments), base)
 
 
 # --- tables

@@ -1,18 +1,18 @@
-"""`fqgan study ablation|scaling PRESET --data.source ... --out DIR`: studies of rows that are trained."""
+"""`fqgan study ablation|scaling|heads|curves PRESET ... --out DIR`: studies of rows that are trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fqgan.commands.arguments import at_least, check_output
 from fqgan.commands.training import TrainingCommand
-from fqgan.config import TokenizerRunConfig
+from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.errors import UserError
 from fqgan.schema import did_you_mean
-from fqgan.studies import tokenizers
+from fqgan.studies import generators, tokenizers
 from fqgan.studies.plan import Study, load_rows
 
 if TYPE_CHECKING:
@@ -28,8 +28,15 @@ class MeasureOptions:
     loss of a row is marked."""
     classifier: str = ""
     """A run of `fqgan train-classifier`: a network that no row has seen."""
+    data: str = ""
+    """Images to measure on; by default the validation images of tokenizers. Generators' samples are compared with them,
+    so it must be named there."""
     limit: int = 0
     """Images, evenly spread; 0: all."""
+    num: int = 50_000
+    """Samples of each generator."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the models when they are measured."""
     kept: int = 10_000
     """Images at most whose features are kept for kernel distance, precision, recall, density and coverage; 0: none."""
     batch: int = 64
@@ -61,12 +68,27 @@ class TokenizerArguments(TokenizerRunConfig, StudyOptions):
     """The settings that the rows differ from, and the study's options."""
 
 
+@dataclass(frozen=True)
+class GeneratorArguments(GeneratorRunConfig, StudyOptions):
+    """As `TokenizerArguments`."""
+
+
+@dataclass(frozen=True)
+class CurvesArguments(GeneratorArguments):
+    """With a second tokenizer's codes."""
+
+    triple: str = ""
+    """Token store of the same images by a tokenizer of three factors; --data is that of two."""
+    triple_validation: str = ""
+    """Its token store of held-out images."""
+
+
 def main(name: str, argv: list[str]) -> None:
     """Entry point of the study `name`."""
     command, build = COMMANDS[name]
     base, arguments = command.parse_all(argv)
     _check(arguments)
-    study: Study = build(base)
+    study: Study = build(base, argv[0], arguments)
     if arguments.rows != Path():
         study = study.extended(load_rows(arguments.rows))
     measuring = _measuring(base, arguments)
@@ -87,41 +109,56 @@ def _check(arguments: Any) -> None:
     at_least(1, seeds=arguments.seeds)
     at_least(0, processes=arguments.processes)
     measure = arguments.measure
-    at_least(1, **{"measure.batch": measure.batch})
+    at_least(1, **{"measure.batch": measure.batch, "measure.num": measure.num})
     at_least(0, **{f"measure.{key}": getattr(measure, key) for key in ("limit", "kept", "workers")})
     if not measure.features and not measure.classifier:
         raise UserError("--measure.features or --measure.classifier must name a network")
 
 
-def _measuring(base: TokenizerRunConfig, arguments: Any) -> Measuring:
+def _measuring(base: TokenizerRunConfig | GeneratorRunConfig, arguments: Any) -> Measuring:
     from fqgan.data.images import default_validation
     from fqgan.studies.jobs import Measuring, label_of
 
-    measure = arguments.measure
-    if not base.data.source:
-        raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
-    data = base.data.validation or default_validation(base.data.source)
+    measure, data = arguments.measure, arguments.measure.data
+    options = [(name, getattr(measure, name)) for name in ("limit", "kept", "batch", "workers", "precision")]
+    flags: list[str] = []
+    if isinstance(base, TokenizerRunConfig):
+        if not base.data.source:
+            raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
+        data = data or base.data.validation or default_validation(base.data.source)
+        flags = ["--upscale"] if base.data.upscale else []
+        options.append(("perceptual", base.loss.perceptual if base.loss.perceptual_weight else "none"))
+        missing = "--data.validation is missing: the images to measure on"
+    else:
+        if not base.data:
+            raise UserError("--data is missing: a token store, which fqgan extract makes")
+        options.append(("num", measure.num))
+        missing = "--measure.data is missing: real images to compare the samples with"
     if not data:
-        raise UserError("--data.validation is missing: the images to measure on")
+        raise UserError(missing)
     features = [*measure.features, *([f"classifier:{measure.classifier}"] if measure.classifier else [])]
-    options = [("limit", measure.limit), ("kept", measure.kept), ("batch", measure.batch), ("workers", measure.workers)]
     argv = [text for name, value in options for text in (f"--{name}", str(value))]
-    argv += ["--upscale"] if base.data.upscale else []
-    perceptual = base.loss.perceptual if base.loss.perceptual_weight else "none"
-    argv += ["--perceptual", perceptual]
-    return Measuring(data, {label_of(network): network for network in features}, tuple(argv))
+    return Measuring(data, {label_of(network): network for network in features}, (*argv, *flags))
+
+
+Builder = Callable[[Any, str, Any], Study]
+"""Settings, preset and options -> study."""
 
 
 def _command(
-    name: str, about: str, presets: dict[str, TokenizerRunConfig], build: Callable[[TokenizerRunConfig], Study]
-) -> tuple[TrainingCommand[TokenizerRunConfig], Callable[[Any], Study]]:
-    def preset(chosen: str) -> TokenizerRunConfig:
+    name: str, about: str, presets: Mapping[str, Any], build: Builder, arguments: type[Any]
+) -> tuple[TrainingCommand[Any], Builder]:
+    def preset(chosen: str) -> Any:
         if chosen not in presets:
             raise UserError(f"unknown preset {chosen!r}{did_you_mean(chosen, presets)} (presets: {', '.join(presets)})")
         return presets[chosen]
 
-    prog = f"fqgan study {name}"
-    return TrainingCommand(prog, about, presets, preset, TokenizerRunConfig, TokenizerArguments), build
+    settings = type(next(iter(presets.values())))
+    return TrainingCommand(f"fqgan study {name}", about, presets, preset, settings, arguments), build
+
+
+def _curves(base: GeneratorRunConfig, preset: str, arguments: CurvesArguments) -> Study:
+    return generators.curves(base, generators.LARGER[preset], arguments.triple, arguments.triple_validation)
 
 
 COMMANDS = {
@@ -129,9 +166,28 @@ COMMANDS = {
         "ablation",
         "Table 3: what each part of the factorized tokenizer is worth,",
         tokenizers.ABLATION_PRESETS,
-        tokenizers.ablation,
+        lambda base, *_: tokenizers.ablation(base),
+        TokenizerArguments,
     ),
     "scaling": _command(
-        "scaling", "Table 5: more factors and more training,", tokenizers.SCALING_PRESETS, tokenizers.scaling
+        "scaling",
+        "Table 5: more factors and more training,",
+        tokenizers.SCALING_PRESETS,
+        lambda base, *_: tokenizers.scaling(base),
+        TokenizerArguments,
+    ),
+    "heads": _command(
+        "heads",
+        "Table 4: linear, MLP and auto-regressive heads,",
+        generators.HEADS_PRESETS,
+        lambda base, *_: generators.heads(base),
+        GeneratorArguments,
+    ),
+    "curves": _command(
+        "curves",
+        "Fig. 8: distance over the training of two sizes on two tokenizers' codes,",
+        generators.CURVES_PRESETS,
+        _curves,
+        CurvesArguments,
     ),
 }

@@ -47,7 +47,7 @@ def write_dots(folder: Path, panels: Sequence[Panel]) -> list[Path]:
                 place.plot([mean, mean], [i - 0.3, i + 0.3], color=colour, linewidth=2)
             place.set_yticks(range(len(panel.series)), [series.label for series in panel.series])
             place.set_ylim(len(panel.series) - 0.5, -0.5)
-            place.set_xlabel(panel.title)
+            place.set_xlabel(panel.title.replace(", ", ",\n", 1))  # as wide as its chart at most
             place.grid(axis="y", visible=False)
         for place in axes[1:]:
             place.set_yticklabels([])

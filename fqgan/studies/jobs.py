@@ -19,9 +19,9 @@ from fqgan.data.tokens import TokenStore
 from fqgan.engine import checkpoint
 from fqgan.engine.trainer import total_steps
 from fqgan.errors import UserError
-from fqgan.evaluation.protocol import read_result, write_result
 from fqgan.files import making_folder, write_text
 from fqgan.generator.training import train_generator
+from fqgan.studies.measured import answers, measure
 from fqgan.studies.plan import Line, undeclared
 from fqgan.tokenizer.training import train_tokenizer
 
@@ -87,7 +87,7 @@ def run(job: Job) -> None:
             _train(job, fraction)
         for line in (line for line in job.lines if line.fraction == fraction):
             for network in job.measuring.networks:
-                if _is_measured(job, line, network):
+                if answers(job.measured(line, network), _request(job, line, network)):
                     print(f"{told}: {line.name} is measured already ({network})", flush=True)
                 else:
                     print(f"{told}: measuring {line.name} ({network})", flush=True)
@@ -178,23 +178,14 @@ def _request(job: Job, line: Line, network: str) -> list[str]:
     return argv
 
 
-def _is_measured(job: Job, line: Line, network: str) -> bool:
-    try:
-        found = read_result(job.measured(line, network))
-    except UserError:
-        return False
-    return found.get("request") == _request(job, line, network)
-
-
 def _measure(job: Job, line: Line, network: str) -> None:
     file, request = job.measured(line, network), _request(job, line, network)
-    argv = [str(job.point(line.fraction)), *request, "--out", str(file)]
+    argv = [str(job.point(line.fraction)), *request]
     if isinstance(job.config, TokenizerRunConfig):
-        evaluate_tokenizer.main(argv)
+        measure(evaluate_tokenizer.main, argv, request, file)
     else:
         samples = job.folder / "samples" / f"{line.name}-{_drawing(request)}"
-        evaluate_generator.main([*argv, "--samples", str(samples)])
-    write_result({**read_result(file), "request": request}, file)
+        measure(evaluate_generator.main, [*argv, "--samples", str(samples)], request, file)
 
 
 def _drawing(request: list[str]) -> str:

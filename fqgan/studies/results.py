@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fqgan.config import TokenizerRunConfig
 from fqgan.data.fingerprint import changes
 from fqgan.errors import UserError
-from fqgan.evaluation.protocol import differences, read_result
 from fqgan.studies.jobs import Job, point_of
 from fqgan.studies.judgement import Judgement, judge
+from fqgan.studies.measured import OneProtocol, scores_of
 from fqgan.studies.plan import Ordering, Study, ancestry
 
 Numbers = dict[tuple[str, int], dict[str, float]]
@@ -57,48 +56,15 @@ def collect(study: Study, jobs: Sequence[Job]) -> Numbers:
     differ in images seen, data or data order without declaring it."""
     _check_alike(study, jobs)
     numbers: Numbers = {}
-    first: dict[str, tuple[str, dict[str, Any]]] = {}
+    # samples differ in what the lines declare, and in the seed
+    protocol = OneProtocol(() if study.kind == "tokenizer" else ("samples",))
     for job in jobs:
         for line in job.lines:
             scores: dict[str, float] = {}
             for network in job.measuring.networks:
-                path = job.measured(line, network)
-                result = read_result(path)
-                before, reference = first.setdefault(network, (str(path), result))
-                # samples differ in what the lines declare, and in the seed
-                sides = () if study.kind == "tokenizer" else ("samples",)
-                if told := differences(reference, result, [s for s in sides if s in result["protocol"]]):
-                    key, (was, now) = next(iter(told.items()))
-                    raise UserError(
-                        f"{path} was not measured as {before} was ({key}: {now!r}, not {was!r}): delete the one that "
-                        "is out of date, and start again"
-                    )
-                scores |= _scores(result, network)
+                scores |= scores_of(protocol.read(job.measured(line, network), network), network)
             numbers[line.name, job.seed] = scores
     return numbers
-
-
-def _scores(result: dict[str, Any], network: str) -> dict[str, float]:
-    """`frechet`, `kernel_distance` and the like under `name/network`, the rest under their own names."""
-    of_network = (
-        "frechet",
-        "score",
-        "kernel",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-        "fid",
-        "sfid",
-        "inception",
-    )
-    found = {
-        f"{name}/{network}" if name.startswith(of_network) else name: float("nan") if value is None else float(value)
-        for name, value in result["metrics"].items()
-    }
-    if factors := result.get("factors"):
-        found["usage"] = sum(factor["usage"] for factor in factors.values()) / len(factors)
-    return found
 
 
 def _check_alike(study: Study, jobs: Sequence[Job]) -> None:
@@ -140,13 +106,26 @@ def contaminated(network: str, jobs: Sequence[Job]) -> bool:
 
 def columns(study: Study, jobs: Sequence[Job], networks: Mapping[str, str], numbers: Numbers) -> list[Column]:
     """The metrics that a study's table shows, those that are there."""
-    found = [Column("psnr", "PSNR (dB)", 2, 1), Column("perceptual", "perceptual distance", 4, -1)]
-    for label, network in networks.items():
-        mark = f" {MARK}" if contaminated(network, jobs) else ""
-        for key, name in (("fid", "FID"), ("frechet", f"Frechet distance, {label}")):
-            found.append(Column(f"{key}/{label}", name + mark, 2, -1))
+    marked = [label for label, network in networks.items() if contaminated(network, jobs)]
+    return known_columns(networks, numbers.values(), marked)
+
+
+def known_columns(
+    networks: Iterable[str], scores: Iterable[Mapping[str, float]], marked: Collection[str] = ()
+) -> list[Column]:
+    """The metrics that tables show, as far as there are scores of them; those of the `marked` networks with `MARK`."""
+    found = [Column("psnr", "PSNR (dB)", 2, 1), Column("ssim", "SSIM", 4, 1)]
+    found.append(Column("perceptual", "perceptual distance", 4, -1))
+    for label in networks:
+        mark = f" {MARK}" if label in marked else ""
+        of = "" if label.startswith("inception") else f", {label}"
+        for key, name, digits, sign in (
+            *(("fid", "FID", 2, -1), ("frechet", "Frechet distance", 2, -1)),
+            *(("inception_score", "IS", 1, 1), ("precision", "precision", 3, 1), ("recall", "recall", 3, 1)),
+        ):
+            found.append(Column(f"{key}/{label}", name + of + mark, digits, sign))
     found.append(Column("usage", "usage", 1, 0))
-    known = {key for scores in numbers.values() for key in scores}
+    known = {key for each in scores for key in each}
     return [column for column in found if column.key in known]
 
 

@@ -1,0 +1,147 @@
+"""`fqgan study tokenizers|generators CHECKPOINT ... --data ...`: models that are there, under one protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from fqgan import hub
+from fqgan.commands import evaluate_generator, evaluate_tokenizer
+from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.config import SamplingConfig
+from fqgan.errors import UserError
+
+if TYPE_CHECKING:
+    from fqgan.studies.comparison import Compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What both share; more than that is said by `fqgan evaluate tokenizer|generator --help`."""
+
+    checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT ...")]
+    """Run folders, checkpoints, exports, released files, or hf:org/name; one row of the table each."""
+    data: str
+    """Real images."""
+    names: tuple[str, ...] = ()
+    """What the table calls the checkpoints; by default their paths."""
+    out: Path = Path()
+    """Folder for table, figure and results; the same command reuses what is measured."""
+    features: tuple[str, ...] = ("efficientnet-lite0",)
+    """Networks whose features are compared."""
+    size: int = 0
+    """Pixels a side of the centre crop; 0: as the first model has it."""
+    limit: int = 0
+    """Real images, evenly spread; 0: all."""
+    kept: int = 10_000
+    """Images at most whose features are kept for precision and recall; 0: none of these."""
+    upscale: bool = False
+    """Enlarge images whose shorter side is below the size; otherwise they are refused."""
+    paper: bool = True
+    """The paper's table below."""
+    batch: int = 32
+    workers: int = 2
+    """Loader processes."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the models."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerOptions(Options):
+    """Of `study tokenizers`."""
+
+    perceptual: Literal["efficientnet-lite0", "lpips-vgg", "none"] = "efficientnet-lite0"
+    """Perceptual distance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorOptions(Options, SamplingConfig):
+    """Of `study generators`: guidance 2.0, as in Table 2."""
+
+    num: int = 50_000
+    """Samples of each generator."""
+    seed: int = 0
+    """Of the samples."""
+
+
+def main(name: str, argv: list[str]) -> None:
+    """Entry point of the study `name`."""
+    of_tokenizers = name == "tokenizers"
+    table = "Table 1 and Fig. 1: tokenizers" if of_tokenizers else "Table 2: generators"
+    kind: Any = TokenizerOptions if of_tokenizers else GeneratorOptions
+    options: Any = parse(kind, argv, f"fqgan study {name}", f"{table} under one protocol, beside the paper's.")
+    _check(options)
+    models, size = (_tokenizers if of_tokenizers else _generators)(options)
+    from fqgan.studies import comparison
+
+    shared = [("data", options.data), ("size", size)]
+    shared += [(n, getattr(options, n)) for n in ("limit", "kept", "batch", "workers", "precision", "device")]
+    if of_tokenizers:
+        shared.append(("perceptual", options.perceptual))
+        heads, paper, command = comparison.TOKENIZER_FACTS, comparison.paper_tokenizers(), evaluate_tokenizer.main
+    else:
+        shared += [(n, getattr(options, n)) for n in ("num", "seed", *SamplingConfig.__dataclass_fields__)]
+        heads, paper, command = comparison.GENERATOR_FACTS, comparison.paper_generators(), evaluate_generator.main
+    request = [text for n, value in shared for text in (f"--{n.replace('_', '-')}", *_texts(value))]
+    request += ["--upscale"] if options.upscale else []
+    found, files = comparison.compare(
+        name, models, heads, command, request, options.features, paper if options.paper else [], options.out
+    )
+    files = [*found.write(options.out), *files]
+    print(files[0].read_text())
+    for file in files:
+        print(file)
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(each) for each in (value if isinstance(value, tuple) else (value,))]
+
+
+def _check(options: Any) -> None:
+    from fqgan.commands.study_inspection import check_names
+    from fqgan.report.figures import require_matplotlib
+
+    check_names(options)
+    at_least(1, batch=options.batch, num=getattr(options, "num", 1))
+    at_least(0, size=options.size, limit=options.limit, kept=options.kept, workers=options.workers)
+    if not options.features:
+        raise UserError("--features must name a network")
+    check_output(options.out, folder=True)
+    require_matplotlib()
+
+
+def _tokenizers(options: Any) -> tuple[list[Compared], int]:
+    from fqgan.checkpoints import load_tokenizer
+    from fqgan.studies.comparison import Compared
+
+    models, size = [], options.size
+    for name, path in zip(options.names or map(str, options.checkpoints), options.checkpoints, strict=True):
+        tokenizer = load_tokenizer(local := hub.local(path))
+        config = tokenizer.config
+        size = size or config.image_size
+        sizes = [factor.codebook_size for factor in config.factors]
+        codes = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 < len(sizes) else " + ".join(map(str, sizes))
+        dims = sorted({factor.code_dim for factor in config.factors})
+        count = sum(weight.numel() for weight in tokenizer.parameters())
+        facts = (str(config.downsampling), codes, ", ".join(map(str, dims)), f"{count / 1e6:.1f}M")
+        models.append(Compared(name, local, facts, tokenizer.fingerprint(), sum(sizes)))
+    return models, size
+
+
+def _generators(options: Any) -> tuple[list[Compared], int]:
+    from fqgan.checkpoints import load_generator
+    from fqgan.studies.comparison import Compared
+    from fqgan.tokenizer.fingerprint import fingerprint
+
+    models, size = [], options.size
+    for name, path in zip(options.names or map(str, options.checkpoints), options.checkpoints, strict=True):
+        generator = load_generator(local := hub.local(path))
+        size = size or generator.tokenizer.config.image_size
+        count = sum(weight.numel() for n, weight in generator.named_parameters() if not n.startswith("tokenizer."))
+        facts = (generator.tokenizer.fingerprint()[:8], f"{count / 1e6:.1f}M")
+        models.append(Compared(name, local, facts, fingerprint(generator.state_dict())))
+    return models, size

@@ -1,0 +1,278 @@
+"""`fqgan study disentangle|probe|tsne|views CHECKPOINT ... --data ...`: studies of tokenizers that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from fqgan import hub
+from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.generate import chosen_classes
+from fqgan.commands.progress import image_bar
+from fqgan.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fqgan.data.images import ImageSource
+    from fqgan.studies.codes import Features
+    from fqgan.tokenizer.model import FactorizedTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What these studies share."""
+
+    checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT ...")]
+    """Run folders, checkpoints, exported tokenizers, released files, or hf:org/name; one row of the table each."""
+    data: str
+    """Images with labels: `photos`, `cifar10`, a folder of class folders, parquet files or tars."""
+    split: Literal["train", "validation"] = "validation"
+    """Which one, where the data hold several."""
+    names: tuple[str, ...] = ()
+    """What tables call the checkpoints; by default their paths."""
+    out: Path = Path()
+    """Folder for table and pictures."""
+    limit: int = 1000
+    """Images, evenly spread; 0: all."""
+    size: int = 0
+    """Pixels a side of the centre crop; 0: the size that the tokenizer was trained on."""
+    upscale: bool = False
+    """Enlarge images whose shorter side is below the size; otherwise they are refused."""
+    batch: int = 64
+    workers: int = 2
+    """Loader processes."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """Moving average (auto: where there is one) or raw weights."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the tokenizer."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+    """Of whatever is drawn at random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisentangleOptions(Options):
+    """Of `study disentangle`."""
+
+    permutations: int = 3
+    """Shufflings that the mutual information by chance is the mean of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(Options):
+    """Of `study probe`."""
+
+    split: Literal["train", "validation"] = "train"
+    limit: int = 5000
+    """Images to fit on, evenly spread; 0: all."""
+    test: str = ""
+    """Images to test on; by default the validation split of the data."""
+    test_limit: int = 2000
+    """Images to test on, evenly spread; 0: all."""
+    points: Literal["mean", "grid", "both"] = "both"
+    """What of an image is classified: the mean over its positions, all of them, or one after the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TsneOptions(Options):
+    """Of `study tsne`. The defaults are those of Fig. 4; Fig. 6 has five classes."""
+
+    limit: int = 100
+    """Images of each class, evenly spread; 0: all."""
+    classes: str = ""
+    """Class numbers or names, separated by commas; by default drawn at random."""
+    num_classes: int = 4
+    """How many classes are drawn, where none are named."""
+    points: Literal["mean", "grid"] = "mean"
+    """What of an image is a point: the mean over its positions, or all of them."""
+    neighbours: int = 10
+    """Nearest neighbours whose classes are counted."""
+    perplexity: float = 30.0
+    """Of t-SNE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsOptions(Options):
+    """Of `study views`."""
+
+    limit: int = 100
+    """Images that PSNR is the mean over, evenly spread; 0: all."""
+    shown: int = 8
+    """Images in the picture."""
+
+
+def main(name: str, argv: list[str]) -> None:
+    """Entry point of the study `name`."""
+    kind, about, run = STUDIES[name]
+    options: Options = parse(kind, argv, f"fqgan study {name}", about)
+    _check(options)
+    checkpoints = {name: hub.local(path) for name, path in zip(_names(options), options.checkpoints, strict=True)}
+    from fqgan.checkpoints import load_tokenizer
+    from fqgan.engine.allocator import keep_freed_memory
+    from fqgan.engine.distributed import pick_device
+
+    keep_freed_memory()
+    device = pick_device(options.device)
+    models = {n: load_tokenizer(path, device, options.weights, options.precision) for n, path in checkpoints.items()}
+    table, files = run(options, models)
+    files = [*table.write(options.out), *files]
+    print(files[0].read_text())
+    for file in files:
+        print(file)
+
+
+def check_names(options: Any) -> None:
+    """`UserError` for a list of checkpoints, or their names, that makes no table."""
+    if not options.checkpoints:
+        raise UserError("name at least one checkpoint")
+    if options.out == Path():
+        raise UserError("--out is missing: the folder for table and pictures, such as --out runs/study")
+    if options.names and len(options.names) != len(options.checkpoints):
+        raise UserError(f"--names has {len(options.names)} name(s) for {len(options.checkpoints)} checkpoint(s)")
+    names = list(options.names or map(str, options.checkpoints))
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{twice[0]} is named twice: tell them apart with --names")
+
+
+def _check(options: Any) -> None:
+    check_names(options)
+    check_output(options.out, folder=True)
+    lowest = {"batch": 1, "limit": 0, "size": 0, "workers": 0, "seed": 0, "permutations": 1, "test_limit": 0}
+    lowest |= {"num_classes": 2, "neighbours": 1, "shown": 1}
+    for name, least in lowest.items():
+        if hasattr(options, name):
+            at_least(least, **{name.replace("_", "-"): getattr(options, name)})
+    if getattr(options, "perplexity", 1) <= 0:
+        raise UserError(f"--perplexity must be above 0, got {options.perplexity:g}")
+
+
+def _names(options: Options) -> list[str]:
+    return list(options.names or map(str, options.checkpoints))
+
+
+class _Collector:
+    """Features of a tokenizer on the chosen images of a source."""
+
+    def __init__(self, options: Options, source: ImageSource, indices: Sequence[int], label: str = "encoding") -> None:
+        self.options, self.source, self.indices, self.label = options, source, indices, label
+
+    def __call__(self, name: str, tokenizer: FactorizedTokenizer) -> Features:
+        from fqgan.studies.codes import features_of
+
+        options = self.options
+        with image_bar(f"{self.label} {name}", len(self.indices), shown=True) as advance:
+            return features_of(
+                tokenizer,
+                self.source,
+                self.indices,
+                size=_size(options, tokenizer),
+                batch=options.batch,
+                workers=options.workers,
+                upscale=options.upscale,
+                advance=advance,
+            )
+
+
+def _size(options: Options, tokenizer: FactorizedTokenizer) -> int:
+    size = options.size or tokenizer.config.image_size
+    tokenizer.check_size(size, size)
+    return size
+
+
+def _disentangle(options: DisentangleOptions, models: Any) -> Any:
+    from fqgan.data.images import open_source
+    from fqgan.studies.codes import pick
+    from fqgan.studies.inspection import disentangle
+
+    source = open_source(options.data, options.split)
+    collect = _Collector(options, source, pick(source, options.limit))
+    return disentangle(models, collect, options.permutations, options.seed), []
+
+
+def _probe(options: ProbeOptions, models: Any) -> Any:
+    from fqgan.data.images import open_source
+    from fqgan.studies.codes import POOLS, pick
+    from fqgan.studies.inspection import probe
+
+    source, test = open_source(options.data, options.split), open_source(options.test or options.data, "validation")
+    for each in (source, test):
+        if (each.labels < 0).any():
+            raise UserError(f"{each.name} has images without a label: a probe needs one of each")
+    if not options.test and source.name == test.name and options.split == "train" and _same(source, test):
+        raise UserError(f"{options.data} has no validation split: name images to test on with --test")
+    train = _Collector(options, source, pick(source, options.limit))
+    held_out = _Collector(options, test, pick(test, options.test_limit), "test images,")
+    pools = POOLS if options.points == "both" else (options.points,)
+    classes = len(source.classes) or int(source.labels.max()) + 1
+    return probe(models, train, held_out, pools, classes), []
+
+
+def _same(a: ImageSource, b: ImageSource) -> bool:
+    return len(a) == len(b) and list(a.names()) == list(b.names())
+
+
+def _tsne(options: TsneOptions, models: Any) -> Any:
+    import numpy as np
+
+    from fqgan.data.images import open_source
+    from fqgan.report.figures import require_matplotlib
+    from fqgan.studies.codes import pick
+    from fqgan.studies.inspection import tsne
+
+    require_matplotlib()
+    source = open_source(options.data, options.split)
+    known = [int(label) for label in np.unique(source.labels) if label >= 0]
+    if options.classes:
+        count = max(len(source.classes), max(known, default=-1) + 1)
+        classes = chosen_classes(options.classes, count, source.classes)
+    else:
+        if len(known) < options.num_classes:
+            raise UserError(f"{source.name} has {len(known)} class(es), not the {options.num_classes} of --num-classes")
+        classes = sorted(np.random.default_rng(options.seed).choice(known, options.num_classes, replace=False).tolist())
+    collect = _Collector(options, source, pick(source, options.limit, classes))
+    return tsne(
+        models,
+        collect,
+        source,
+        options.out,
+        pool=options.points,
+        neighbours=options.neighbours,
+        perplexity=options.perplexity,
+        seed=options.seed,
+    )
+
+
+def _views(options: ViewsOptions, models: Any) -> Any:
+    from fqgan.data.images import open_source
+    from fqgan.data.loader import evaluation_batches
+    from fqgan.data.transforms import normalize
+    from fqgan.studies.inspection import views
+
+    source = open_source(options.data, options.split)
+
+    def batches(tokenizer: FactorizedTokenizer) -> Iterator[Tensor]:
+        size, device = _size(options, tokenizer), next(tokenizer.parameters()).device
+        for raw, _, _ in evaluation_batches(
+            source,
+            size=size,
+            batch=options.batch,
+            limit=options.limit,
+            workers=options.workers,
+            upscale=options.upscale,
+        ):
+            yield normalize(raw.to(device))
+
+    return views(models, batches, options.shown, options.out)
+
+
+STUDIES: dict[str, tuple[Any, str, Any]] = {
+    "disentangle": (DisentangleOptions, "How far the factors of tokenizers are apart.", _disentangle),
+    "probe": (ProbeOptions, "How well a linear classifier reads classes off each factor.", _probe),
+    "tsne": (TsneOptions, "Images of a few classes by each factor's codes (Fig. 4, 6), and how pure they lie.", _tsne),
+    "views": (ViewsOptions, "What each factor draws alone (Fig. 3).", _views),
+}

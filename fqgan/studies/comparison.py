@@ -1,0 +1,167 @@
+"""Models that are there, evaluated under one protocol: Tables 1 and 2 and Fig. 1 of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fqgan.studies.figures import Panel, Series, write_curves
+from fqgan.studies.inspection import Table
+from fqgan.studies.jobs import label_of
+from fqgan.studies.measured import OneProtocol, answers, measure, scores_of
+from fqgan.studies.results import Column, known_columns
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A model in the table."""
+
+    name: str
+    checkpoint: Path
+    facts: tuple[str, ...]
+    """What the table says of it beside the numbers."""
+    fingerprint: str
+    """Of its weights: other weights are measured anew."""
+    codes: int = 0
+    """Of all codebooks together, for Fig. 1."""
+
+
+PaperRow = tuple[str, tuple[str, ...], Mapping[str, str]]
+"""Model, its facts, and numbers by the key of a column without its network."""
+
+# Table 1: model, downsampling, codes, dimension of a code, rFID, PSNR
+TABLE_1 = [
+    *(("VQGAN", "16", "16384", "256", "4.98", "–"), ("SD-VQGAN", "16", "16384", "4", "5.15", "–")),
+    *(("RQ-VAE", "16", "16384", "256", "3.20", "–"), ("LlamaGen", "16", "16384", "8", "2.19", "20.79")),
+    *(("Titok-B", "–", "4096", "12", "1.70", "–"), ("VQGAN-LC", "16", "100000", "8", "2.62", "23.80")),
+    *(("VQ-KD", "16", "8192", "32", "3.41", "–"), ("VILA-U", "16", "16384", "256", "1.80", "–")),
+    ("Open-MAGVIT2", "16", "262144", "1", "1.17", "21.90"),
+    *(
+        ("FQGAN-Dual", "16", "2 x 16384", "8", "0.94", "22.02"),
+        ("FQGAN-Triple", "16", "3 x 16384", "8", "0.76", "22.73"),
+    ),
+    *(("SD-VAE †", "8", "–", "4", "0.74", "25.68"), ("SDXL-VAE †", "8", "–", "4", "0.68", "26.04")),
+    *(("ViT-VQGAN", "8", "8192", "32", "1.28", "–"), ("VQGAN *", "8", "16384", "4", "1.19", "23.38")),
+    *(("SD-VQGAN *", "8", "16384", "4", "1.14", "–"), ("OmniTokenizer", "8", "8192", "8", "1.11", "–")),
+    *(("LlamaGen", "8", "16384", "8", "0.59", "25.45"), ("Open-MAGVIT2", "8", "262144", "1", "0.34", "26.19")),
+    *(("FQGAN-Dual", "8", "2 x 16384", "8", "0.32", "26.27"), ("FQGAN-Triple", "8", "3 x 16384", "8", "0.24", "27.58")),
+]
+# Table 2: model, parameters, FID, IS, precision, recall
+TABLE_2 = [
+    *(("ADM", "554M", "10.94", "101.0", "0.69", "0.63"), ("CDM", "–", "4.88", "158.7", "–", "–")),
+    *(("LDM-4", "400M", "3.60", "247.7", "–", "–"), ("DiT-XL/2", "675M", "2.27", "278.2", "0.83", "0.57")),
+    ("Open-MAGVIT2-B", "343M", "3.08", "258.26", "0.85", "0.51"),
+    ("Open-MAGVIT2-L", "804M", "2.51", "271.70", "0.84", "0.54"),
+    *(("VQGAN", "227M", "18.65", "80.4", "0.78", "0.26"), ("VQGAN", "1.4B", "15.78", "74.3", "–", "–")),
+    *(("VQGAN-re", "1.4B", "5.20", "280.3", "–", "–"), ("ViT-VQGAN", "1.7B", "4.17", "175.1", "–", "–")),
+    *(("ViT-VQGAN-re", "1.7B", "3.04", "227.4", "–", "–"), ("RQTran.", "3.8B", "7.55", "134.0", "–", "–")),
+    ("RQTran.-re", "3.8B", "3.80", "323.7", "–", "–"),
+    *(
+        ("LlamaGen-L", "343M", "3.80", "248.28", "0.83", "0.51"),
+        ("LlamaGen-XL", "775M", "3.39", "227.08", "0.81", "0.54"),
+    ),
+    *(("FAR-Base", "415M", "3.38", "248.26", "0.81", "0.54"), ("FAR-Large", "898M", "3.08", "272.52", "0.82", "0.54")),
+]
+TOKENIZER_FACTS, GENERATOR_FACTS = (
+    ("downsampling", "codes", "code dimension", "parameters"),
+    ("tokenizer", "parameters"),
+)
+
+
+def paper_tokenizers() -> list[PaperRow]:
+    """Table 1."""
+    return [(name, (ds, codes, dim, "–"), {"fid": fid, "psnr": psnr}) for name, ds, codes, dim, fid, psnr in TABLE_1]
+
+
+def paper_generators() -> list[PaperRow]:
+    """Table 2."""
+    keys = ("fid", "inception_score", "precision", "recall")
+    return [(name, ("–", size), dict(zip(keys, numbers, strict=True))) for name, size, *numbers in TABLE_2]
+
+
+def compare(
+    subject: str,
+    models: Sequence[Compared],
+    heads: Sequence[str],
+    command: Callable[[list[str]], None],
+    request: Sequence[str],
+    networks: Sequence[str],
+    paper: Sequence[PaperRow],
+    folder: Path,
+) -> tuple[Table, list[Path]]:
+    """Measure what is missing under `folder/measured`, and tell the numbers beside the paper's.
+
+    Args:
+        subject: `tokenizers` or `generators`.
+        heads: headings of the models' facts.
+        command: `fqgan evaluate tokenizer` or `generator`.
+        request: its options but for checkpoint, network and output.
+        networks: its `--features`, one after the other.
+
+    Raises:
+        UserError: results that were not measured under one protocol.
+    """
+    protocol = OneProtocol(() if subject == "tokenizers" else ("samples",))
+    scores: dict[str, dict[str, float]] = {model.name: {} for model in models}
+    for model in models:
+        for network in networks:
+            label = label_of(network)
+            stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in model.name).strip("-.")
+            file = folder / "measured" / f"{stem}--{label}.json"
+            whole = ["--features", network, *request]
+            if answers(file, [model.fingerprint, *whole]):
+                print(f"{model.name} is measured already ({label})", flush=True)
+            else:
+                print(f"measuring {model.name} ({label})", flush=True)
+                argv = [str(model.checkpoint), *whole]
+                if subject == "generators":
+                    argv += ["--samples", str(folder / "samples" / f"{stem}-{model.fingerprint[:8]}")]
+                measure(command, argv, [model.fingerprint, *whole], file)
+            scores[model.name] |= scores_of(protocol.read(file, label), label)
+    shown = known_columns([label_of(network) for network in networks], scores.values())
+    rows = [
+        [model.name, *model.facts, *(column.text(scores[model.name][column.key]) for column in shown)]
+        for model in models
+    ]
+    rows += [
+        [f"paper: {name}", *facts, *(numbers.get(_key(column), "–") for column in shown)]
+        for name, facts, numbers in paper
+    ]
+    keys = sorted({key for each in scores.values() for key in each})
+    data = [[model.name, *model.facts, *(scores[model.name].get(key, "") for key in keys)] for model in models]
+    notes = "All but the paper's rows were measured under one protocol, which measured/*.json have in full."
+    if paper:
+        notes += (
+            " The paper's numbers are of ImageNet's 50,000 validation images at 256 pixels: they compare with ours only"
+            " where ours are of these too."
+        )
+        if subject == "tokenizers":
+            notes += " \\* trained on OpenImages, † on unknown data."
+    table = Table(
+        f"{subject.capitalize()} under one protocol",
+        ["model", *heads, *(c.heading for c in shown)],
+        rows,
+        ["model", *heads, *keys],
+        data,
+        notes,
+    )
+    return table, _figure(models, scores, shown, folder) if subject == "tokenizers" else []
+
+
+def _key(column: Column) -> str:
+    """A column's metric as the paper has it: what was measured with another network than Inception is not its."""
+    name, _, network = column.key.partition("/")
+    return name if not network or network.startswith("inception") else ""
+
+
+def _figure(
+    models: Sequence[Compared], scores: Mapping[str, Mapping[str, float]], shown: Sequence[Column], folder: Path
+) -> list[Path]:
+    """Fig. 1: distance over the number of codes."""
+    panels = [
+        Panel(column.heading, [Series(m.name, [m.codes], [[scores[m.name][column.key]]]) for m in models])
+        for column in shown
+        if column.key.startswith(("psnr", "fid/", "frechet/"))
+    ]
+    return write_curves(folder, panels, "codes in all codebooks")

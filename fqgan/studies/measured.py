@@ -1,0 +1,62 @@
+"""Results of `fqgan evaluate` that a study asks for, and reuses where they answer the same request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fqgan.errors import UserError
+from fqgan.evaluation.protocol import differences, read_result, write_result
+
+Numbers = dict[str, float]
+_OF_NETWORK = ("frechet", "score", "kernel", "precision", "recall", "density", "coverage", "fid", "sfid", "inception")
+
+
+def answers(file: Path, request: Sequence[str]) -> bool:
+    """Whether the result in a file is that of a request."""
+    try:
+        return read_result(file).get("request") == list(request)
+    except UserError:
+        return False
+
+
+def measure(command: Callable[[list[str]], None], argv: Sequence[str], request: Sequence[str], file: Path) -> None:
+    """Run `fqgan evaluate ...` and keep its result with the request: all that its numbers depend on."""
+    command([*argv, "--out", str(file)])
+    write_result({**read_result(file), "request": list(request)}, file)
+
+
+def scores_of(result: dict[str, Any], network: str) -> Numbers:
+    """`frechet`, `kernel_distance` and the like under `name/network`, the rest under their own names."""
+    found = {
+        f"{name}/{network}" if name.startswith(_OF_NETWORK) else name: float("nan") if value is None else float(value)
+        for name, value in result["metrics"].items()
+    }
+    if factors := result.get("factors"):
+        found["usage"] = sum(factor["usage"] for factor in factors.values()) / len(factors)
+    return found
+
+
+class OneProtocol:
+    """Lets results pass that were made under one protocol for each network.
+
+    Args:
+        apart: sides of the protocol in which they may differ.
+    """
+
+    def __init__(self, apart: Sequence[str] = ()) -> None:
+        self._apart, self._first = apart, dict[str, tuple[Path, dict[str, Any]]]()
+
+    def read(self, file: Path, network: str) -> dict[str, Any]:
+        """A result; `UserError` where it was not measured as the first one was."""
+        result = read_result(file)
+        before, reference = self._first.setdefault(network, (file, result))
+        apart = [side for side in self._apart if side in result["protocol"]]
+        if told := differences(reference, result, apart):
+            key, (was, now) = next(iter(told.items()))
+            raise UserError(
+                f"{file} was not measured as {before} was ({key}: {now!r}, not {was!r}): delete the one that is out of "
+                "date, and start again"
+            )
+        return result

@@ -1,0 +1,202 @@
+"""Studies of generators (Table 4, Fig. 8), and models under one protocol (Tables 1 and 2, Fig. 1)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import generators
+import pytest
+from runs import start, wait_for
+from sets import write_pictures
+from stores import make_store
+
+import fqgan
+from fqgan import schema
+from fqgan.cli import main
+from fqgan.config import FactorConfig, TokenizerRunConfig
+from fqgan.presets import child, get_generator
+from fqgan.studies.generators import CURVES_PRESETS, HEADS_PRESETS, LARGER, curves, heads
+from fqgan.studies.plan import settings_of
+from fqgan.tokenizer.model import FactorizedTokenizer
+
+Refused = Callable[..., str]
+NETWORK = "efficientnet-lite0:stage3@32"  # 40 dimensions: a Frechet distance in 1,280 takes seconds on one core
+MEASURE = ("--measure.features", NETWORK, "--measure.workers", "0", "--measure.kept", "0", "--measure.num", "6")
+
+
+@pytest.fixture
+def home(tokenizer: FactorizedTokenizer, tiny: TokenizerRunConfig, tmp_path: Path) -> Path:
+    """Token stores of two and of three factors, real pictures, and a base config."""
+    make_store(tmp_path / "dual", tokenizer, side=32)
+    factors = (*tiny.model.factors, FactorConfig("third", 8, 4, adapter_depth=0))
+    triple = FactorizedTokenizer(child(tiny, model={"factors": factors}).model).eval()
+    make_store(tmp_path / "triple", triple, side=32)
+    write_pictures(tmp_path / "real", 6, 0, size=32)
+    base = child(
+        get_generator("far-tiny"),
+        model={"width": 32, "depth": 1, "heads": 2, "mlp_multiple": 16, "dropout": 0.0},
+        sampling={"top_k": (4,), "cfg_scale": (1.5,)},
+        optimizer={"warmup_steps": 1, "schedule": "constant"},
+        train={"batch": 4, "steps": 6, "precision": "float32", "device": "cpu", "log_every": 1, "image_every": 0},
+    )
+    base = child(base, train={"validate_every": 0, "checkpoint_every": 2})
+    schema.save(base, tmp_path / "base.json")
+    return tmp_path
+
+
+def call(home: Path, name: str, *rest: object, out: str = "out") -> list[str]:
+    argv = ["study", name, "cifar10-cpu", "--config", home / "base.json", "--data", home / "dual"]
+    return [str(a) for a in (*argv, "--measure.data", home / "real", *MEASURE, "--out", home / out, *rest)]
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_heads_differ_in_the_head_alone_and_each_is_sampled_twice(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = call(home, "heads", "--seeds", 1)
+    assert main(argv) == 0
+    rows = table(home / "out")
+    assert [row["line"] for row in rows] == ["linear-4", "linear-8", "mlp-4", "mlp-8", "ar-4", "ar-8"]
+    assert [row["paper_gfid"] for row in rows] == ["5.19", "6.9", "5.59", "8.88", "4.37", "3.74"]
+    for name in ("linear", "mlp", "ar"):
+        run = home / "out/rows" / name / "seed-0"
+        config: dict[str, Any] = json.loads((run / "config.json").read_text())
+        assert config["model"]["head"] == name
+        assert len(list((run / "checkpoints").iterdir())) >= 1 and len(list((run / "points").iterdir())) == 1
+        results = [json.loads(path.read_text()) for path in sorted((run / "measured").iterdir())]
+        assert [r["protocol"]["samples"]["sampling"]["top_k"] for r in results] == [[4], [8]]
+        assert all(r["protocol"]["samples"]["sampling"]["cfg_scale"] == [1.5] for r in results)
+        assert results[0]["metrics"]["frechet"] != results[1]["metrics"]["frechet"]
+    text = (home / "out/table.md").read_text()
+    assert "AR head over k linear classifiers, top-k 8" in text
+    assert '| linear | ar | `model.head` = "linear" |' in text
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "training to" not in (printed := capsys.readouterr().out) and printed.count("is measured already") == 6
+    assert table(home / "out") == rows
+
+
+def test_a_killed_study_of_heads_ends_with_the_same_numbers(home: Path) -> None:
+    options = ("--seeds", 1, "--only", "linear")
+    assert main(call(home, "heads", *options, out="whole")) == 0
+    argv = call(home, "heads", *options)
+    process = start(argv)
+    wait_for(home / "out/rows/linear/seed-0/checkpoints/step-00000002", process)
+    process.kill()
+    process.communicate()
+    assert main(argv) == 0
+    assert table(home / "out") == table(home / "whole")
+
+
+def test_curves_measure_two_tokenizers_on_the_way(home: Path) -> None:
+    argv = call(home, "curves", "--triple", home / "triple", "--seeds", 1, "--only", "dual-base", "triple-base")
+    assert main(argv) == 0
+    rows = table(home / "out")
+    assert [row["line"] for row in rows] == [
+        *(f"dual-base-{i}" for i in range(1, 7)),
+        *(f"triple-base-{i}" for i in range(1, 7)),
+    ]
+    for row, store, scale in (("dual-base", "dual", 1.5), ("triple-base", "triple", 1.75)):
+        run = home / "out/rows" / row / "seed-0"
+        assert json.loads((run / "config.json").read_text())["data"] == str(home / store)
+        steps = [json.loads((point / "study.json").read_text())["step"] for point in (run / "points").iterdir()]
+        assert sorted(steps) == [1, 2, 3, 4, 5, 6]
+        result = json.loads((run / f"measured/{row}-6--efficientnet-lite0-stage3@32.json").read_text())
+        assert result["protocol"]["samples"]["sampling"]["cfg_scale"] == [scale]
+    assert "dual over triple, smaller model" in (home / "out/table.md").read_text()
+    assert (home / "out/figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_papers_settings_are_pinned() -> None:
+    paper = HEADS_PRESETS["imagenet"]
+    assert (paper.model.width, paper.model.depth, paper.sampling.cfg_scale) == (1280, 36, (1.75,))
+    assert [line.sampling["top_k"] for line in heads(paper).lines] == [(4096,), (8192,)] * 3
+    base = CURVES_PRESETS["imagenet"]
+    study = curves(base, LARGER["imagenet"], "triple")
+    settings = settings_of(study, base)
+    assert (settings["dual-base"].model, settings["dual-large"].model) == (
+        *(get_generator("far-base").model, get_generator("far-large").model),
+    )
+    scales = {line.row: line.sampling["cfg_scale"] for line in study.lines}
+    assert scales["dual-large"] == (2.0,) and scales["triple-base"] == (1.75,)
+
+
+def test_options_that_make_no_sense_are_refused(home: Path, refused: Refused) -> None:
+    assert "--sampling.top-k and twice that" in refused(*call(home, "heads", "--sampling.top-k", 0))
+    assert "--triple is missing" in refused(*call(home, "curves"))
+    argv = call(home, "heads")
+    assert "--measure.data is missing" in refused(*argv[: (at := argv.index("--measure.data"))], *argv[at + 2 :])
+    assert "--data is missing" in refused(*argv[: (at := argv.index("--data"))], *argv[at + 2 :])
+    assert "--measure.num must be at least 1" in refused(*argv, "--measure.num", 0)
+    assert "set --optimizer.schedule constant" in refused(
+        *call(home, "curves", "--triple", home / "triple", "--optimizer.schedule", "cosine")
+    )
+
+
+# --- models that are there
+
+
+def compared(home: Path, name: str, *rest: object) -> list[str]:
+    options = ("--data", home / "real", "--features", NETWORK, "--workers", 0, "--kept", 0, "--out", home / name)
+    return [str(argument) for argument in ("study", name, *rest, *options)]
+
+
+def test_tokenizers_under_one_protocol(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = compared(home, "tokenizers", home / "dual/tokenizer", home / "triple/tokenizer", "--names", "two", "three")
+    argv += ["--size", "16"]
+    assert main(argv) == 0
+    rows = table(home / "tokenizers")
+    assert [(row["model"], row["downsampling"], row["codes"]) for row in rows] == [
+        *(("two", "4", "32 + 16"), ("three", "4", "32 + 16 + 8"))
+    ]
+    measured = json.loads((home / "tokenizers/measured/two--efficientnet-lite0-stage3@32.json").read_text())
+    assert float(rows[0]["psnr"]) == measured["metrics"]["psnr"]
+    text = (home / "tokenizers/table.md").read_text()
+    # the paper's FID stands in no column of another network's distance, its PSNR does
+    assert "| paper: FQGAN-Dual | 16 | 2 x 16384 | 8 | – | 22.02 |" in text and "0.94" not in text
+    assert (home / "tokenizers/figure.png").exists()
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert capsys.readouterr().out.count("is measured already") == 2
+    content = json.loads((file := home / "tokenizers/measured/two--efficientnet-lite0-stage3@32.json").read_text())
+    content["protocol"]["size"] = 12
+    file.write_text(json.dumps(content))
+    assert main(argv) == 2
+    assert "was not measured as" in capsys.readouterr().err
+
+
+def test_other_weights_are_measured_anew(
+    home: Path, tokenizer: FactorizedTokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = compared(home, "tokenizers", fqgan.save_tokenizer(tokenizer, home / "own"), "--names", "own", "--size", 16)
+    assert main(argv) == 0
+    before = table(home / "tokenizers")[0]["psnr"]
+    tokenizer.post_quant.bias.data.add_(0.3)
+    fqgan.save_tokenizer(tokenizer, home / "own")
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "measuring own" in capsys.readouterr().out and table(home / "tokenizers")[0]["psnr"] != before
+
+
+def test_generators_under_one_protocol(home: Path, tokenizer: FactorizedTokenizer, refused: Refused) -> None:
+    for head in ("ar", "linear"):
+        model = generators.tiny(codebook_sizes=(32, 16), grid=(8, 8), num_classes=3, head=head)
+        model.carry(tokenizer)
+        fqgan.save_generator(model, home / head)
+    argv = compared(home, "generators", home / "ar", home / "linear", "--num", 6, "--cfg-scale", 1.5, "--size", 16)
+    assert main(argv) == 0
+    rows = table(home / "generators")
+    assert [row["model"] for row in rows] == [str(home / "ar"), str(home / "linear")]
+    assert rows[0]["tokenizer"] == rows[1]["tokenizer"] == tokenizer.fingerprint()[:8]
+    assert rows[0][f"frechet/{NETWORK.replace(':', '-')}"] != rows[1][f"frechet/{NETWORK.replace(':', '-')}"]
+    assert "| paper: FAR-Base | – | 415M | – |" in (home / "generators/table.md").read_text()
+    assert "name at least one checkpoint" in refused(*compared(home, "generators"))
+    assert "does not exist" in refused(*compared(home, "generators", home / "nowhere"))
