@@ -104,6 +104,7 @@ CIFAR10_DUAL = child(
     data={"source": "", "crop_min": 1.0, "turn": False},
     train={"batch": 64, "steps": 0, "epochs": 20.0},
 )
+CIFAR10_TRIPLE = child(CIFAR10_DUAL, model={"factors": PHOTOS_TRIPLE.model.factors})
 CIFAR10_VQGAN = child(CIFAR10_DUAL, model={"factors": PHOTOS_VQGAN.model.factors})
 
 PRESETS = {
@@ -112,6 +113,7 @@ PRESETS = {
     "photos-triple": PHOTOS_TRIPLE,
     "photos-vqgan": PHOTOS_VQGAN,
     "cifar10-dual": CIFAR10_DUAL,
+    "cifar10-triple": CIFAR10_TRIPLE,
     "cifar10-vqgan": CIFAR10_VQGAN,
     "dual-ds16": DUAL_DS16,
     "dual-ds8": DUAL_DS8,

@@ -11,9 +11,10 @@ import torch
 from fqgan.config import TrainConfig
 from fqgan.engine import distributed
 from fqgan.engine.allocator import keep_freed_memory
+from fqgan.engine.batches import micro_batch, total_steps
 from fqgan.engine.distributed import World
 from fqgan.engine.run import RunFolder
-from fqgan.engine.trainer import Task, Trainer, micro_batch, total_steps
+from fqgan.engine.trainer import Task, Trainer
 
 
 @contextmanager

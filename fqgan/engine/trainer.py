@@ -20,6 +20,7 @@ from fqgan import schema
 from fqgan.config import OptimizerConfig, TrainConfig
 from fqgan.data.fingerprint import changes
 from fqgan.engine import checkpoint, distributed
+from fqgan.engine.batches import micro_batch
 from fqgan.engine.distributed import World
 from fqgan.engine.logs import Log
 from fqgan.engine.optim import Ema, align_gradients, learning_rate
@@ -326,21 +327,6 @@ class Trainer:
         flag = torch.tensor([float(self.signal)], device=self.world.device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return int(flag.item())
-
-
-def micro_batch(config: TrainConfig, ranks: int) -> int:
-    """Images of a rank at a time; `UserError` when the global batch does not split."""
-    micro = config.micro_batch or config.batch // ranks
-    if not micro or config.batch % (micro * ranks):
-        raise UserError(
-            f"train.batch {config.batch} is no multiple of train.micro_batch {micro or 1} times {ranks} rank(s)"
-        )
-    return micro
-
-
-def total_steps(config: TrainConfig, images: int) -> int:
-    """Optimizer steps of a run: as set, or from the epochs."""
-    return config.steps or max(1, round(config.epochs * images / config.batch))
 
 
 def _due(every: int, done: int) -> bool:

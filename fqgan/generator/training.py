@@ -27,13 +27,14 @@ from fqgan.data.loader import check_ranks, token_batches
 from fqgan.data.order import evenly_spaced
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import sharding
+from fqgan.engine.batches import micro_batch, share_of
 from fqgan.engine.checkpoint import check_fit
 from fqgan.engine.compilation import compile_parts
 from fqgan.engine.distributed import World, all_reduce_sum, from_main
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task, Terms, autocast, micro_batch
+from fqgan.engine.trainer import Phase, Task, Terms, autocast
 from fqgan.errors import UserError
 from fqgan.files import make_folder, writing
 from fqgan.generator.model import FAR, GeneratorLoss
@@ -117,15 +118,7 @@ class GeneratorTask(Task):
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         config = self.config.train
-        for codes, labels in token_batches(
-            self.store,
-            seed=config.seed,
-            batch=config.batch,
-            micro_batch=micro_batch(config, self.world.size),
-            rank=self.world.rank,
-            world=self.world.size,
-            start_step=start_step,
-        ):
+        for codes, labels in token_batches(self.store, seed=config.seed, **share_of(config, self.world, start_step)):
             yield self._placed(codes, labels)
 
     def _placed(self, codes: Tensor, labels: Tensor) -> Batch:

@@ -17,7 +17,7 @@ from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.data.images import open_source
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import checkpoint
-from fqgan.engine.trainer import total_steps
+from fqgan.engine.batches import total_steps
 from fqgan.errors import UserError
 from fqgan.files import making_folder, write_text
 from fqgan.generator.training import train_generator

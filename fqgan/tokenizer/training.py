@@ -18,11 +18,12 @@ from fqgan.data.images import ImageSource, default_validation, open_source
 from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
 from fqgan.data.transforms import normalize
 from fqgan.data.unreadable import UnreadableMeter
+from fqgan.engine.batches import micro_batch, share_of
 from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task, autocast, micro_batch
+from fqgan.engine.trainer import Phase, Task, autocast
 from fqgan.errors import UserError
 from fqgan.metrics.usage import CodeUsage
 from fqgan.tokenizer.adversary import Adversary
@@ -143,11 +144,7 @@ class TokenizerTask(Task):
             config.data,
             size=config.model.image_size,
             seed=config.train.seed,
-            batch=config.train.batch,
-            micro_batch=micro_batch(config.train, self.world.size),
-            rank=self.world.rank,
-            world=self.world.size,
-            start_step=start_step,
+            **share_of(config.train, self.world, start_step),
             pin_memory=self.world.device.type == "cuda",
         )
         for raw, _ in loader:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from fqgan.config import ProjectorRunConfig
 from fqgan.data.captions import CaptionSet
 from fqgan.data.order import SampleStream
+from fqgan.engine.batches import share_of
 from fqgan.engine.distributed import World
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task, autocast, micro_batch
+from fqgan.engine.trainer import Phase, Task, autocast
 from fqgan.understanding.features import Features
 from fqgan.understanding.language import LanguageModel
 
@@ -63,13 +64,7 @@ class ProjectorTask(Task):
     def batches(self, start_step: int) -> Iterator[Batch]:
         train = self.config.train
         stream = SampleStream([len(self.pictures)], train.seed, 1)
-        for keys in stream.batches(
-            batch=train.batch,
-            micro_batch=micro_batch(train, self.world.size),
-            rank=self.world.rank,
-            world=self.world.size,
-            start_step=start_step,
-        ):
+        for keys in stream.batches(**share_of(train, self.world, start_step)):
             pairs = [index for _, index in keys]
             features = self.features.take([self.pictures[pair] for pair in pairs])
             yield features.to(self.world.device), [self.answers[pair] for pair in pairs]

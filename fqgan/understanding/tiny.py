@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from fqgan.config import LanguageConfig, LanguageRunConfig
 from fqgan.data.captions import CaptionSet
 from fqgan.data.order import SampleStream, sample_rng
+from fqgan.engine.batches import share_of
 from fqgan.engine.distributed import World
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task, micro_batch
+from fqgan.engine.trainer import Phase, Task
 from fqgan.files import making_folder, write_text
 from fqgan.understanding.language import EXTRA
 from fqgan.vision.hub import require
@@ -117,13 +118,7 @@ class LanguageTask(Task):
     def batches(self, start_step: int) -> Iterator[Tensor]:
         train = self.config.train
         stream = SampleStream([len(self.pictures)], train.seed, 1)
-        for keys in stream.batches(
-            batch=train.batch,
-            micro_batch=micro_batch(train, self.world.size),
-            rank=self.world.rank,
-            world=self.world.size,
-            start_step=start_step,
-        ):
+        for keys in stream.batches(**share_of(train, self.world, start_step)):
             yield self._batch([self.document(epoch, self.pictures[index]) for epoch, index in keys])
 
     def _loss(self, network: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
