@@ -20,7 +20,7 @@ from fqgan.errors import UserError
 
 CROP = 128
 """Pixels a side of every crop."""
-TRAIN_CROPS = 1000
+TRAIN_CROPS = 2000
 """Training crops of a class."""
 VALIDATION_CROPS = 24
 """Validation crops of a class."""
