@@ -24,7 +24,7 @@ from fqgan.engine.run import read_stats
 from fqgan.errors import UserError
 from fqgan.presets import child
 from fqgan.studies.judgement import judge, mean_and_error, spread
-from fqgan.studies.plan import Line, Row, Study, change, load_rows, settings_of, undeclared
+from fqgan.studies.plan import Line, Ordering, Row, Study, change, load_rows, settings_of, undeclared
 from fqgan.studies.tables import latex, markdown
 from fqgan.studies.tokenizers import ABLATION_PRESETS, SCALING_PRESETS, ablation, scaling
 from fqgan.studies.workers import spread as over_processes
@@ -166,6 +166,7 @@ def test_rows_of_a_file(tmp_path: Path, base: TokenizerRunConfig) -> None:
     file.write_text(json.dumps({"rows": [{"name": "mine", "parent": "both", "changes": {"loss.entropy_weight": 0}}]}))
     study = ablation(base).extended(load_rows(file))
     assert settings_of(study, base)["mine"] == child(base, loss={"entropy_weight": 0.0})
+    assert study.orderings[-1] == Ordering("mine over + both", "mine", "both")
     with pytest.raises(UserError, match="row 'both' is there already"):
         study.extended([Row("both")])
     for content, message in (

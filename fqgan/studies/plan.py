@@ -98,14 +98,27 @@ class Study:
         return dataclasses.replace(self, lines=lines, orderings=orderings)
 
     def extended(self, rows: Sequence[Row]) -> Study:
-        """With more rows, each a line of its own. `UserError` for a name that is taken."""
+        """With more rows, each a line of its own, and the claim that it is better than its parent's where both are
+        sampled alike. `UserError` for a name that is taken."""
         taken = {row.name for row in self.rows} | {line.name for line in self.lines}
         for row in rows:
             if row.name in taken:
                 raise UserError(f"row {row.name!r} is there already: choose another name")
             taken.add(row.name)
         lines = tuple(Line(row.name, row.name, row.label or row.name) for row in rows)
-        return dataclasses.replace(self, rows=(*self.rows, *rows), lines=(*self.lines, *lines))
+        # the first full-length line of a row, where it has several samplings
+        full = {line.row: line for line in reversed((*self.lines, *lines)) if line.fraction == 1.0}
+        claims = tuple(
+            Ordering(f"{full[row.name].label} over {full[row.parent].label}", row.name, full[row.parent].name)
+            for row in rows
+            if row.parent in full and full[row.parent].sampling == full[row.name].sampling
+        )
+        return dataclasses.replace(
+            self,
+            rows=(*self.rows, *rows),
+            lines=(*self.lines, *lines),
+            orderings=(*self.orderings, *claims),
+        )
 
 
 def change(config: Run, changes: Mapping[str, Any]) -> Run:
