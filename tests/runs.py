@@ -39,9 +39,14 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists():
+def wait_for(pattern: Path, process: subprocess.Popen[str]) -> None:
+    """Until something has this name, whose last part may hold `*`; fails where the process ends before, or minutes pass."""
+    deadline = time.monotonic() + 300
+    while not any(pattern.parent.glob(pattern.name)):
         assert process.poll() is None, process.communicate()[0]
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"no {pattern} within five minutes: {process.communicate()[0]}")
         time.sleep(0.005)
 
 

@@ -21,6 +21,7 @@ from fqgan.cli import main
 from fqgan.commands import study_training
 from fqgan.config import FactorConfig, TokenizerRunConfig
 from fqgan.engine.run import read_stats
+from fqgan.engine.trainer import Trainer
 from fqgan.errors import UserError
 from fqgan.presets import child
 from fqgan.studies.judgement import judge, mean_and_error, spread
@@ -376,13 +377,30 @@ def test_a_signal_reaches_all_processes_and_the_study_resumes(
     process = start(argv)
     runs = [tmp_path / f"out/rows/vqgan/seed-{seed}" for seed in (0, 1)]
     for run in runs:
-        wait_for(run / "checkpoints/step-00000020", process)
+        wait_for(run / "checkpoints/step-*", process)  # the first one may be gone already
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, output
     for run in runs:
         saved = max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
         assert saved == len(read_stats(run)) < 9000
+
+
+def test_a_signal_in_the_last_moment_of_a_row_is_not_lost(
+    study_of: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Trainer._save
+
+    def saved_and_signalled(self: Trainer, done: int) -> None:
+        save(self, done)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_save", saved_and_signalled)
+    with pytest.raises(SystemExit) as stopped:
+        main(study_of("ablation", "--seeds", 2, "--only", "vqgan", train={"steps": 2, "checkpoint_every": 0}))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert (tmp_path / "out/rows/vqgan/seed-0/checkpoints/step-00000002").exists()
+    assert not (tmp_path / "out/rows/vqgan/seed-1").exists()
 
 
 def _call(job: str) -> None:

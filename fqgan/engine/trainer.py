@@ -175,6 +175,8 @@ class Trainer:
             if stop:
                 log.note(f"stopped at step {done}; the same command resumes")
                 raise SystemExit(128 + stop)
+        if stop := self._agreed_signal():  # it came while the last step was saved: what follows is not to begin
+            raise SystemExit(128 + stop)
 
     def _check(self, done: int) -> None:
         """Ask the task whether to go on. If not, save first: no step is lost."""
