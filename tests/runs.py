@@ -40,7 +40,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def wait_for(pattern: Path, process: subprocess.Popen[str]) -> None:
-    """Until something has this name, whose last part may hold `*`; fails where the process ends before, or minutes pass."""
+    """Until something has this name, whose last part may hold `*`. Fails where the process ends, or minutes pass."""
     deadline = time.monotonic() + 300
     while not any(pattern.parent.glob(pattern.name)):
         assert process.poll() is None, process.communicate()[0]
