@@ -396,8 +396,9 @@ def test_a_signal_in_the_last_moment_of_a_row_is_not_lost(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Trainer, "_save", saved_and_signalled)
-    argv = study_of("ablation", "--seeds", 2, "--only", "vqgan", train={"steps": 2, "checkpoint_every": 0})
-    assert main(argv) == 128 + signal.SIGTERM
+    with pytest.raises(SystemExit) as stopped:
+        main(study_of("ablation", "--seeds", 2, "--only", "vqgan", train={"steps": 2, "checkpoint_every": 2}))
+    assert stopped.value.code == 128 + signal.SIGTERM
     assert (tmp_path / "out/rows/vqgan/seed-0/checkpoints/step-00000002").exists()
     assert not (tmp_path / "out/rows/vqgan/seed-1").exists()
 
