@@ -103,7 +103,7 @@ class ViewsOptions(Options):
     limit: int = 100
     """Images that PSNR is the mean over, evenly spread; 0: all."""
     shown: int = 8
-    """Images in the picture."""
+    """Images in the picture, evenly spread over the former."""
 
 
 def main(name: str, argv: list[str]) -> None:
@@ -250,6 +250,7 @@ def _tsne(options: TsneOptions, models: Any) -> Any:
 def _views(options: ViewsOptions, models: Any) -> Any:
     from fqgan.data.images import open_source
     from fqgan.data.loader import evaluation_batches
+    from fqgan.data.order import evenly_spaced
     from fqgan.data.transforms import normalize
     from fqgan.studies.inspection import views
 
@@ -267,7 +268,8 @@ def _views(options: ViewsOptions, models: Any) -> Any:
         ):
             yield normalize(raw.to(device))
 
-    return views(models, batches, options.shown, options.out)
+    count = len(evenly_spaced(len(source), options.limit))
+    return views(models, batches, evenly_spaced(count, options.shown), options.out)
 
 
 STUDIES: dict[str, tuple[Any, str, Any]] = {

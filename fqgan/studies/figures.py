@@ -64,7 +64,7 @@ def write_curves(folder: Path, panels: Sequence[Panel], x_label: str) -> list[Pa
                 place.plot(series.x, means, color=colour, label=series.label, marker="o", markersize=3)
                 for x, values in zip(series.x, series.values, strict=True):
                     place.plot([x] * len(values), values, "o", color=colour, markersize=2, alpha=0.5)
-            place.set_ylabel(panel.title)
+            place.set_ylabel(panel.title.replace(", ", ",\n", 1))
             place.set_xlabel(x_label)
         axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
     return files

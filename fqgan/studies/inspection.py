@@ -185,10 +185,15 @@ _POINT = {"mean": "the mean of its positions' vectors", "grid": "all of its posi
 
 @torch.inference_mode()
 def views(
-    models: Models, batches: Callable[[FactorizedTokenizer], Iterator[Tensor]], shown: int, folder: Path
+    models: Models, batches: Callable[[FactorizedTokenizer], Iterator[Tensor]], shown: Sequence[int], folder: Path
 ) -> tuple[Table, list[Path]]:
     """Fig. 3: pictures, their reconstructions, and what each factor makes of them alone; and the PSNR of each, and of
-    the factors without it. `batches` gives images (b, 3, H, W) in [-1, 1]."""
+    the factors without it.
+
+    Args:
+        batches: gives images (b, 3, H, W) in [-1, 1].
+        shown: which ones of these images, counted from 0, are drawn.
+    """
     rows, data, files = [], [], []
     for name, tokenizer in models.items():
         k, names = tokenizer.num_factors, factors(tokenizer)
@@ -197,17 +202,16 @@ def views(
             kept += [(f"{names[i]} alone", [i]) for i in range(k)]
         if k > 2:
             kept += [(f"without {names[i]}", [j for j in range(k) if j != i]) for i in range(k)]
-        sums, count, first = [0.0] * len(kept), 0, []
+        sums, count, drawn = [0.0] * len(kept), 0, []
         for images in batches(tokenizer):
             codes = tokenizer.encode(images)
             for place, (_, keep) in enumerate(kept):
                 sums[place] += psnr(images, tokenizer.decode(codes, keep)).clamp(max=100).sum().item()
+            here = [i - count for i in shown if count <= i < count + len(images)]
+            if here:
+                drawn.append([images[here], *reconstruction_rows(tokenizer, codes[here])])
             count += len(images)
-            have = sum(len(each[0]) for each in first)
-            if have < shown:
-                part = slice(shown - have)
-                first.append([images[part], *reconstruction_rows(tokenizer, codes[part])])
-        grid = grid_of([torch.cat(rows_) for rows_ in zip(*first, strict=True)])
+        grid = grid_of([torch.cat(rows_) for rows_ in zip(*drawn, strict=True)])
         file = folder / f"{_file('views', name, models)}.png"
         save_picture(grid, file)
         files.append(file)
