@@ -62,14 +62,16 @@ def test_reference_numbers() -> None:
 
 
 @pytest.mark.parametrize("elements", [1, 50, 10**6])
-@pytest.mark.parametrize("tau", [0.01, 0.5])
-def test_gradients_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch, elements: int, tau: float) -> None:
+@pytest.mark.parametrize(("tau", "codes_"), [(0.01, 17), (0.5, 17), (0.01, 64)])
+def test_gradients_equal_the_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, elements: int, tau: float, codes_: int
+) -> None:
     """In float64, whatever the chunks: one row at a time, some rows with a rest, all at once."""
     chunks = lambda n, k, device: (slice(i, i + max(1, elements // k)) for i in range(0, n, max(1, elements // k)))  # noqa: E731
     monkeypatch.setattr(quantize, "_chunks", chunks)
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(17, 5, tau).double()
-    quantizer.codebook.data *= torch.rand(17, 1) + 0.5
+    quantizer = VectorQuantizer(codes_, 5, tau).double()
+    quantizer.codebook.data *= torch.rand(codes_, 1) + 0.5
     z = (torch.randn(2, 5, 3, 4, dtype=torch.float64) * 3).requires_grad_()
     out, loss = run(quantizer, z)
     loss.backward()
@@ -109,10 +111,23 @@ def test_no_matrix_of_all_distances() -> None:
     assert largest.elements <= n * k // 8
 
 
-def test_nearest_code_is_the_nearest() -> None:
+@pytest.mark.parametrize("codes", [37, 96])
+def test_nearest_code_is_the_nearest(codes: int) -> None:
     torch.manual_seed(0)
-    rows, book = F.normalize(torch.randn(500, 4), dim=1), F.normalize(torch.randn(37, 4), dim=1)
+    rows, book = F.normalize(torch.randn(500, 4), dim=1), F.normalize(torch.randn(codes, 4), dim=1)
     assert torch.equal(nearest_codes(rows, book), torch.cdist(rows, book).argmin(1))
+
+
+@pytest.mark.parametrize("codes", [9, 24])
+def test_of_equal_codes_the_first_is_chosen(codes: int) -> None:
+    """Within a block of codes and over several; with the entropy loss and without."""
+    book = F.normalize(torch.randn(codes, 4), dim=1).repeat(4, 1)
+    quantizer = VectorQuantizer(4 * codes, 4)
+    quantizer.codebook.data = book
+    z = torch.randn(2, 4, 5, 5)
+    expected = torch.cdist(as_rows(quantizer.normalize(z)), book[:codes]).argmin(1).view(2, 5, 5)
+    for entropy in (False, True):
+        assert torch.equal(quantizer(z, entropy=entropy).codes, expected)
 
 
 def test_entropy_loss_in_closed_form() -> None:

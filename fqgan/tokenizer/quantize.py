@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 from fqgan.engine.distributed import all_reduce_mean
 
 _EPS = 1e-5  # inside the logarithm of the mean code probability, as in the released models
+_LN2 = math.log(2)
+_BLOCK = 32
 
 
 @dataclass
@@ -138,8 +140,9 @@ def nearest_codes(rows: Tensor, codebook: Tensor) -> Tensor:
     On the unit sphere the smallest distance is the largest dot product.
     """
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    columns = codebook.T.contiguous()
     for chunk in _chunks(len(rows), len(codebook), rows.device):
-        codes[chunk] = (rows[chunk] @ codebook.T).argmax(1)
+        codes[chunk] = _largest(rows[chunk] @ columns)[1]
     return codes
 
 
@@ -154,52 +157,73 @@ class _SoftAssignment(torch.autograd.Function):
 
     The terms of d that are constant for unit vectors cancel in p and in the gradients after normalisation, so
     s = 2 z.e / tau. pbar enters the gradient only through g: averaging over ranks needs no second communication.
+
+    Scores are held to base 2 (on a CPU exp falls to a slow path for the many results below the normal range, exp2 does
+    not), and the codebook as columns (D, K), which makes the thin products of a CPU up to eleven times as fast.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        n, scaled = len(rows), rows * (2 / temperature)
+        n, scale = len(rows), 2 / temperature
+        scaled, columns = rows * (scale / _LN2), codebook.T.contiguous()
         codes = torch.empty(n, dtype=torch.int64, device=rows.device)
-        entropies, mean = rows.new_empty(n), rows.new_zeros(len(codebook))
+        entropies, log_sums, mean = rows.new_empty(n), rows.new_empty(n), rows.new_zeros(len(codebook))
         for chunk in _chunks(n, len(codebook), rows.device):
-            log_p = (scaled[chunk] @ codebook.T).log_softmax(1)
-            codes[chunk] = log_p.argmax(1)
-            p = _exp(log_p)
-            mean += p.sum(0)
-            entropies[chunk] = -torch.linalg.vecdot(p, log_p)
+            scores = scaled[chunk] @ columns
+            largest, codes[chunk] = _largest(scores)
+            exponents = scores.sub_(largest[:, None])
+            powers = exponents.exp2()
+            sums = powers.sum(1)
+            mean += sums.reciprocal() @ powers
+            log_sums[chunk] = largest + sums.log2()
+            entropies[chunk] = sums.log2() - torch.linalg.vecdot(powers, exponents) / sums
         mean = all_reduce_mean(mean.div_(n))
-        ctx.save_for_backward(scaled, codebook, mean)
-        ctx.scale = 2 / temperature
+        entropies *= _LN2
+        ctx.save_for_backward(scaled, columns, mean, log_sums, entropies)
+        ctx.scale = scale
         ctx.mark_non_differentiable(codes)
         return codes, entropies.mean() + torch.dot(mean, (mean + _EPS).log())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        scaled, codebook, mean = ctx.saved_tensors
+        scaled, columns, mean, log_sums, entropies = ctx.saved_tensors
         g = (mean + _EPS).log() + mean / (mean + _EPS)
         grad_rows = torch.empty_like(scaled)
-        grad_codebook = torch.zeros_like(codebook) if ctx.needs_input_grad[1] else None
-        for chunk in _chunks(len(scaled), len(codebook), scaled.device):
-            log_p = (scaled[chunk] @ codebook.T).log_softmax(1)
-            p = _exp(log_p)
-            a = torch.sub(g, log_p, out=log_p)
-            grad_scores = p.mul_(a.sub_(torch.linalg.vecdot(p, a)[:, None]))
-            torch.mm(grad_scores, codebook, out=grad_rows[chunk])
-            if grad_codebook is not None:
-                grad_codebook.addmm_(grad_scores.T, scaled[chunk])
+        grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
+        for chunk in _chunks(len(scaled), columns.shape[1], scaled.device):
+            log_p = (scaled[chunk] @ columns).sub_(log_sums[chunk, None])  # to base 2
+            p = log_p.exp2()
+            centre = p @ g + entropies[chunk]  # sum_j p_nj a_nj
+            a = torch.sub(g, log_p, alpha=_LN2, out=log_p)
+            grad_scores = p.mul_(a.sub_(centre[:, None]))
+            torch.mm(grad_scores, columns.T, out=grad_rows[chunk])
+            if grad_columns is not None:
+                grad_columns.addmm_(scaled[chunk].T, grad_scores)
         weight = grads[1] / len(scaled)
-        return grad_rows.mul_(weight * ctx.scale), None if grad_codebook is None else grad_codebook.mul_(weight), None
+        if grad_columns is not None:
+            grad_columns = grad_columns.mul_(weight * _LN2).T
+        return grad_rows.mul_(weight * ctx.scale), grad_columns, None
 
 
-def _exp(log_p: Tensor) -> Tensor:
-    """e^log_p by way of exp2: on a CPU exp falls to a slow path for the many results below the normal range."""
-    return (log_p * math.log2(math.e)).exp2_()
+def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest entry of each row (n, K) and the index of the first such one, both (n,).
+
+    On a CPU in two steps, first among blocks, which takes a fifth of the time of its argmax over whole rows.
+    """
+    n, columns = scores.shape
+    if not scores.is_cpu or columns % _BLOCK:
+        largest = scores.max(1)
+        return largest.values, largest.indices
+    blocks = scores.view(n, -1, _BLOCK)
+    largest, block = blocks.amax(2).max(1)
+    within = blocks[torch.arange(n), block].argmax(1)
+    return largest, block * _BLOCK + within
 
 
 def _chunks(n: int, columns: int, device: torch.device) -> Iterator[slice]:
     """Row slices whose score matrix stays in a CPU's cache or fills a GPU."""
-    elements = 2**21 if device.type == "cpu" else 2**26
+    elements = 2**19 if device.type == "cpu" else 2**26
     rows = max(1, elements // columns)
     return (slice(start, start + rows) for start in range(0, n, rows))
 
