@@ -111,7 +111,8 @@ def test_curves_measure_two_tokenizers_on_the_way(home: Path) -> None:
         assert sorted(steps) == [1, 2, 3, 4, 5, 6]
         result = json.loads((run / f"measured/{row}-6--efficientnet-lite0-stage3@32.json").read_text())
         assert result["protocol"]["samples"]["sampling"]["cfg_scale"] == [scale]
-    assert "dual over triple, smaller model" in (home / "out/table.md").read_text()
+    told = (home / "out/table.md").read_text()
+    assert "dual over triple, smaller model" in told and "| paper: best gFID ↓ |" in told
     assert (home / "out/figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -127,6 +128,8 @@ def test_the_papers_settings_are_pinned() -> None:
     )
     scales = {line.row: line.sampling["cfg_scale"] for line in study.lines}
     assert scales["dual-large"] == (2.0,) and scales["triple-base"] == (1.75,)
+    assert [line.paper.get("gfid") for line in study.lines if line.fraction == 1.0] == [3.38, 3.08, 3.84, 3.09]
+    assert not any(line.paper for line in study.lines if line.fraction < 1.0)
 
 
 def test_options_that_make_no_sense_are_refused(home: Path, refused: Refused) -> None:

@@ -78,16 +78,22 @@ class ProbeOptions(Options):
     """What of an image is classified: the mean over its positions, all of them, or one after the other."""
 
 
+FIGURE_CLASSES = {"fig4": 4, "fig6": 5}
+"""Preset of `study tsne` -> classes in the paper's figure."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TsneOptions(Options):
-    """Of `study tsne`. The defaults are those of Fig. 4; Fig. 6 has five classes."""
+    """Of `study tsne`."""
 
+    preset: Literal["fig4", "fig6"] = "fig4"
+    """The paper's figure: four classes (Fig. 4, of its dual tokenizer) or five (Fig. 6, of its triple one)."""
     limit: int = 100
     """Images of each class, evenly spread; 0: all."""
     classes: str = ""
-    """Class numbers or names, separated by commas; by default drawn at random."""
-    num_classes: int = 4
-    """How many classes are drawn, where none are named."""
+    """Class numbers or names, separated by commas; by default as many as the preset has are drawn at random."""
+    num_classes: int = 0
+    """How many classes are drawn, where none are named; 0: as many as the preset has."""
     points: Literal["mean", "grid"] = "mean"
     """What of an image is a point: the mean over its positions, or all of them."""
     neighbours: int = 10
@@ -143,7 +149,9 @@ def _check(options: Any) -> None:
     check_names(options)
     check_output(options.out, folder=True)
     lowest = {"batch": 1, "limit": 0, "size": 0, "workers": 0, "seed": 0, "permutations": 1, "test_limit": 0}
-    lowest |= {"num_classes": 2, "neighbours": 1, "shown": 1}
+    lowest |= {"neighbours": 1, "shown": 1}
+    if getattr(options, "num_classes", 0):
+        lowest["num_classes"] = 2
     for name, least in lowest.items():
         if hasattr(options, name):
             at_least(least, **{name.replace("_", "-"): getattr(options, name)})
@@ -231,9 +239,12 @@ def _tsne(options: TsneOptions, models: Any) -> Any:
         count = max(len(source.classes), max(known, default=-1) + 1)
         classes = chosen_classes(options.classes, count, source.classes)
     else:
-        if len(known) < options.num_classes:
-            raise UserError(f"{source.name} has {len(known)} class(es), not the {options.num_classes} of --num-classes")
-        classes = sorted(np.random.default_rng(options.seed).choice(known, options.num_classes, replace=False).tolist())
+        wanted = options.num_classes or FIGURE_CLASSES[options.preset]
+        if len(known) < wanted:
+            raise UserError(
+                f"{source.name} has {len(known)} class(es), not {wanted}: choose fewer with --num-classes, or --classes"
+            )
+        classes = sorted(np.random.default_rng(options.seed).choice(known, wanted, replace=False).tolist())
     collect = _Collector(options, source, pick(source, options.limit, classes))
     return tsne(
         models,

@@ -51,6 +51,8 @@ LARGER = {
 """Preset -> the larger model beside its own."""
 POINTS = 6
 """Points of a curve: every 50 epochs of 300."""
+# Appendix E: the best gFID of each curve of Fig. 8
+_FIG_8 = {"dual-base": 3.38, "dual-large": 3.08, "triple-base": 3.84, "triple-large": 3.09}
 
 
 def heads(base: GeneratorRunConfig) -> Study:
@@ -106,7 +108,8 @@ def curves(base: GeneratorRunConfig, larger: dict[str, int], triple: str, triple
     for row in rows:
         sampling = scale if row.name.startswith("triple") else _sampling(base)
         for i in range(1, POINTS + 1):
-            lines.append(Line(f"{row.name}-{i}", row.name, f"{row.label}, {i}/{POINTS}", i / POINTS, sampling))
+            paper: dict[str, float | str] = {"gfid": _FIG_8[row.name]} if i == POINTS else {}
+            lines.append(Line(f"{row.name}-{i}", row.name, f"{row.label}, {i}/{POINTS}", i / POINTS, sampling, paper))
     orderings = [
         Ordering(f"{kind}: the larger model over the smaller one", f"{kind}-large-{POINTS}", f"{kind}-base-{POINTS}")
         for kind in ("dual", "triple")
@@ -120,7 +123,7 @@ def curves(base: GeneratorRunConfig, larger: dict[str, int], triple: str, triple
         for row in rows
     ]
     title = "Training of the generator (Fig. 8)"
-    return Study("curves", title, "generator", rows, tuple(lines), tuple(orderings))
+    return Study("curves", title, "generator", rows, tuple(lines), tuple(orderings), {"gfid": "best gFID ↓"})
 
 
 def _sampling(base: GeneratorRunConfig) -> dict[str, Any]:
