@@ -54,9 +54,9 @@ class TrainConfig:
     log_every: int = 50
     """Steps between lines of stats.jsonl."""
     image_every: int = 1000
-    """Steps between pictures of reconstructions or samples; 0: none."""
+    """Steps between pictures of reconstructions or samples; 0: after the last step only."""
     validate_every: int = 5000
-    """Steps between validations; 0: none."""
+    """Steps between validations; 0: after the last step only."""
     validation_images: int = 2048
     """Images of one validation at most."""
     checkpoint_every: int = 5000
