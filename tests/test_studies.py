@@ -323,8 +323,8 @@ def test_rows_of_other_data_lengths_or_protocols_are_not_compared(
     facts = json.loads(point.read_text())
     for key, value, message in (
         ("images_seen", 12, "row vqgan, seed 0 has seen 12 images, row factorized 8: declare it"),
-        ("data", {**facts["data"], "images": 9}, "was trained on other data than row factorized (images: 8 -> 9)"),
-        ("data", {**facts["data"], "labels": "0"}, "was trained on other data than row factorized (other labels)"),
+        ("data", {**facts["data"], "images": 9}, "row vqgan at seed 0 does not declare (data: images: 9 -> 8)"),
+        ("data", {**facts["data"], "labels": "0"}, "row vqgan at seed 0 does not declare (data: other labels)"),
     ):
         point.write_text(json.dumps({**facts, key: value}))
         assert message in refused(*argv)

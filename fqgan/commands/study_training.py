@@ -42,6 +42,11 @@ class MeasureOptions:
     batch: int = 64
     workers: int = 2
     """Loader processes."""
+    upscale: bool = False
+    """Enlarge images whose shorter side is below the size; otherwise they are refused. Tokenizers' rows do as
+    --data.upscale says."""
+    keep_samples: bool = False
+    """Keep the pictures of generators once they are measured."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,12 @@ def _measuring(base: TokenizerRunConfig | GeneratorRunConfig, arguments: Any) ->
 
     measure, data = arguments.measure, arguments.measure.data
     options = [(name, getattr(measure, name)) for name in ("limit", "kept", "batch", "workers", "precision")]
-    flags: list[str] = []
+    upscale = measure.upscale
     if isinstance(base, TokenizerRunConfig):
         if not base.data.source:
             raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
         data = data or base.data.validation or default_validation(base.data.source)
-        flags = ["--upscale"] if base.data.upscale else []
+        upscale = measure.upscale or base.data.upscale
         options.append(("perceptual", base.loss.perceptual if base.loss.perceptual_weight else "none"))
         missing = "--data.validation is missing: the images to measure on"
     else:
@@ -137,8 +142,12 @@ def _measuring(base: TokenizerRunConfig | GeneratorRunConfig, arguments: Any) ->
     if not data:
         raise UserError(missing)
     features = [*measure.features, *([f"classifier:{measure.classifier}"] if measure.classifier else [])]
+    labels = [label_of(network) for network in features]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"two networks would be called {twice[0]} in the tables: measure with one of them")
     argv = [text for name, value in options for text in (f"--{name}", str(value))]
-    return Measuring(data, {label_of(network): network for network in features}, (*argv, *flags))
+    argv += ["--upscale"] if upscale else []
+    return Measuring(data, dict(zip(labels, features, strict=True)), tuple(argv), measure.keep_samples)
 
 
 Builder = Callable[[Any, str, Any], Study]

@@ -74,14 +74,16 @@ def heads(base: GeneratorRunConfig) -> Study:
         for i, top_k in enumerate((first, 2 * first)):
             sampling = {**_sampling(base), "top_k": (top_k,)}
             paper = {"top_k": (4096, 8192)[i], "gfid": _TABLE_4[name][i]}
-            lines.append(Line(f"{name}-{top_k}", name, f"{label}, top-k {top_k:,}", 1.0, sampling, paper))
+            lines.append(Line(f"{name}-{top_k}", name, label, f"top-k {top_k:,}", 1.0, sampling, paper))
     for top_k in (first, 2 * first):
         for name in ("linear", "mlp"):
             claim = f"AR head over {labels[name]}, top-k {top_k:,}"
             orderings.append(Ordering(claim, f"ar-{top_k}", f"{name}-{top_k}"))
     paper_columns = {"top_k": "top-k", "gfid": "gFID ↓"}
     title = "Heads of the generator (Table 4)"
-    return Study("heads", title, "generator", tuple(rows), tuple(lines), tuple(orderings), paper_columns)
+    return Study(
+        "heads", title, "generator", tuple(rows), tuple(lines), tuple(orderings), paper_columns, _sampling(base)
+    )
 
 
 def curves(base: GeneratorRunConfig, larger: dict[str, int], triple: str, triple_validation: str = "") -> Study:
@@ -109,7 +111,7 @@ def curves(base: GeneratorRunConfig, larger: dict[str, int], triple: str, triple
         sampling = scale if row.name.startswith("triple") else _sampling(base)
         for i in range(1, POINTS + 1):
             paper: dict[str, float | str] = {"gfid": _FIG_8[row.name]} if i == POINTS else {}
-            lines.append(Line(f"{row.name}-{i}", row.name, f"{row.label}, {i}/{POINTS}", i / POINTS, sampling, paper))
+            lines.append(Line(f"{row.name}-{i}", row.name, row.label, f"{i}/{POINTS}", i / POINTS, sampling, paper))
     orderings = [
         Ordering(f"{kind}: the larger model over the smaller one", f"{kind}-large-{POINTS}", f"{kind}-base-{POINTS}")
         for kind in ("dual", "triple")
@@ -123,7 +125,8 @@ def curves(base: GeneratorRunConfig, larger: dict[str, int], triple: str, triple
         for row in rows
     ]
     title = "Training of the generator (Fig. 8)"
-    return Study("curves", title, "generator", rows, tuple(lines), tuple(orderings), {"gfid": "best gFID ↓"})
+    paper_columns = {"gfid": "best gFID ↓"}
+    return Study("curves", title, "generator", rows, tuple(lines), tuple(orderings), paper_columns, _sampling(base))
 
 
 def _sampling(base: GeneratorRunConfig) -> dict[str, Any]:

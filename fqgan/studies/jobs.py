@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fqgan import schema
 from fqgan.checkpoints import load_generator, load_tokenizer, save_generator, save_tokenizer
 from fqgan.commands import evaluate_generator, evaluate_tokenizer
-from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
+from fqgan.config import GeneratorRunConfig, SamplingConfig, TokenizerRunConfig
+from fqgan.data.fingerprint import changes, fingerprint
 from fqgan.data.images import open_source
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import checkpoint
 from fqgan.engine.batches import total_steps
 from fqgan.errors import UserError
+from fqgan.evaluation.sets import open_set
 from fqgan.files import making_folder, write_text
 from fqgan.generator.training import train_generator
-from fqgan.studies.measured import answers, measure
+from fqgan.studies.measured import answers, drawing, measure
 from fqgan.studies.plan import Line, undeclared
 from fqgan.tokenizer.training import train_tokenizer
+from fqgan.vision.measuring import load_network
 
 POINT = "study.json"
 """In an exported point: what it was trained on."""
@@ -39,6 +43,8 @@ class Measuring:
     """Label -> `--features` of the networks whose features are compared."""
     options: tuple[str, ...] = ()
     """More options of `fqgan evaluate`."""
+    keep_samples: bool = False
+    """Keep the pictures of generators once all networks have seen them."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,11 @@ class Job:
         """Folder of the model at a fraction of the training."""
         return self.folder / "points" / f"{fraction:.6g}"
 
+    @property
+    def trained(self) -> bool:
+        """Whether it is trained to its end."""
+        return (self.point(self.fractions[-1]) / POINT).exists()
+
     def measured(self, line: Line, network: str) -> Path:
         """File of what a line scored."""
         return self.folder / "measured" / f"{line.name}--{network}.json"
@@ -82,16 +93,19 @@ def run(job: Job) -> None:
     told = f"row {job.row}, seed {job.seed}"
     check(job)
     for fraction in job.fractions:
-        if not (job.point(fraction) / POINT).exists():
+        fresh = not (job.point(fraction) / POINT).exists()
+        if fresh:
             print(f"{told}: training to {fraction:.3g} of its length", flush=True)
             _train(job, fraction)
         for line in (line for line in job.lines if line.fraction == fraction):
             for network in job.measuring.networks:
-                if answers(job.measured(line, network), _request(job, line, network)):
+                if not fresh and answers(job.measured(line, network), _request(job, line, network)):
                     print(f"{told}: {line.name} is measured already ({network})", flush=True)
                 else:
                     print(f"{told}: measuring {line.name} ({network})", flush=True)
                     _measure(job, line, network)
+            if not job.measuring.keep_samples:
+                shutil.rmtree(_samples(job, line), ignore_errors=True)
 
 
 def check(job: Job) -> None:
@@ -108,14 +122,48 @@ def check(job: Job) -> None:
     found: Any = schema.load(type(job.config), path)
     own = ("train.steps", "train.epochs") if staged else ()
     told = undeclared(job.config, found, left_out=own)
-    stages = {_steps(job, fraction) for fraction in job.fractions} if staged else set()
-    if staged and found.train.steps not in stages:
-        told = f"train.steps: {found.train.steps}, not one of {sorted(stages)}"
+    stages = {fraction: _steps(job, fraction) for fraction in job.fractions} if staged else {}
+    if staged and found.train.steps not in stages.values():
+        told = f"train.steps: {found.train.steps}, not one of {sorted(stages.values())}"
+    for fraction in (each for each in job.fractions if (job.point(each) / POINT).exists()):
+        point = point_of(job, fraction)
+        if point.step != stages.get(fraction, point.step):
+            told = f"{job.point(fraction)} is of step {point.step}, not {stages[fraction]}"
+        if not told and (other := changes(point.data, _data_of(job.config))):
+            told = f"data: {other}"
     if told:
         raise UserError(
             f"{job.folder} was trained with what row {job.row} at seed {job.seed} does not declare ({told}): choose "
-            "another --out, or restore the settings"
+            "another --out, or restore the settings and the data"
         )
+
+
+def check_measuring(jobs: Sequence[Job]) -> None:
+    """`UserError` for data, networks or ways of sampling that the jobs' measuring would refuse after their training."""
+    chosen = jobs[0].measuring
+    split = "validation" if isinstance(jobs[0].config, TokenizerRunConfig) else "train"
+    given = open_set(chosen.data, split)
+    if split == "validation" and given.source is None:
+        raise UserError(f"{chosen.data} holds statistics: reconstructions are compared with the images themselves")
+    for network in chosen.networks.values():
+        load_network(network)
+    for job in jobs:
+        if isinstance(job.config, GeneratorRunConfig):
+            sizes = _store(job.config.data).codebook_sizes
+            for line in job.lines:
+                SamplingConfig.of(**line.sampling).check(sizes)
+
+
+def _data_of(config: TokenizerRunConfig | GeneratorRunConfig) -> dict[str, Any]:
+    """What tells the data that a row is to see from others."""
+    if isinstance(config, TokenizerRunConfig):
+        return _fingerprint(config.data.source)
+    return _store(config.data).data_fingerprint()
+
+
+@lru_cache(maxsize=4)
+def _fingerprint(source: str) -> dict[str, Any]:
+    return fingerprint(open_source(source))
 
 
 def _steps(job: Job, fraction: float) -> int:
@@ -184,14 +232,13 @@ def _measure(job: Job, line: Line, network: str) -> None:
     if isinstance(job.config, TokenizerRunConfig):
         measure(evaluate_tokenizer.main, argv, request, file)
     else:
-        samples = job.folder / "samples" / f"{line.name}-{_drawing(request)}"
-        measure(evaluate_generator.main, [*argv, "--samples", str(samples)], request, file)
+        measure(evaluate_generator.main, [*argv, "--samples", str(_samples(job, line))], request, file)
 
 
-def _drawing(request: list[str]) -> str:
-    """Names the samples of a request: those of another network are the same."""
-    at = request.index("--features")
-    return hashlib.sha256(json.dumps(request[:at] + request[at + 2 :]).encode()).hexdigest()[:8]
+def _samples(job: Job, line: Line) -> Path:
+    """Where a generator's pictures go, to be measured by one network after the other."""
+    network = next(iter(job.measuring.networks))
+    return job.folder / "samples" / f"{line.name}-{drawing(_request(job, line, network))}"
 
 
 def label_of(network: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fqgan.config import SamplingConfig
 from fqgan.errors import UserError
 from fqgan.evaluation.protocol import differences, read_result, write_result
 
@@ -13,12 +16,39 @@ Numbers = dict[str, float]
 _OF_NETWORK = ("frechet", "score", "kernel", "precision", "recall", "density", "coverage", "fid", "sfid", "inception")
 
 
+_WITHOUT_EFFECT = {"--workers"}
+_DRAWN_BY = {"--num", "--seed", "--batch", "--precision", "--device", "--tokenizer"}
+_DRAWN_BY |= {f"--{name.replace('_', '-')}" for name in SamplingConfig.__dataclass_fields__}
+
+
 def answers(file: Path, request: Sequence[str]) -> bool:
-    """Whether the result in a file is that of a request."""
+    """Whether the result in a file is that of a request: of the same options, but for those without effect."""
     try:
-        return read_result(file).get("request") == list(request)
+        found = read_result(file).get("request")
     except UserError:
         return False
+    return isinstance(found, list) and _counting(found) == _counting(request)
+
+
+def _counting(request: Sequence[str]) -> list[list[str]]:
+    return [option for option in _options(request) if option[0] not in _WITHOUT_EFFECT]
+
+
+def _options(request: Sequence[str]) -> Iterator[list[str]]:
+    """Each option with its values; what stands before the first one comes first."""
+    current: list[str] = []
+    for text in request:
+        if text.startswith("--") and current:
+            yield current
+            current = []
+        current.append(text)
+    yield current
+
+
+def drawing(request: Sequence[str]) -> str:
+    """Names the pictures that a request generates: those of another network or other real images are the same."""
+    counting = [option for option in _options(request) if option[0] in _DRAWN_BY]
+    return hashlib.sha256(json.dumps(counting).encode()).hexdigest()[:8]
 
 
 def measure(command: Callable[[list[str]], None], argv: Sequence[str], request: Sequence[str], file: Path) -> None:

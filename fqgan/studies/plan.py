@@ -50,14 +50,22 @@ class Line:
     """One line of the table: a row, how far it is trained, and how it is sampled."""
 
     name: str
+    """The row's, and more where it has several lines."""
     row: str
-    label: str
+    row_label: str
+    at: str = ""
+    """What tells the lines of a row apart, in tables."""
     fraction: float = 1.0
     """Of the training's length."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Options of `fqgan generate`, of a generator's line."""
     paper: Mapping[str, float | str] = field(default_factory=dict)
     """The paper's numbers."""
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return f"{self.row_label}, {self.at}" if self.at else self.row_label
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ class Study:
     orderings: tuple[Ordering, ...] = ()
     paper: Mapping[str, str] = field(default_factory=dict)
     """Key of the lines' `paper` -> heading of its column."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Of generators' lines, where they don't say otherwise."""
 
     def fractions(self, row: str) -> list[float]:
         """How far a row is trained when it is measured, rising."""
@@ -98,27 +108,34 @@ class Study:
         return dataclasses.replace(self, lines=lines, orderings=orderings)
 
     def extended(self, rows: Sequence[Row]) -> Study:
-        """With more rows, each a line of its own, and the claim that it is better than its parent's where both are
-        sampled alike. `UserError` for a name that is taken."""
+        """With more rows: each is measured and sampled as its parent is, and claimed to be better where both are
+        trained to their end. `UserError` for a name that is taken."""
         taken = {row.name for row in self.rows} | {line.name for line in self.lines}
+        known, lines, claims = {row.name: row for row in (*self.rows, *rows)}, list(self.lines), list(self.orderings)
         for row in rows:
             if row.name in taken:
                 raise UserError(f"row {row.name!r} is there already: choose another name")
             taken.add(row.name)
-        lines = tuple(Line(row.name, row.name, row.label or row.name) for row in rows)
-        # the first full-length line of a row, where it has several samplings
-        full = {line.row: line for line in reversed((*self.lines, *lines)) if line.fraction == 1.0}
-        claims = tuple(
-            Ordering(f"{full[row.name].label} over {full[row.parent].label}", row.name, full[row.parent].name)
-            for row in rows
-            if row.parent in full and full[row.parent].sampling == full[row.name].sampling
-        )
-        return dataclasses.replace(
-            self,
-            rows=(*self.rows, *rows),
-            lines=(*self.lines, *lines),
-            orderings=(*self.orderings, *claims),
-        )
+            models = [line for line in lines if line.row == _measured_ancestor(row, known, lines)]
+            for model in models or [Line("", "", "", sampling=self.sampling)]:
+                name = row.name + model.name.removeprefix(model.row)
+                line = dataclasses.replace(model, name=name, row=row.name, row_label=row.label or row.name, paper={})
+                lines.append(line)
+                if model.row == row.parent and model.row and model.fraction == 1.0:
+                    claims.append(Ordering(f"{line.label} over {model.label}", line.name, model.name))
+        return dataclasses.replace(self, rows=(*self.rows, *rows), lines=tuple(lines), orderings=tuple(claims))
+
+
+def _measured_ancestor(row: Row, rows: Mapping[str, Row], lines: Sequence[Line]) -> str:
+    """The nearest ancestor that has lines; empty: none."""
+    measured, seen = {line.row for line in lines}, {row.name}
+    name = row.parent
+    while name and name not in measured:
+        seen.add(name)
+        name = rows[name].parent if name in rows else ""
+        if name in seen:  # a circle, which `settings_of` refuses
+            return ""
+    return name
 
 
 def change(config: Run, changes: Mapping[str, Any]) -> Run:
@@ -132,6 +149,14 @@ def change(config: Run, changes: Mapping[str, Any]) -> Run:
         _entry(place, last, key)
         place[int(last) if isinstance(place, list) else last] = _plain(value)
     return schema.from_dict(type(config), content)
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value at a dotted key. `UserError` for an unknown one."""
+    place: Any = json.loads(json.dumps(dataclasses.asdict(config)))
+    for step in key.split("."):
+        place = _entry(place, step, key)
+    return place
 
 
 def _entry(place: Any, step: str, key: str) -> Any:
@@ -225,14 +250,17 @@ def load_rows(path: Path) -> list[Row]:
     content = schema.load_json(path)
     known = {each.name for each in dataclasses.fields(Row)}
     rows = []
-    for entry in content.get("rows") or [{}]:
+    entries = content.get("rows")
+    for entry in entries if isinstance(entries, list) and entries else [{}]:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise UserError(f'{path}: "rows" must be a list of objects with a name')
         name = entry["name"]
         if unknown := next((key for key in entry if key not in known), ""):
             raise UserError(f"{path}: row {name}: unknown key {unknown!r}{did_you_mean(unknown, known)}")
-        if not re.fullmatch(r"[\w.+-]+", name):
-            raise UserError(f"{path}: a row's name is a folder's: letters, digits and . _ + -, got {name!r}")
+        if not re.fullmatch(r"[\w+-][\w.+-]*", name):
+            raise UserError(
+                f"{path}: a row's name is a folder's: letters, digits and _ + -, and . but not first, got {name!r}"
+            )
         if not isinstance(entry.get("changes", {}), dict):
             raise UserError(f"{path}: row {name}: changes must be an object of dotted keys and values")
         if not all(isinstance(entry.get(key, ""), str) for key in ("parent", "config", "label")):

@@ -143,8 +143,8 @@ def scaling(base: TokenizerRunConfig) -> Study:
     for k in (2, 3, 4):
         for fraction in (0.25, 0.5, 1.0):
             numbers: dict[str, float | str] = dict(zip(paper, _TABLE_5.get((k, fraction), ()), strict=False))
-            label = f"k = {k}, {_length(base, fraction)}"
-            lines.append(Line(_at(k, fraction), f"k{k}", label, fraction, paper=numbers))
+            at = _length(base, fraction)
+            lines.append(Line(_at(k, fraction), f"k{k}", f"k = {k}", at, fraction, paper=numbers))
         orderings += [
             Ordering(f"k = {k}: half of the training over a quarter", _at(k, 0.5), _at(k, 0.25)),
             Ordering(f"k = {k}: all of the training over half", _at(k, 1.0), _at(k, 0.5)),

@@ -13,9 +13,9 @@ from fqgan.evaluation.protocol import read_result
 from fqgan.report.figures import require_matplotlib
 from fqgan.studies import jobs as work
 from fqgan.studies.figures import Panel, Series, write_curves, write_dots
-from fqgan.studies.jobs import Job, Measuring, point_of
-from fqgan.studies.plan import Run, Study, settings_of
-from fqgan.studies.results import MARK, Column, Judged, Numbers, collect, columns, judged
+from fqgan.studies.jobs import Job, Measuring, check_measuring, point_of
+from fqgan.studies.plan import Row, Run, Study, settings_of, value_at
+from fqgan.studies.results import MARK, Column, Judged, Numbers, check_alike, collect, columns, judged
 from fqgan.studies.tables import comma_separated, markdown, write_table
 from fqgan.studies.verdicts import cell, told
 from fqgan.studies.workers import check_alone
@@ -51,6 +51,8 @@ def run_study(
     ]
     for job in jobs:  # before hours of training
         work.check(job)
+    check_alike(study, jobs)
+    check_measuring(jobs)
     gpus = torch.cuda.device_count() if base.train.device != "cpu" else 0
     over_processes(work.run, jobs, processes or max(1, gpus), gpus)
     return report(chosen, jobs, out)
@@ -105,11 +107,18 @@ def _data(study: Study, numbers: Numbers) -> str:
 def _notes(study: Study, jobs: Sequence[Job], verdicts: Sequence[Judged], shown: Sequence[Column]) -> str:
     parts = ["Mean ± standard deviation over the seeds; all lines of a seed share data, their order and the seed."]
     if any(MARK in column.label for column in shown):
-        parts.append(f"{MARK} This network is a teacher or the perceptual loss of a row: no conclusion rests on it.")
+        parts.append(
+            f"{MARK} By a network that teaches a row or is its perceptual loss: no conclusion rests on it."
+        )
     protocol = _protocol(jobs)
     parts.append(f"Measured on {protocol}.")
+    if study.paper:
+        parts.append(
+            "The paper's numbers are of ImageNet at 256 pixels, with Inception's features and the paper's own lengths: "
+            "they compare with ours only where ours are of these too."
+        )
     parts += told(verdicts)
-    parts.append(f"## Rows\n\n{markdown(['row', 'parent', 'declared difference'], _declared(study))}")
+    parts.append(f"## Rows\n\n{markdown(['row', 'parent', 'declared difference'], _declared(study, jobs))}")
     return "\n\n".join(parts)
 
 
@@ -125,13 +134,15 @@ def _protocol(jobs: Sequence[Job]) -> str:
     return f"{count}{job.measuring.data} at {sides['size']} pixels; networks: {', '.join(networks)}"
 
 
-def _declared(study: Study) -> list[list[str]]:
-    kept = {line.row for line in study.lines}
-    return [
-        [row.name, row.parent or "the study", ", ".join(f"`{k}` = {_short(v)}" for k, v in row.changes.items()) or "–"]
-        for row in study.rows
-        if row.name in kept
-    ]
+def _declared(study: Study, jobs: Sequence[Job]) -> list[list[str]]:
+    trained = {job.row: job.config for job in jobs}
+
+    def told(row: Row) -> str:
+        # of a row with a config of its own, what that has
+        values = {k: value_at(trained[row.name], k) if row.config else v for k, v in row.changes.items()}
+        return ", ".join(f"`{key}` = {_short(value)}" for key, value in values.items()) or "–"
+
+    return [[row.name, row.parent or "the study", told(row)] for row in study.rows if row.name in trained]
 
 
 def _short(value: Any) -> str:

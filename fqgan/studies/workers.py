@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from fqgan.errors import UserError
+from fqgan.files import SURROUNDINGS, reason
 
 _DONE, _REFUSED, _BROKEN = "done", "refused", "broken"
 
@@ -72,6 +74,9 @@ def spread(call: Callable[[Any], None], jobs: Sequence[Any], processes: int, gpu
                     outcome, text = _BROKEN, "a process of the study ended before its job did"
                 if outcome != _DONE:
                     failures.append((outcome, text))
+                    if busy - {connection}:
+                        first = text.strip().splitlines()[-1]
+                        print(f"a row has failed ({first}); what is under way goes on to its end", file=sys.stderr)
                 if waiting and not failures and not stopped:
                     connection.send(waiting.pop(0))
                 else:
@@ -106,7 +111,10 @@ def _work(call: Callable[[Any], None], connection: Connection, device: str, thre
             connection.send((_DONE, ""))
         except UserError as error:
             connection.send((_REFUSED, str(error)))
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+                connection.send((_REFUSED, f"{error.filename or 'a file'}: {reason(error.errno)}"))
+                continue
             connection.send((_BROKEN, traceback.format_exc()))
 
 
