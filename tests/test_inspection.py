@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,7 +144,9 @@ def test_the_studies_through_the_command_line(
     common = ["--data", str(data), "--workers", "0", "--out"]
     out = tmp_path / "disentangle"
     assert main(["study", "disentangle", str(export), *common, str(out)]) == 0
-    assert capsys.readouterr().out.splitlines()[-3:] == [str(out / f"table.{kind}") for kind in ("md", "csv", "tex")]
+    written = [*(out / f"table.{kind}" for kind in ("md", "csv", "tex")), out / "figure.png", out / "figure.pdf"]
+    assert capsys.readouterr().out.splitlines()[-5:] == list(map(str, written))
+    assert all(path.stat().st_size for path in written)
     row = table(out)[0]
     features = features_of(tokenizer, source := open_source(str(data), "validation"), range(len(source)), size=32)
     pair = features.vectors("discrete", 0), features.vectors("discrete", 1)
@@ -157,6 +160,7 @@ def test_the_studies_through_the_command_line(
         *(("visual", "continuous", "mean"), ("visual", "continuous", "grid"), ("visual", "discrete", "mean"))
     ]
     assert len(rows) == 3 * 2 * 2 and {r["test_images"] for r in rows} == {"18"}
+    assert (out / "figure.png").is_file() and (out / "figure.pdf").is_file()
     # even an untrained encoder tells colours apart
     assert max(float(r["accuracy"]) for r in rows if r["factor"] == "all") > 0.6
 
@@ -174,6 +178,7 @@ def test_the_studies_through_the_command_line(
     alone = psnr(images, tokenizer.decode(tokenizer.encode(images), [1])).mean().item()
     assert [r["from"] for r in table(out)] == ["all factors", "visual alone", "semantic alone"]
     assert float(table(out)[2]["psnr"]) == pytest.approx(alone)
+    assert (out / "views.pdf").read_bytes()[:4] == b"%PDF"
     with Image.open(out / "views.png") as picture:
         assert picture.size == (5 * 34 + 2, 4 * 34 + 2)
 
@@ -195,6 +200,9 @@ def test_what_cannot_be_studied_is_refused(
     def line(study: str, *rest: object, source: Path = data) -> str:
         return refused("study", study, export, "--data", source, "--workers", "0", "--out", tmp_path / "out", *rest)
 
+    other = tmp_path / "other"
+    shutil.copytree(data / "val", other)
+    (other / "red").rename(other / "rouge")
     assert "fqgan study tsne" in refused("study", "tsne", "--help-me", "--data", data)
     assert "name at least one checkpoint" in refused("study", "views", "--data", data, "--out", tmp_path / "x")
     assert "--out is missing" in refused("study", "views", export, "--data", data)
@@ -207,4 +215,8 @@ def test_what_cannot_be_studied_is_refused(
     assert "is named twice" in refused("study", "views", export, export, "--data", data, "--out", tmp_path / "x")
     assert "a probe needs one of each" in line("probe", source=pictures)
     assert "has no validation split" in line("probe", source=data / "train")
+    assert "--split validation takes the images to test on" in line("probe", "--split", "validation")
+    assert f"--test {data} holds the images" in line("probe", "--test", data, "--split", "validation")
+    assert "4 images are too few for a probe" in line("probe", "--limit", 4)
+    assert "have other classes" in line("probe", "--test", other)
     assert not (tmp_path / "out").exists()

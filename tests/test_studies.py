@@ -174,6 +174,8 @@ def test_rows_of_a_file(tmp_path: Path, base: TokenizerRunConfig) -> None:
         ([{"nam": "x"}], "must be a list of objects with a name"),
         ([{"name": "x", "change": {}}], "unknown key 'change'; did you mean 'changes'?"),
         ([{"name": "../x"}], "a row's name is a folder's"),
+        ([{"name": ".."}], "a row's name is a folder's"),
+        (5, "must be a list of objects with a name"),
         ([{"name": "x", "changes": []}], "changes must be an object"),
         ([{"name": "x", "parent": 3}], "must be texts"),
         ([], "must be a list of objects with a name"),
@@ -261,7 +263,7 @@ def test_a_study_is_trained_measured_judged_and_reused(
     text = (out / "table.md").read_text()
     mean, half = (psnr[0] + psnr[1]) / 2, abs(psnr[0] - psnr[1]) / math.sqrt(2)
     assert f"| VQGAN, 32 codes | 8 | 2 | {mean:.2f} ± {half:.2f} |" in text
-    assert "†" in text and "efficientnet-lite0-stage3@32" in text  # a teacher's network
+    assert "efficientnet-lite0-stage3@32 †" in text  # a teacher's network
     difference = (psnr[2] - psnr[0] + psnr[3] - psnr[1]) / 2
     assert f"| 48 codes over 32 | PSNR (dB) | {difference:+.3f} |" in text
     assert "both over none" not in text  # its other line was left out
@@ -355,6 +357,13 @@ def test_scaling_reads_several_lengths_from_one_run(
         read_stats(tmp_path / "whole")[-1]["reconstruction_loss"]
         == (read_stats(out / "rows/k2/seed-0")[-1]["reconstruction_loss"])
     )
+    # of another length nothing is taken for the study's own, not even where a point's step would fit
+    rows = table(out)
+    assert main(study_of("scaling", *options, train={"steps": 4})) == 0 and table(out) == rows
+    line = refused(*study_of("scaling", *options, train={"steps": 8}))
+    assert "points/1 is of step 4, not 8" in line and not list(out.glob("rows/*/*/checkpoints/step-00000008"))
+    other = study_of("scaling", *options, train={"steps": 4}, data={"window": 3})
+    assert "does not declare (data.window: 16, not 3)" in refused(*other)
     argv = study_of("scaling", *options, out="cosine", optimizer={"schedule": "cosine"})
     assert "set --optimizer.schedule constant" in refused(*argv)
     assert not (tmp_path / "cosine").exists()
@@ -417,6 +426,8 @@ def test_every_process_sees_one_gpu_and_errors_come_back(tmp_path: Path, monkeyp
     assert {Path(file).read_text() for file in files} == {"4", "6"}
     with pytest.raises(UserError, match="a bad job"):
         over_processes(_call, ["bad", files[0]], 2)
+    with pytest.raises(UserError, match="Not a directory"):  # how the machine is, told in a line
+        over_processes(_call, [f"{files[0]}/below", files[1]], 2)
 
 
 def test_options_that_make_no_sense_are_refused(study_of: Callable[..., list[str]], refused: Refused) -> None:

@@ -96,10 +96,37 @@ def test_a_killed_study_of_heads_ends_with_the_same_numbers(home: Path) -> None:
     assert table(home / "out") == table(home / "whole")
 
 
-def test_curves_measure_two_tokenizers_on_the_way(home: Path) -> None:
+def test_rows_of_ones_own_are_sampled_as_their_parent_is(home: Path) -> None:
+    rows = [{"name": "wide", "parent": "ar", "label": "wider", "changes": {"model.mlp_multiple": 32}}]
+    (home / "rows.json").write_text(json.dumps({"rows": rows}))
+    argv = call(home, "heads", "--seeds", 1, "--only", "ar", "wide", "--rows", home / "rows.json")
+    assert main([*argv, "--measure.keep-samples"]) == 0
+    assert [row["line"] for row in table(home / "out")] == ["ar-4", "ar-8", "wide-4", "wide-8"]
+    for row in ("ar", "wide"):
+        folder = home / "out/rows" / row / "seed-0"
+        results = [json.loads(path.read_text()) for path in sorted((folder / "measured").iterdir())]
+        samplings = [result["protocol"]["samples"]["sampling"] for result in results]
+        assert [(s["top_k"], s["cfg_scale"]) for s in samplings] == [([4], [1.5]), ([8], [1.5])]
+        assert [len(list(each.glob("**/*.png"))) for each in (folder / "samples").iterdir()] == [7, 7]  # and a grid
+    text = (home / "out/table.md").read_text()
+    for top_k in (4, 8):
+        assert f"| wider, top-k {top_k} over factorized AR head, top-k {top_k} |" in text
+    # measured again only where it makes a difference; the pictures are not kept unless asked for
+    assert main([*argv, "--measure.workers", "1"]) == 0
+    assert not list((home / "out").glob("rows/*/seed-0/samples/*"))
+
+
+def test_curves_measure_two_tokenizers_on_the_way(
+    home: Path, capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
     argv = call(home, "curves", "--triple", home / "triple", "--seeds", 1, "--only", "dual-base", "triple-base")
     assert main(argv) == 0
     rows = table(home / "out")
+    capsys.readouterr()
+    assert main([*argv, "--measure.workers", "1"]) == 0
+    assert "training to" not in (printed := capsys.readouterr().out) and printed.count("is measured already") == 12
+    assert table(home / "out") == rows
+    assert "points/1 is of step 6, not 12" in refused(*argv, "--train.steps", 12)
     assert [row["line"] for row in rows] == [
         *(f"dual-base-{i}" for i in range(1, 7)),
         *(f"triple-base-{i}" for i in range(1, 7)),
@@ -139,6 +166,20 @@ def test_options_that_make_no_sense_are_refused(home: Path, refused: Refused) ->
     assert "--measure.data is missing" in refused(*argv[: (at := argv.index("--measure.data"))], *argv[at + 2 :])
     assert "--data is missing" in refused(*argv[: (at := argv.index("--data"))], *argv[at + 2 :])
     assert "--measure.num must be at least 1" in refused(*argv, "--measure.num", 0)
+    assert "top_k 32 is impossible: factor 1 has 16 codes" in refused(*argv, "--sampling.top-k", 16)
+    assert "no-such" in refused(*argv, "--measure.data", home / "no-such")
+    assert "unknown features 'incepton'; did you mean 'inception'?" in refused(*argv, "--measure.features", "incepton")
+    twice = ("--measure.features", "classifier:a", "--measure.classifier", "b")
+    assert "two networks would be called classifier" in refused(*argv, *twice)
+    assert not (home / "out").exists()
+    make_store(home / "fewer", fqgan.load_tokenizer(home / "triple/tokenizer"), side=32, images=10)
+    rows = ("--only", "dual-base", "triple-base", "--seeds", 1)
+    assert main(call(home, "curves", "--triple", home / "triple", *rows)) == 0
+    line = refused(*call(home, "curves", "--triple", home / "fewer", *rows))
+    assert "triple-base/seed-0 was trained with what row triple-base at seed 0 does not declare (data: " in line
+    assert "was trained on other data than row dual-base (images: 12 -> 10): declare it" in refused(
+        *call(home, "curves", "--triple", home / "fewer", *rows, out="other")
+    )
     assert "set --optimizer.schedule constant" in refused(
         *call(home, "curves", "--triple", home / "triple", "--optimizer.schedule", "cosine")
     )
@@ -152,11 +193,33 @@ def compared(home: Path, name: str, *rest: object) -> list[str]:
     return [str(argument) for argument in ("study", name, *rest, *options)]
 
 
+def test_a_generator_without_a_tokenizer_is_told_where_to_name_one(
+    home: Path, tokenizer: FactorizedTokenizer, refused: Refused
+) -> None:
+    fqgan.save_generator(generators.tiny(codebook_sizes=(32, 16), grid=(8, 8), num_classes=3), home / "bare")
+    argv = compared(home, "generators", home / "bare", "--num", 6, "--size", 16)
+    assert "carries no tokenizer, as released files don't: name its own with --tokenizer" in refused(*argv)
+    own = fqgan.save_tokenizer(tokenizer, home / "own")
+    assert main([*argv, "--tokenizer", str(own)]) == 0
+    # other pictures go to another folder
+    assert main([*argv, "--tokenizer", str(own), "--num", "5"]) == 0
+    assert len(list((home / "generators/samples").iterdir())) == 2
+
+
+def _ours_and_papers(folder: Path) -> tuple[list[dict[str, str]], dict[str, dict[str, str]]]:
+    """The table's rows, and the paper's by name; of several that share one the last."""
+    rows = table(folder)
+    mark = "paper: "
+    paper = {row["model"].removeprefix(mark): row for row in rows if row["model"].startswith(mark)}
+    return [row for row in rows if not row["model"].startswith(mark)], paper
+
+
 def test_tokenizers_under_one_protocol(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = compared(home, "tokenizers", home / "dual/tokenizer", home / "triple/tokenizer", "--names", "two", "three")
     argv += ["--size", "16"]
     assert main(argv) == 0
-    rows = table(home / "tokenizers")
+    rows, paper = _ours_and_papers(home / "tokenizers")
+    assert (paper["FQGAN-Dual"]["psnr"], paper["FQGAN-Dual"]["fid/inception"]) == ("26.27", "0.32")
     assert [(row["model"], row["downsampling"], row["codes"]) for row in rows] == [
         *(("two", "4", "32 + 16"), ("three", "4", "32 + 16 + 8"))
     ]
@@ -196,7 +259,8 @@ def test_generators_under_one_protocol(home: Path, tokenizer: FactorizedTokenize
         fqgan.save_generator(model, home / head)
     argv = compared(home, "generators", home / "ar", home / "linear", "--num", 6, "--cfg-scale", 1.5, "--size", 16)
     assert main(argv) == 0
-    rows = table(home / "generators")
+    rows, paper = _ours_and_papers(home / "generators")
+    assert (paper["FAR-Base"]["fid/inception"], paper["FAR-Base"]["recall/inception"]) == ("3.38", "0.54")
     assert [row["model"] for row in rows] == [str(home / "ar"), str(home / "linear")]
     assert rows[0]["tokenizer"] == rows[1]["tokenizer"] == tokenizer.fingerprint()[:8]
     assert rows[0][f"frechet/{NETWORK.replace(':', '-')}"] != rows[1][f"frechet/{NETWORK.replace(':', '-')}"]

@@ -64,6 +64,8 @@ class GeneratorOptions(Options, SamplingConfig):
 
     num: int = 50_000
     """Samples of each generator."""
+    tokenizer: str = ""
+    """The tokenizer that decodes; empty: the one that each generator carries, which released files don't."""
     seed: int = 0
     """Of the samples."""
 
@@ -84,7 +86,8 @@ def main(name: str, argv: list[str]) -> None:
         shared.append(("perceptual", options.perceptual))
         heads, paper, command = comparison.TOKENIZER_FACTS, comparison.paper_tokenizers(), evaluate_tokenizer.main
     else:
-        shared += [(n, getattr(options, n)) for n in ("num", "seed", *SamplingConfig.__dataclass_fields__)]
+        names = ("num", "seed", *(["tokenizer"] if options.tokenizer else []), *SamplingConfig.__dataclass_fields__)
+        shared += [(n, getattr(options, n)) for n in names]
         heads, paper, command = comparison.GENERATOR_FACTS, comparison.paper_generators(), evaluate_generator.main
     request = [text for n, value in shared for text in (f"--{n.replace('_', '-')}", *_texts(value))]
     request += ["--upscale"] if options.upscale else []
@@ -128,7 +131,7 @@ def _tokenizers(options: Any) -> tuple[list[Compared], int]:
         dims = sorted({factor.code_dim for factor in config.factors})
         count = sum(weight.numel() for weight in tokenizer.parameters())
         facts = (str(config.downsampling), codes, ", ".join(map(str, dims)), f"{count / 1e6:.1f}M")
-        models.append(Compared(name, local, facts, tokenizer.fingerprint(), sum(sizes)))
+        models.append(Compared(name, local, facts, tokenizer.fingerprint(), config))
     return models, size
 
 
@@ -139,9 +142,11 @@ def _generators(options: Any) -> tuple[list[Compared], int]:
 
     models, size = [], options.size
     for name, path in zip(options.names or map(str, options.checkpoints), options.checkpoints, strict=True):
-        generator = load_generator(local := hub.local(path))
+        generator = load_generator(local := hub.local(path), tokenizer=options.tokenizer)
+        if not generator.has_tokenizer:
+            raise UserError(f"{name} carries no tokenizer, as released files don't: name its own with --tokenizer")
         size = size or generator.tokenizer.config.image_size
         count = sum(weight.numel() for n, weight in generator.named_parameters() if not n.startswith("tokenizer."))
         facts = (generator.tokenizer.fingerprint()[:8], f"{count / 1e6:.1f}M")
-        models.append(Compared(name, local, facts, fingerprint(generator.state_dict())))
+        models.append(Compared(name, local, facts, fingerprint(generator.state_dict()), generator.tokenizer.config))
     return models, size

@@ -199,7 +199,7 @@ def _disentangle(options: DisentangleOptions, models: Any) -> Any:
 
     source = open_source(options.data, options.split)
     collect = _Collector(options, source, pick(source, options.limit))
-    return disentangle(models, collect, options.permutations, options.seed), []
+    return disentangle(models, collect, options.permutations, options.seed, options.out)
 
 
 def _probe(options: ProbeOptions, models: Any) -> Any:
@@ -211,13 +211,21 @@ def _probe(options: ProbeOptions, models: Any) -> Any:
     for each in (source, test):
         if (each.labels < 0).any():
             raise UserError(f"{each.name} has images without a label: a probe needs one of each")
-    if not options.test and source.name == test.name and options.split == "train" and _same(source, test):
-        raise UserError(f"{options.data} has no validation split: name images to test on with --test")
+    if _same(source, test):
+        raise UserError(
+            f"--test {options.test} holds the images to fit on: name others"
+            if options.test
+            else f"{options.data} has no validation split: name images to test on with --test"
+            if options.split == "train"
+            else "--split validation takes the images to test on: name others with --test"
+        )
+    if source.classes != test.classes:
+        raise UserError(f"{source.name} and {test.name} have other classes: a probe needs the same, in one order")
     train = _Collector(options, source, pick(source, options.limit))
     held_out = _Collector(options, test, pick(test, options.test_limit), "test images,")
     pools = POOLS if options.points == "both" else (options.points,)
     classes = len(source.classes) or int(source.labels.max()) + 1
-    return probe(models, train, held_out, pools, classes), []
+    return probe(models, train, held_out, pools, classes, options.out)
 
 
 def _same(a: ImageSource, b: ImageSource) -> bool:

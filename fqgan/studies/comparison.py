@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fqgan.studies.figures import Panel, Series, write_curves
+from fqgan.config import TokenizerConfig
+from fqgan.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.studies.inspection import Table
 from fqgan.studies.jobs import label_of
-from fqgan.studies.measured import OneProtocol, answers, measure, scores_of
-from fqgan.studies.results import Column, known_columns
+from fqgan.studies.measured import OneProtocol, answers, drawing, measure, scores_of
+from fqgan.studies.results import MARK, Column, known_columns, taught
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Compared:
     """What the table says of it beside the numbers."""
     fingerprint: str
     """Of its weights: other weights are measured anew."""
-    codes: int = 0
-    """Of all codebooks together, for Fig. 1."""
+    tokenizer: TokenizerConfig
+    """Its own, or that of its codes."""
 
 
 PaperRow = tuple[str, tuple[str, ...], Mapping[str, str]]
@@ -41,7 +42,7 @@ TABLE_1 = [
         ("FQGAN-Dual", "16", "2 x 16384", "8", "0.94", "22.02"),
         ("FQGAN-Triple", "16", "3 x 16384", "8", "0.76", "22.73"),
     ),
-    *(("SD-VAE †", "8", "–", "4", "0.74", "25.68"), ("SDXL-VAE †", "8", "–", "4", "0.68", "26.04")),
+    *(("SD-VAE ‡", "8", "–", "4", "0.74", "25.68"), ("SDXL-VAE ‡", "8", "–", "4", "0.68", "26.04")),
     *(("ViT-VQGAN", "8", "8192", "32", "1.28", "–"), ("VQGAN *", "8", "16384", "4", "1.19", "23.38")),
     *(("SD-VQGAN *", "8", "16384", "4", "1.14", "–"), ("OmniTokenizer", "8", "8192", "8", "1.11", "–")),
     *(("LlamaGen", "8", "16384", "8", "0.59", "25.45"), ("Open-MAGVIT2", "8", "262144", "1", "0.34", "26.19")),
@@ -116,10 +117,12 @@ def compare(
                 print(f"measuring {model.name} ({label})", flush=True)
                 argv = [str(model.checkpoint), *whole]
                 if subject == "generators":
-                    argv += ["--samples", str(folder / "samples" / f"{stem}-{model.fingerprint[:8]}")]
+                    pictures = f"{stem}-{model.fingerprint[:8]}-{drawing(whole)}"
+                    argv += ["--samples", str(folder / "samples" / pictures)]
                 measure(command, argv, [model.fingerprint, *whole], file)
             scores[model.name] |= scores_of(protocol.read(file, label), label)
-    shown = known_columns([label_of(network) for network in networks], scores.values())
+    marked = [label_of(n) for n in networks if any(taught(n, model.tokenizer) for model in models)]
+    shown = known_columns([label_of(network) for network in networks], scores.values(), marked)
     rows = [
         [model.name, *model.facts, *(column.text(scores[model.name][column.key]) for column in shown)]
         for model in models
@@ -129,15 +132,25 @@ def compare(
         for name, facts, numbers in paper
     ]
     keys = sorted({key for each in scores.values() for key in each})
-    data = [[model.name, *model.facts, *(scores[model.name].get(key, "") for key in keys)] for model in models]
+    data: list[list[object]] = [
+        [model.name, *model.facts, *(scores[model.name].get(key, "") for key in keys)] for model in models
+    ]
+    inception = next((label_of(network) for network in networks if network.startswith("inception")), "inception")
+    theirs = {key: key if key == "psnr" else f"{key}/{inception}" for _, _, numbers in paper for key in numbers}
+    keys += [key for key in dict.fromkeys(theirs.values()) if key not in keys]
+    for name, facts, numbers in paper:
+        own = {theirs[key]: value for key, value in numbers.items() if value != "–"}
+        data.append([f"paper: {name}", *facts, *(own.get(key, "") for key in keys)])
     notes = "All but the paper's rows were measured under one protocol, which measured/*.json have in full."
+    if marked:
+        notes += f" {MARK} By a network that taught one of these tokenizers: it favours them."
     if paper:
         notes += (
             " The paper's numbers are of ImageNet's 50,000 validation images at 256 pixels: they compare with ours only"
             " where ours are of these too."
         )
         if subject == "tokenizers":
-            notes += " \\* trained on OpenImages, † on unknown data."
+            notes += " \\* trained on OpenImages, ‡ on unknown data."
     table = Table(
         f"{subject.capitalize()} under one protocol",
         ["model", *heads, *(c.heading for c in shown)],
@@ -146,7 +159,7 @@ def compare(
         data,
         notes,
     )
-    return table, _figure(models, scores, shown, folder) if subject == "tokenizers" else []
+    return table, _figure(subject, models, scores, shown, folder)
 
 
 def _key(column: Column) -> str:
@@ -156,12 +169,21 @@ def _key(column: Column) -> str:
 
 
 def _figure(
-    models: Sequence[Compared], scores: Mapping[str, Mapping[str, float]], shown: Sequence[Column], folder: Path
+    subject: str,
+    models: Sequence[Compared],
+    scores: Mapping[str, Mapping[str, float]],
+    shown: Sequence[Column],
+    folder: Path,
 ) -> list[Path]:
-    """Fig. 1: distance over the number of codes."""
-    panels = [
-        Panel(column.heading, [Series(m.name, [m.codes], [[scores[m.name][column.key]]]) for m in models])
-        for column in shown
-        if column.key.startswith(("psnr", "fid/", "frechet/"))
-    ]
-    return write_curves(folder, panels, "codes in all codebooks")
+    """Of tokenizers Fig. 1, quality over the number of codes; of generators a dot each."""
+    drawn = [column for column in shown if column.key.startswith(("psnr", "fid/", "frechet/"))]
+    if subject == "tokenizers":
+        codes = {m.name: sum(factor.codebook_size for factor in m.tokenizer.factors) for m in models}
+        panels = [
+            Panel(c.heading, [Series(m.name, [codes[m.name]], [[scores[m.name][c.key]]]) for m in models])
+            for c in drawn
+        ]
+        return write_curves(folder, panels, "codes in all codebooks")
+    return write_dots(
+        folder, [Panel(c.heading, [Series(m.name, [0], [[scores[m.name][c.key]]]) for m in models]) for c in drawn]
+    )

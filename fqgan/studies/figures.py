@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 PANEL = (3.3, 2.5)
 """Inches of a chart."""
+LABELS, WIDEST = 1.6, 38
+"""Inches left for the names of rows, and their characters in a line."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,26 @@ class Panel:
 def write_dots(folder: Path, panels: Sequence[Panel]) -> list[Path]:
     """A row a series, a dot a seed, a bar at the mean; the first series on top. Each series has one x."""
     rows = max(len(panel.series) for panel in panels)
-    with figure(folder, len(panels), (PANEL[0], 0.8 + 0.34 * rows)) as (axes, files):
+    width = PANEL[0] + LABELS / len(panels)
+    with figure(folder, len(panels), (width, 0.8 + 0.34 * rows)) as (axes, files):
         for place, panel in zip(axes, panels, strict=True):
             for i, series in enumerate(panel.series):
                 colour, values = FACTOR_COLOURS[i % len(FACTOR_COLOURS)], series.values[0]
                 mean = sum(values) / len(values)
                 place.plot(values, [i] * len(values), "o", color=colour, markersize=4, alpha=0.75)
                 place.plot([mean, mean], [i - 0.3, i + 0.3], color=colour, linewidth=2)
-            place.set_yticks(range(len(panel.series)), [series.label for series in panel.series])
+            place.set_yticks(range(len(panel.series)), [_in_two_lines(series.label) for series in panel.series])
             place.set_ylim(len(panel.series) - 0.5, -0.5)
             place.set_xlabel(panel.title.replace(", ", ",\n", 1))  # as wide as its chart at most
             place.grid(axis="y", visible=False)
         for place in axes[1:]:
             place.set_yticklabels([])
     return files
+
+
+def _in_two_lines(label: str) -> str:
+    """At most: of longer ones, such as paths, the end."""
+    return textwrap.fill(label if len(label) <= 2 * WIDEST else f"…{label[1 - 2 * WIDEST :]}", WIDEST)
 
 
 def write_curves(folder: Path, panels: Sequence[Panel], x_label: str) -> list[Path]:

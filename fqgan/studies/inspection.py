@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,7 +16,7 @@ from fqgan.data.images import ImageSource
 from fqgan.errors import UserError
 from fqgan.metrics.psnr import psnr
 from fqgan.studies.codes import KINDS, Features, name_of
-from fqgan.studies.figures import Panel, Series, write_scatter
+from fqgan.studies.figures import Panel, Series, write_dots, write_scatter
 from fqgan.studies.structure import (
     linear_probe,
     mean_squared_cosine,
@@ -60,10 +61,12 @@ class Table:
         return write_table(folder, self.title, self.head, self.rows, self.notes, data)
 
 
-def disentangle(models: Models, collect: Collect, permutations: int, seed: int) -> Table:
+def disentangle(
+    models: Models, collect: Collect, permutations: int, seed: int, folder: Path
+) -> tuple[Table, list[Path]]:
     """How far each pair of factors is apart: the mean squared cosine of Eq. 7, before and after quantization, and the
     mutual information of the codes."""
-    rows, data = [], []
+    rows, data, apart, informed = [], [], [], []
     for name, tokenizer in models.items():
         if tokenizer.num_factors < 2:
             raise UserError(f"{name} has one factor: there is nothing that it could be apart from")
@@ -81,6 +84,9 @@ def disentangle(models: Models, collect: Collect, permutations: int, seed: int) 
             data.append([*of, *cosines, 1 / dims, *numbers, len(codes[0])])
             shown = [f"{c:.4f}" if isinstance(c, float) else "–" for c in cosines]
             rows.append([*of, *shown, f"{1 / dims:.4f}", *(f"{n:.3f}" for n in numbers)])
+            label = ": ".join(of)
+            apart.append(Series(label, [0], [[c for c in cosines[1:] if isinstance(c, float)] or [math.nan]]))
+            informed.append(Series(label, [0], [[shared.corrected]]))
     head = ["model", "factors", "cos² before", "cos² after quantization", "independent", "I (bits)"]
     head += ["I by chance", "I above chance", "at most"]
     keys = ["model", "factors", "cos2_continuous", "cos2_discrete", "cos2_independent", "mutual_information"]
@@ -91,12 +97,16 @@ def disentangle(models: Models, collect: Collect, permutations: int, seed: int) 
         "position, from the counts; by chance: of the codes of two positions drawn at random, which few positions push "
         "up as much; at most: the smaller of the two entropies."
     )
-    return Table("How far the factors are apart", head, rows, keys, data, notes)
+    panels = [Panel("cos² after quantization", apart), Panel("mutual information above chance (bits)", informed)]
+    return Table("How far the factors are apart", head, rows, keys, data, notes), write_dots(folder, panels)
 
 
-def probe(models: Models, collect: Collect, collect_test: Collect, pools: Sequence[str], classes: int) -> Table:
+def probe(
+    models: Models, collect: Collect, collect_test: Collect, pools: Sequence[str], classes: int, folder: Path
+) -> tuple[Table, list[Path]]:
     """Accuracy of a linear classifier on each factor's features before and after quantization, and on all factors."""
     rows, data = [], []
+    series: dict[str, list[Series]] = {pool: [] for pool in pools}
     for name, tokenizer in models.items():
         train, test = collect(name, tokenizer), collect_test(name, tokenizer)
         chosen = [(label, [i]) for i, label in enumerate(factors(tokenizer))]
@@ -113,6 +123,7 @@ def probe(models: Models, collect: Collect, collect_test: Collect, pools: Sequen
                     cells.append(f"{found.accuracy:.1%} ± {found.error:.1%}")
                     numbers = [found.accuracy, found.error, found.penalty, len(train.labels), len(test.labels)]
                     data.append([name, label, kind, pool, *numbers])
+                    series[pool].append(Series(f"{name}: {label}, {kind}", [0], [[found.accuracy]]))
                 rows.append([name, label, kind, *cells])
     names = {"mean": "mean over positions", "grid": "all positions"}
     head = ["model", "factor", "features", *(names[pool] for pool in pools)]
@@ -122,7 +133,8 @@ def probe(models: Models, collect: Collect, collect_test: Collect, pools: Sequen
         f"L2 penalty is chosen on a fifth of the first. ±: standard error, of the number of test images alone. Chance "
         f"is {1 / classes:.1%} for {classes} classes of one size."
     )
-    return Table("Linear probes of the factors", head, rows, keys, data, notes)
+    files = write_dots(folder, [Panel(f"accuracy, {names[pool]}", series[pool]) for pool in pools])
+    return Table("Linear probes of the factors", head, rows, keys, data, notes), files
 
 
 def tsne(
@@ -211,10 +223,12 @@ def views(
             if here:
                 drawn.append([images[here], *reconstruction_rows(tokenizer, codes[here])])
             count += len(images)
+        if not drawn:
+            raise UserError("not one picture of the data could be read")
         grid = grid_of([torch.cat(rows_) for rows_ in zip(*drawn, strict=True)])
-        file = folder / f"{_file('views', name, models)}.png"
-        save_picture(grid, file)
-        files.append(file)
+        for kind in ("png", "pdf"):
+            files.append(folder / f"{_file('views', name, models)}.{kind}")
+            save_picture(grid, files[-1])
         for (label, _), total in zip(kept, sums, strict=True):
             rows.append([name, label, f"{total / count:.2f}"])
             data.append([name, label, total / count, count])

@@ -97,18 +97,19 @@ class Probe:
 
 def linear_probe(points: Array, labels: Labels, test_points: Array, test_labels: Labels) -> Probe:
     """Accuracy of logistic regression on standardised features (n, d): fitted on the first set, its L2 penalty chosen
-    on every fifth image of that, tested on the second. `UserError` for fewer than two classes."""
+    on every fifth image of that, tested on the second. `UserError` for fewer than two classes, or fewer than five
+    images."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if len(np.unique(labels)) < 2:
-        raise UserError("a probe needs images of at least two classes")
+    held_out = np.arange(len(labels)) % 5 == 4
+    if len(labels) < 5 or len(np.unique(labels[~held_out])) < 2:
+        raise UserError(f"{len(labels)} images are too few for a probe: five, of two classes, are the least (--limit)")
 
     def fitted(penalty: float, x: Array, y: Labels) -> Any:
         return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(x, y)
 
-    held_out = np.arange(len(labels)) % 5 == 4
     scores = {
         c: fitted(c, points[~held_out], labels[~held_out]).score(points[held_out], labels[held_out]) for c in PENALTIES
     }

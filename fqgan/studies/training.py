@@ -107,9 +107,7 @@ def _data(study: Study, numbers: Numbers) -> str:
 def _notes(study: Study, jobs: Sequence[Job], verdicts: Sequence[Judged], shown: Sequence[Column]) -> str:
     parts = ["Mean ± standard deviation over the seeds; all lines of a seed share data, their order and the seed."]
     if any(MARK in column.label for column in shown):
-        parts.append(
-            f"{MARK} By a network that teaches a row or is its perceptual loss: no conclusion rests on it."
-        )
+        parts.append(f"{MARK} By a network that teaches a row or is its perceptual loss: no conclusion rests on it.")
     protocol = _protocol(jobs)
     parts.append(f"Measured on {protocol}.")
     if study.paper:
