@@ -70,6 +70,21 @@ def tiny(pictures: Path) -> TokenizerRunConfig:
 
 
 @pytest.fixture
+def base(tiny: TokenizerRunConfig) -> TokenizerRunConfig:
+    """Two factors of one dimension, one of them taught, with both regularisers."""
+    taught = FactorConfig("semantic", 16, 4, 1, teacher="efficientnet-lite0@32")
+    return child(
+        tiny,
+        model={
+            "factors": (FactorConfig("visual", 32, 4, 1), taught),
+            "feature_head_width": 32,
+            "feature_head_depth": 1,
+        },
+        data={"validation": tiny.data.source},
+    )
+
+
+@pytest.fixture
 def tokenizer(tiny: TokenizerRunConfig) -> FactorizedTokenizer:
     """An untrained tokenizer of the tiny model."""
     torch.manual_seed(0)

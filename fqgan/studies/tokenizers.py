@@ -100,7 +100,7 @@ def ablation(base: TokenizerRunConfig) -> Study:
     if depths:
         name = "vqgan-adapter"
         rows.append(Row(name, "vqgan-2k", {"model.factors.0.adapter_depth": depths}))
-        labels[name] = f"control: VQGAN, {total:,} codes, adapter of all {depths} blocks"
+        labels[name] = f"control: VQGAN, {total:,} codes, adapter of {depths} blocks"
         orderings.append(Ordering("a VQGAN with an adapter over one without", name, "vqgan-2k"))
         orderings.append(Ordering("factorized over a VQGAN with an adapter of the same size", "factorized", name))
     lines = tuple(Line(name, name, label, paper=_TABLE_3.get(name, {})) for name, label in labels.items())
@@ -116,7 +116,7 @@ def ablation(base: TokenizerRunConfig) -> Study:
 
 
 def scaling(base: TokenizerRunConfig) -> Study:
-    """Table 5: one, two, three and four factors of one codebook size, each at a quarter, half and all of one run.
+    """Table 5: two, three and four factors of one codebook size, each at a quarter, half and all of one run.
 
     A third factor is that of the paper's triple tokenizer where the dual one has the paper's teachers (the middle one
     learns DINOv2, or halfway up the packaged network); further ones have no teacher.
