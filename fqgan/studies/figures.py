@@ -28,6 +28,8 @@ class Series:
     label: str
     x: Sequence[float]
     values: Sequence[Sequence[float]]
+    group: int = -1
+    """Series of one group have one colour, in a chart of dots; -1: its own."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def write_dots(folder: Path, panels: Sequence[Panel]) -> list[Path]:
     with figure(folder, len(panels), (width, 0.8 + 0.34 * rows)) as (axes, files):
         for place, panel in zip(axes, panels, strict=True):
             for i, series in enumerate(panel.series):
-                colour, values = FACTOR_COLOURS[i % len(FACTOR_COLOURS)], series.values[0]
+                group = i if series.group < 0 else series.group
+                colour, values = FACTOR_COLOURS[group % len(FACTOR_COLOURS)], series.values[0]
                 mean = sum(values) / len(values)
                 place.plot(values, [i] * len(values), "o", color=colour, markersize=4, alpha=0.75)
                 place.plot([mean, mean], [i - 0.3, i + 0.3], color=colour, linewidth=2)

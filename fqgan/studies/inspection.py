@@ -106,7 +106,8 @@ def probe(
 ) -> tuple[Table, list[Path]]:
     """Accuracy of a linear classifier on each factor's features before and after quantization, and on all factors."""
     rows, data = [], []
-    series: dict[str, list[Series]] = {pool: [] for pool in pools}
+    series: dict[tuple[str, str], list[Series]] = {(kind, pool): [] for pool in pools for kind in KINDS}
+    groups: dict[str, int] = {}
     for name, tokenizer in models.items():
         train, test = collect(name, tokenizer), collect_test(name, tokenizer)
         chosen = [(label, [i]) for i, label in enumerate(factors(tokenizer))]
@@ -123,7 +124,9 @@ def probe(
                     cells.append(f"{found.accuracy:.1%} ± {found.error:.1%}")
                     numbers = [found.accuracy, found.error, found.penalty, len(train.labels), len(test.labels)]
                     data.append([name, label, kind, pool, *numbers])
-                    series[pool].append(Series(f"{name}: {label}, {kind}", [0], [[found.accuracy]]))
+                    series[kind, pool].append(
+                        Series(f"{name}: {label}", [0], [[found.accuracy]], groups.setdefault(label, len(groups)))
+                    )
                 rows.append([name, label, kind, *cells])
     names = {"mean": "mean over positions", "grid": "all positions"}
     head = ["model", "factor", "features", *(names[pool] for pool in pools)]
@@ -133,7 +136,8 @@ def probe(
         f"L2 penalty is chosen on a fifth of the first. ±: standard error, of the number of test images alone. Chance "
         f"is {1 / classes:.1%} for {classes} classes of one size."
     )
-    files = write_dots(folder, [Panel(f"accuracy, {names[pool]}", series[pool]) for pool in pools])
+    panels = [Panel(f"accuracy of {kind} features, {names[pool]}", each) for (kind, pool), each in series.items()]
+    files = write_dots(folder, panels)
     return Table("Linear probes of the factors", head, rows, keys, data, notes), files
 
 
