@@ -64,6 +64,16 @@ TABLE_2 = [
     ),
     *(("FAR-Base", "415M", "3.38", "248.26", "0.81", "0.54"), ("FAR-Large", "898M", "3.08", "272.52", "0.82", "0.54")),
 ]
+_PAPER_COLUMNS = {
+    "tokenizers": {"fid": "paper: rFID ↓", "psnr": "paper: PSNR (dB) ↑"},
+    "generators": {
+        "fid": "paper: gFID ↓",
+        "inception_score": "paper: IS ↑",
+        "precision": "paper: precision ↑",
+        "recall": "paper: recall ↑",
+    },
+}
+"""Columns for the paper's numbers that no column of ours is comparable with, such as FID without Inception."""
 TOKENIZER_FACTS, GENERATOR_FACTS = (
     ("downsampling", "codes", "code dimension", "parameters"),
     ("tokenizer", "parameters"),
@@ -123,13 +133,14 @@ def compare(
             scores[model.name] |= scores_of(protocol.read(file, label), label)
     marked = [label_of(n) for n in networks if any(taught(n, model.tokenizer) for model in models)]
     shown = known_columns([label_of(network) for network in networks], scores.values(), marked)
+    ours = [_key(column) for column in shown]
+    more = {key: text for key, text in _PAPER_COLUMNS[subject].items() if paper and key not in ours}
     rows = [
-        [model.name, *model.facts, *(column.text(scores[model.name][column.key]) for column in shown)]
+        [model.name, *model.facts, *(c.text(scores[model.name][c.key]) for c in shown), *("–" for _ in more)]
         for model in models
     ]
     rows += [
-        [f"paper: {name}", *facts, *(numbers.get(_key(column), "–") for column in shown)]
-        for name, facts, numbers in paper
+        [f"paper: {name}", *facts, *(numbers.get(key, "–") for key in (*ours, *more))] for name, facts, numbers in paper
     ]
     keys = sorted({key for each in scores.values() for key in each})
     data: list[list[object]] = [
@@ -153,7 +164,7 @@ def compare(
             notes += " \\* trained on OpenImages, ‡ on unknown data."
     table = Table(
         f"{subject.capitalize()} under one protocol",
-        ["model", *heads, *(c.heading for c in shown)],
+        ["model", *heads, *(c.heading for c in shown), *more.values()],
         rows,
         ["model", *heads, *keys],
         data,
