@@ -75,6 +75,16 @@ def making_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def discard(folder: Path) -> None:
+    """Delete a folder, if it is there. A kill on the way leaves nothing under its name."""
+    doomed = folder.with_name(f".{folder.name}.discarded")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        with writing(folder):
+            folder.replace(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file's content in one step; `UnwritableError` where that fails."""
     with replacing(path) as temporary:

@@ -25,11 +25,14 @@ def make_store(
     side: int = 16,
     names: tuple[str, ...] = CLASSES,
     labelled: bool = True,
+    shard: int = 5,
+    labels: tuple[int, ...] = (),
 ) -> TokenStore:
-    """Images of a class share half of their codes; labels go round. Without names or labels where asked."""
+    """Images of a class share half of their codes; labels, by default one of each class, go round. Without names or
+    labels where asked."""
     sizes = tuple(quantizer.codebook_size for quantizer in tokenizer.quantizers)
     grid = (side // tokenizer.config.downsampling,) * 2
-    options = StoreOptions(tokenizer.fingerprint(), sizes, grid, side, crops, images_per_shard=5)
+    options = StoreOptions(tokenizer.fingerprint(), sizes, grid, side, crops, images_per_shard=shard)
     classes = max(1, len(names))
     manifest = StoreManifest(
         options,
@@ -41,15 +44,15 @@ def make_store(
         label_names=names,
         num_classes=classes if labelled else 0,
     )
-    labels = np.arange(images) % classes if labelled else np.full(images, -1)
+    given = np.resize(labels or range(classes), images) if labelled else np.full(images, -1)
     patterns, noise = np.random.default_rng(1), np.random.default_rng(seed)
     of_class = patterns.integers(0, np.array(sizes)[:, None], (classes, 1, *options.shape(1)[2:]))
     codes = noise.integers(0, np.array(sizes)[:, None], options.shape(images))
-    codes = np.where(noise.random(codes.shape) < 0.5, of_class[labels], codes)
+    codes = np.where(noise.random(codes.shape) < 0.5, of_class[given], codes)
     writer = TokenWriter(folder, manifest, images)
     for number in writer.begin(lambda path: fqgan.save_tokenizer(tokenizer, path)):
         span = slice(*writer.ranges[number])
-        writer.write(number, codes[span], labels[span], [])
+        writer.write(number, codes[span], given[span], [])
     writer.finish()
     writer.close()
     return TokenStore.open(folder)

@@ -22,7 +22,7 @@ from fqgan.config import TokenizerRunConfig
 from fqgan.engine import checkpoint
 from fqgan.engine.run import RunFolder, read_stats
 from fqgan.errors import UserError
-from fqgan.files import UnwritableError, lock, write_text
+from fqgan.files import UnwritableError, discard, lock, write_text
 
 Refused = Callable[..., str]
 FULL = "No space left on device: free some space"
@@ -169,6 +169,21 @@ def test_what_nobody_foresaw_is_one_line_too(refused: Refused, monkeypatch: pyte
     error = FileNotFoundError(errno.ENOENT, "a bug, most likely", "x")
     with pytest.raises(FileNotFoundError):
         main(["train-tokenizer"])
+
+
+def test_a_kill_while_a_folder_is_deleted_leaves_nothing_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "samples"
+    for name in ("a", "b"):
+        folder.mkdir()
+        (folder / name).touch()
+        with monkeypatch.context() as patch:
+            patch.setattr("fqgan.files.shutil.rmtree", lambda *_, **__: None)  # as if killed before
+            discard(folder)
+        assert not folder.exists() and [path.name for path in tmp_path.iterdir()] == [".samples.discarded"]
+        discard(folder)
+        assert not list(tmp_path.iterdir())
 
 
 def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -178,7 +180,8 @@ def test_the_studies_through_the_command_line(
     alone = psnr(images, tokenizer.decode(tokenizer.encode(images), [1])).mean().item()
     assert [r["from"] for r in table(out)] == ["all factors", "visual alone", "semantic alone"]
     assert float(table(out)[2]["psnr"]) == pytest.approx(alone)
-    assert (out / "views.pdf").read_bytes()[:4] == b"%PDF"
+    document = (out / "views.pdf").read_bytes()
+    assert document[:4] == b"%PDF" and b"CreationDate" not in document and b"DCTDecode" not in document  # no JPEG
     with Image.open(out / "views.png") as picture:
         assert picture.size == (5 * 34 + 2, 4 * 34 + 2)
 
@@ -219,4 +222,14 @@ def test_what_cannot_be_studied_is_refused(
     assert f"--test {data} holds the images" in line("probe", "--test", data, "--split", "validation")
     assert "4 images are too few for a probe" in line("probe", "--limit", 4)
     assert "have other classes" in line("probe", "--test", other)
+    # without names on one side the numbers must do
+    bare = tmp_path / "bare.parquet"
+    content = [{"bytes": path.read_bytes()} for path in sorted((data / "train").rglob("*.png"))]
+    pq.write_table(pa.table({"image": content, "label": [i // 12 for i in range(36)]}), bare)
+    assert "4 images are too few" in line("probe", "--test", data, "--limit", 4, source=bare)
+    # the same names are not the same pictures
+    shutil.copytree(data / "train", twin := tmp_path / "twin")
+    assert "holds the images" in line("probe", "--test", twin)
+    Image.new("RGB", (32, 32)).save(next(twin.rglob("*.png")))
+    assert "4 images are too few for a probe" in line("probe", "--test", twin, "--limit", 4)
     assert not (tmp_path / "out").exists()

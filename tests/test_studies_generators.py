@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import generators
+import numpy as np
 import pytest
 from runs import start, wait_for
 from sets import write_pictures
@@ -22,6 +23,7 @@ from fqgan.engine.run import read_stats
 from fqgan.presets import child, get_generator
 from fqgan.studies.generators import CURVES_PRESETS, HEADS_PRESETS, LARGER, curves, heads
 from fqgan.studies.plan import settings_of
+from fqgan.studies.results import MARK
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 Refused = Callable[..., str]
@@ -100,7 +102,7 @@ def test_a_killed_study_ends_with_the_same_numbers(home: Path, name: str, row: s
     assert [line["step"] for line in read_stats(home / "out/rows" / row / "seed-0")] == list(range(1, 7))
 
 
-def test_rows_of_ones_own_are_sampled_as_their_parent_is(home: Path) -> None:
+def test_rows_of_ones_own_are_sampled_as_their_parent_is(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"name": "wide", "parent": "ar", "label": "wider", "changes": {"model.mlp_multiple": 32}}]
     (home / "rows.json").write_text(json.dumps({"rows": rows}))
     argv = call(home, "heads", "--seeds", 1, "--only", "ar", "wide", "--rows", home / "rows.json")
@@ -116,8 +118,13 @@ def test_rows_of_ones_own_are_sampled_as_their_parent_is(home: Path) -> None:
     for top_k in (4, 8):
         assert f"| wider, top-k {top_k} over factorized AR head, top-k {top_k} |" in text
     # measured again only where it makes a difference; the pictures are not kept unless asked for
+    capsys.readouterr()
     assert main([*argv, "--measure.workers", "1"]) == 0
+    assert capsys.readouterr().out.count("is measured already") == 4
     assert not list((home / "out").glob("rows/*/seed-0/samples/*"))
+    left = home / "out/rows/ar/seed-0/samples/ar-4-0123abcd"  # of a call that was killed
+    left.mkdir()
+    assert main([*argv, "--measure.num", "5"]) == 0 and not left.exists()
 
 
 def test_curves_measure_two_tokenizers_on_the_way(
@@ -181,9 +188,19 @@ def test_options_that_make_no_sense_are_refused(home: Path, refused: Refused) ->
     assert main(call(home, "curves", "--triple", home / "triple", *rows)) == 0
     line = refused(*call(home, "curves", "--triple", home / "fewer", *rows))
     assert "triple-base/seed-0 was trained with what row triple-base at seed 0 does not declare (data: " in line
-    assert "was trained on other data than row dual-base (images: 12 -> 10): declare it" in refused(
-        *call(home, "curves", "--triple", home / "fewer", *rows, out="other")
-    )
+    # before anything is trained; shards are no difference, labels are
+    other = call(home, "curves", "--triple", home / "fewer", *rows, out="other")
+    assert "has other data than row dual-base (images: 12 -> 10): give both the codes of the same" in refused(*other)
+    triple = fqgan.load_tokenizer(home / "triple/tokenizer")
+    make_store(home / "sharded", triple, side=32, shard=4)
+    make_store(home / "mislabelled", triple, side=32, labels=(0, 0, 1))
+    argv = call(home, "curves", "--triple", home / "sharded", *rows, out="other")
+    mislabelled = call(home, "curves", "--triple", home / "mislabelled", *rows, out="other")
+    assert "has other data than row dual-base (other labels)" in refused(*mislabelled)
+    np.savez(home / "adm.npz", mu=np.zeros(8), sigma=np.eye(8))
+    assert "8-dimensional features" in refused(*argv, "--measure.data", home / "adm.npz")
+    assert not (home / "other").exists()
+    assert main(argv) == 0
     assert "set --optimizer.schedule constant" in refused(
         *call(home, "curves", "--triple", home / "triple", "--optimizer.schedule", "cosine")
     )
@@ -198,7 +215,7 @@ def compared(home: Path, name: str, *rest: object) -> list[str]:
 
 
 def test_a_generator_without_a_tokenizer_is_told_where_to_name_one(
-    home: Path, tokenizer: FactorizedTokenizer, refused: Refused
+    home: Path, tokenizer: FactorizedTokenizer, refused: Refused, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fqgan.save_generator(generators.tiny(codebook_sizes=(32, 16), grid=(8, 8), num_classes=3), home / "bare")
     argv = compared(home, "generators", home / "bare", "--num", 6, "--size", 16)
@@ -208,6 +225,12 @@ def test_a_generator_without_a_tokenizer_is_told_where_to_name_one(
     # other pictures go to another folder
     assert main([*argv, "--tokenizer", str(own), "--num", "5"]) == 0
     assert len(list((home / "generators/samples").iterdir())) == 2
+    # a tokenizer that has learned on decodes other pictures
+    tokenizer.post_quant.bias.data.add_(0.3)
+    fqgan.save_tokenizer(tokenizer, own)
+    capsys.readouterr()
+    assert main([*argv, "--tokenizer", str(own)]) == 0
+    assert "measuring" in capsys.readouterr().out and len(list((home / "generators/samples").iterdir())) == 3
 
 
 def _ours_and_papers(folder: Path) -> tuple[list[dict[str, str]], dict[str, dict[str, str]]]:
@@ -218,7 +241,7 @@ def _ours_and_papers(folder: Path) -> tuple[list[dict[str, str]], dict[str, dict
     return [row for row in rows if not row["model"].startswith(mark)], paper
 
 
-def test_tokenizers_under_one_protocol(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokenizers_under_one_protocol(home: Path, capsys: pytest.CaptureFixture[str], refused: Refused) -> None:
     argv = compared(home, "tokenizers", home / "dual/tokenizer", home / "triple/tokenizer", "--names", "two", "three")
     argv += ["--size", "16"]
     assert main(argv) == 0
@@ -244,6 +267,14 @@ def test_tokenizers_under_one_protocol(home: Path, capsys: pytest.CaptureFixture
     file.write_text(json.dumps(content))
     assert main(argv) == 2
     assert "was not measured as" in capsys.readouterr().err
+    # what may have been their perceptual loss is marked; what would share a file or a column is refused
+    assert f"perceptual distance {MARK}" in lines[0] and f"{NETWORK.replace(':', '-')} {MARK}" in lines[0]
+    models = home / "dual/tokenizer", home / "triple/tokenizer"
+    argv = compared(home, "tokenizers", *models, "--names", "a/b", "a-b", "--size", 16)
+    assert "a/b and a-b would share a file" in refused(*argv)
+    argv = compared(home, "tokenizers", *models, "--size", 16)
+    argv[argv.index("--features") + 1 : argv.index("--workers")] = ["classifier:a", "classifier:b"]
+    assert "two networks would be called classifier" in refused(*argv)
 
 
 def test_other_weights_are_measured_anew(

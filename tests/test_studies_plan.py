@@ -100,6 +100,12 @@ def test_a_config_that_differs_in_more_than_it_declares_is_refused(base: Tokeniz
     row = replace(row, changes={"loss": 0, "train.batch": 0})
     own = settings_of(small_study(row), base)["own"]
     assert (own.loss.entropy_weight, own.train.batch, own.train.seed) == (0.5, 2, base.train.seed)
+    with pytest.raises(UserError, match=r"row own: there is no setting loss\.entropy_wieght"):
+        settings_of(small_study(replace(row, changes={**row.changes, "loss.entropy_wieght": 0})), base)
+    # a key that only the parent has, as of a factor that the row lacks
+    schema.save(child(base, model={"factors": base.model.factors[:1]}), file)
+    row = replace(row, changes={"model.factors": 0, "model.factors.1.name": 0})
+    assert len(settings_of(small_study(row), base)["own"].model.factors) == 1
 
 
 def test_what_is_watched_or_left_open_may_differ(base: TokenizerRunConfig) -> None:
@@ -119,6 +125,21 @@ def test_rows_of_a_file(tmp_path: Path, base: TokenizerRunConfig) -> None:
     assert study.orderings[-1] == Ordering("mine over + both", "mine", "both")
     with pytest.raises(UserError, match="row 'both' is there already"):
         study.extended([Row("both")])
+    # each is claimed to be better than its parent, whichever comes first in the file
+    study = ablation(base).extended([Row("b", "a"), Row("a", "both")])
+    assert study.orderings[-2:] == (Ordering("a over + both", "a", "both"), Ordering("b over a", "b", "a"))
+    heads = Study("s", "S", "generator", (Row("ar"),), tuple(Line(f"ar-{k}", "ar", "ar", f"top-{k}") for k in (4, 8)))
+    with pytest.raises(UserError, match="rows 'wide-8' and 'wide' would have a line of one name"):
+        heads.extended([Row("wide-8"), Row("wide", "ar")])
+    # sampled as the parent is, but for what is declared; a length of its own has no label of the parent's
+    hot = heads.extended([Row("hot", "ar", {"sampling.cfg_scale": [9.0]}), Row("hotter", "hot")])
+    assert [line.sampling for line in hot.lines] == [{}] * 2 + [{"cfg_scale": (9.0,)}] * 4
+    lines = tuple(replace(line, sampling={"top_k": (k,)}) for line, k in zip(heads.lines, (4, 8), strict=True))
+    for row in (Row("x", "ar", {"sampling.top_k": [2]}), Row("x", "ar", {"sampling": {}})):
+        with pytest.raises(UserError, match="row x cannot declare sampling"):
+            replace(heads, lines=lines).extended([row])
+    longer = scaling(base).extended([Row("long", "k3", {"train.epochs": 80.0})])
+    assert [line.label for line in longer.lines[-3:]] == [f"long, {f} of its length" for f in ("0.25", "0.5", "1")]
     for content, message in (
         ([{"nam": "x"}], "must be a list of objects with a name"),
         ([{"name": "x", "change": {}}], "unknown key 'change'; did you mean 'changes'?"),

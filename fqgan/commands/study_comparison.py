@@ -35,7 +35,7 @@ class Options:
     size: int = 0
     """Pixels a side of the centre crop; 0: as the first model has it."""
     limit: int = 0
-    """Real images, evenly spread; 0: all."""
+    """Real images, evenly spread, and as many samples at most; 0: all."""
     kept: int = 10_000
     """Images at most whose features are kept for precision and recall; 0: none of these."""
     upscale: bool = False
@@ -137,6 +137,7 @@ def _tokenizers(options: Any) -> tuple[list[Compared], int]:
 
 def _generators(options: Any) -> tuple[list[Compared], int]:
     from fqgan.checkpoints import load_generator
+    from fqgan.data.fingerprint import digest
     from fqgan.studies.comparison import Compared
     from fqgan.tokenizer.fingerprint import fingerprint
 
@@ -148,5 +149,6 @@ def _generators(options: Any) -> tuple[list[Compared], int]:
         size = size or generator.tokenizer.config.image_size
         count = sum(weight.numel() for n, weight in generator.named_parameters() if not n.startswith("tokenizer."))
         facts = (generator.tokenizer.fingerprint()[:8], f"{count / 1e6:.1f}M")
-        models.append(Compared(name, local, facts, fingerprint(generator.state_dict()), generator.tokenizer.config))
+        weights = digest([fingerprint(generator.state_dict()), generator.tokenizer.fingerprint()])
+        models.append(Compared(name, local, facts, weights, generator.tokenizer.config))
     return models, size

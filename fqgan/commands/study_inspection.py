@@ -146,8 +146,11 @@ def check_names(options: Any) -> None:
 
 
 def _check(options: Any) -> None:
+    from fqgan.report.figures import require_matplotlib
+
     check_names(options)
     check_output(options.out, folder=True)
+    require_matplotlib()
     lowest = {"batch": 1, "limit": 0, "size": 0, "workers": 0, "seed": 0, "permutations": 1, "test_limit": 0}
     lowest |= {"neighbours": 1, "shown": 1}
     if getattr(options, "num_classes", 0):
@@ -219,7 +222,7 @@ def _probe(options: ProbeOptions, models: Any) -> Any:
             if options.split == "train"
             else "--split validation takes the images to test on: name others with --test"
         )
-    if source.classes != test.classes:
+    if source.classes and test.classes and source.classes != test.classes:
         raise UserError(f"{source.name} and {test.name} have other classes: a probe needs the same, in one order")
     train = _Collector(options, source, pick(source, options.limit))
     held_out = _Collector(options, test, pick(test, options.test_limit), "test images,")
@@ -229,18 +232,19 @@ def _probe(options: ProbeOptions, models: Any) -> Any:
 
 
 def _same(a: ImageSource, b: ImageSource) -> bool:
-    return len(a) == len(b) and list(a.names()) == list(b.names())
+    """Whether two sources hold the same pictures. What lies under other names is taken for others."""
+    from fqgan.data.fingerprint import content_sha256
+
+    return len(a) == len(b) and list(a.names()) == list(b.names()) and content_sha256(a) == content_sha256(b)
 
 
 def _tsne(options: TsneOptions, models: Any) -> Any:
     import numpy as np
 
     from fqgan.data.images import open_source
-    from fqgan.report.figures import require_matplotlib
     from fqgan.studies.codes import pick
     from fqgan.studies.inspection import tsne
 
-    require_matplotlib()
     source = open_source(options.data, options.split)
     known = [int(label) for label in np.unique(source.labels) if label >= 0]
     if options.classes:

@@ -32,7 +32,7 @@ class MeasureOptions:
     """Images to measure on; by default the validation images of tokenizers. Generators' samples are compared with them,
     so it must be named there."""
     limit: int = 0
-    """Images, evenly spread; 0: all."""
+    """Images, evenly spread, and as many samples of generators at most; 0: all."""
     num: int = 50_000
     """Samples of each generator."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -46,7 +46,7 @@ class MeasureOptions:
     """Enlarge images whose shorter side is below the size; otherwise they are refused. Tokenizers' rows do as
     --data.upscale says."""
     keep_samples: bool = False
-    """Keep the pictures of generators once they are measured."""
+    """Keep the pictures of generators once they are measured; without it those of earlier calls go, too."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _check(arguments: Any) -> None:
 
 def _measuring(base: TokenizerRunConfig | GeneratorRunConfig, arguments: Any) -> Measuring:
     from fqgan.data.images import default_validation
-    from fqgan.studies.jobs import Measuring, label_of
+    from fqgan.studies.jobs import Measuring, labelled
 
     measure, data = arguments.measure, arguments.measure.data
     options = [(name, getattr(measure, name)) for name in ("limit", "kept", "batch", "workers", "precision")]
@@ -142,12 +142,10 @@ def _measuring(base: TokenizerRunConfig | GeneratorRunConfig, arguments: Any) ->
     if not data:
         raise UserError(missing)
     features = [*measure.features, *([f"classifier:{measure.classifier}"] if measure.classifier else [])]
-    labels = [label_of(network) for network in features]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise UserError(f"two networks would be called {twice[0]} in the tables: measure with one of them")
+    networks = labelled(features)
     argv = [text for name, value in options for text in (f"--{name}", str(value))]
     argv += ["--upscale"] if upscale else []
-    return Measuring(data, dict(zip(labels, features, strict=True)), tuple(argv), measure.keep_samples)
+    return Measuring(data, networks, tuple(argv), measure.keep_samples)
 
 
 Builder = Callable[[Any, str, Any], Study]

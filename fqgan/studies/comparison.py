@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fqgan.config import TokenizerConfig
+from fqgan.errors import UserError
 from fqgan.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.studies.inspection import Table
-from fqgan.studies.jobs import label_of
-from fqgan.studies.measured import OneProtocol, answers, drawing, measure, scores_of
-from fqgan.studies.results import MARK, Column, known_columns, taught
+from fqgan.studies.jobs import labelled
+from fqgan.studies.measured import OneProtocol, answers, drawing, identity, measure, scores_of
+from fqgan.studies.results import MARK, PERCEPTUAL, Column, known_columns, suspected
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Compared:
     facts: tuple[str, ...]
     """What the table says of it beside the numbers."""
     fingerprint: str
-    """Of its weights: other weights are measured anew."""
+    """Of its weights and those of the tokenizer that decodes for it: other weights are measured anew."""
     tokenizer: TokenizerConfig
     """Its own, or that of its codes."""
 
@@ -107,21 +108,27 @@ def compare(
         subject: `tokenizers` or `generators`.
         heads: headings of the models' facts.
         command: `fqgan evaluate tokenizer` or `generator`.
-        request: its options but for checkpoint, network and output.
+        request: its options but for checkpoint, network and output; among them --data.
         networks: its `--features`, one after the other.
 
     Raises:
-        UserError: results that were not measured under one protocol.
+        UserError: results that were not measured under one protocol, names that would share files, and networks that
+            would share columns.
     """
+    labels = labelled(networks)
+    stems = [_stem(model.name) for model in models]
+    if twice := [model.name for model, stem in zip(models, stems, strict=True) if stems.count(stem) > 1]:
+        raise UserError(f"{' and '.join(twice[:2])} would share a file: tell them apart with --names")
+    images, split = request[request.index("--data") + 1], "validation" if subject == "tokenizers" else "train"
+    identity.cache_clear()  # the files may have changed since an earlier study of this process
     protocol = OneProtocol(() if subject == "tokenizers" else ("samples",))
     scores: dict[str, dict[str, float]] = {model.name: {} for model in models}
-    for model in models:
-        for network in networks:
-            label = label_of(network)
-            stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in model.name).strip("-.")
+    for model, stem in zip(models, stems, strict=True):
+        for label, network in labels.items():
             file = folder / "measured" / f"{stem}--{label}.json"
             whole = ["--features", network, *request]
-            if answers(file, [model.fingerprint, *whole]):
+            asked = [model.fingerprint, *identity(network, images, split), *whole]
+            if answers(file, asked):
                 print(f"{model.name} is measured already ({label})", flush=True)
             else:
                 print(f"measuring {model.name} ({label})", flush=True)
@@ -129,11 +136,12 @@ def compare(
                 if subject == "generators":
                     pictures = f"{stem}-{model.fingerprint[:8]}-{drawing(whole)}"
                     argv += ["--samples", str(folder / "samples" / pictures)]
-                measure(command, argv, [model.fingerprint, *whole], file)
+                measure(command, argv, asked, file)
             scores[model.name] |= scores_of(protocol.read(file, label), label)
-    marked = [label_of(n) for n in networks if any(taught(n, model.tokenizer) for model in models)]
-    shown = known_columns([label_of(network) for network in networks], scores.values(), marked)
-    ours = [_key(column) for column in shown]
+    marked = [label for label, n in labels.items() if suspected(n, [model.tokenizer for model in models])]
+    shown = known_columns(labels, scores.values(), [*marked, PERCEPTUAL])
+    genuine = {column.key.partition("/")[2] for column in shown if column.key.startswith("fid/")}
+    ours = [_key(column, genuine) for column in shown]
     more = {key: text for key, text in _PAPER_COLUMNS[subject].items() if paper and key not in ours}
     rows = [
         [model.name, *model.facts, *(c.text(scores[model.name][c.key]) for c in shown), *("–" for _ in more)]
@@ -146,20 +154,21 @@ def compare(
     data: list[list[object]] = [
         [model.name, *model.facts, *(scores[model.name].get(key, "") for key in keys)] for model in models
     ]
-    inception = next((label_of(network) for network in networks if network.startswith("inception")), "inception")
+    inception = next(iter(genuine), "inception")
     theirs = {key: key if key == "psnr" else f"{key}/{inception}" for _, _, numbers in paper for key in numbers}
     keys += [key for key in dict.fromkeys(theirs.values()) if key not in keys]
     for name, facts, numbers in paper:
         own = {theirs[key]: value for key, value in numbers.items() if value != "–"}
         data.append([f"paper: {name}", *facts, *(own.get(key, "") for key in keys)])
     notes = "All but the paper's rows were measured under one protocol, which measured/*.json have in full."
-    if marked:
-        notes += f" {MARK} By a network that taught one of these tokenizers: it favours them."
-    if paper:
+    if any(MARK in column.label for column in shown):
         notes += (
-            " The paper's numbers are of ImageNet's 50,000 validation images at 256 pixels: they compare with ours only"
-            " where ours are of these too."
+            f" {MARK} By a network that taught one of these tokenizers, or may have been its perceptual loss: it "
+            "favours them."
         )
+    if paper:
+        made = "ImageNet's 50,000 validation images" if subject == "tokenizers" else "50,000 samples of ImageNet"
+        notes += f" The paper's numbers are of {made} at 256 pixels: they compare with ours only where ours are, too."
         if subject == "tokenizers":
             notes += " \\* trained on OpenImages, ‡ on unknown data."
     table = Table(
@@ -173,10 +182,15 @@ def compare(
     return table, _figure(subject, models, scores, shown, folder)
 
 
-def _key(column: Column) -> str:
-    """A column's metric as the paper has it: what was measured with another network than Inception is not its."""
+def _stem(name: str) -> str:
+    """Of the files of a model."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")
+
+
+def _key(column: Column, genuine: Collection[str]) -> str:
+    """A column's metric as the paper has it: what was measured with another network than FID's own is not its."""
     name, _, network = column.key.partition("/")
-    return name if not network or network.startswith("inception") else ""
+    return name if not network or network in genuine else ""
 
 
 def _figure(

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from fqgan.files import make_folder, replacing
 from fqgan.report.figures import FACTOR_COLOURS, INK, MUTED, STYLE
 
@@ -96,6 +99,19 @@ def write_scatter(folder: Path, panels: Sequence[Panel], name: str = "figure") -
             place.set_title(panel.title, color=MUTED)
         axes[-1].legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5))
     return files
+
+
+def write_picture(file: Path, pixels: npt.NDArray[np.uint8]) -> Path:
+    """A PDF of a picture (H, W, 3), pixel by pixel."""
+    from matplotlib.figure import Figure
+
+    height, width = pixels.shape[:2]
+    whole = Figure(figsize=(width / 72, height / 72), dpi=72)
+    whole.figimage(pixels, resize=True)
+    make_folder(file.parent)
+    with replacing(file) as temporary:
+        whole.savefig(temporary, format="pdf", dpi=72, metadata={"CreationDate": None})
+    return file
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from fqgan.data.images import ImageSource
 from fqgan.errors import UserError
 from fqgan.metrics.psnr import psnr
 from fqgan.studies.codes import KINDS, Features, name_of
-from fqgan.studies.figures import Panel, Series, write_dots, write_scatter
+from fqgan.studies.figures import Panel, Series, write_dots, write_picture, write_scatter
 from fqgan.studies.structure import (
     linear_probe,
     mean_squared_cosine,
@@ -26,7 +26,7 @@ from fqgan.studies.structure import (
 )
 from fqgan.studies.tables import comma_separated, write_table
 from fqgan.tokenizer.model import FactorizedTokenizer
-from fqgan.tokenizer.pictures import grid_of, reconstruction_rows, save_picture
+from fqgan.tokenizer.pictures import grid_of, reconstruction_rows, save_picture, to_image
 
 Models = Mapping[str, FactorizedTokenizer]
 """Name in the tables -> tokenizer."""
@@ -230,9 +230,9 @@ def views(
         if not drawn:
             raise UserError("not one picture of the data could be read")
         grid = grid_of([torch.cat(rows_) for rows_ in zip(*drawn, strict=True)])
-        for kind in ("png", "pdf"):
-            files.append(folder / f"{_file('views', name, models)}.{kind}")
-            save_picture(grid, files[-1])
+        stem = _file("views", name, models)
+        save_picture(grid, folder / f"{stem}.png")
+        files += [folder / f"{stem}.png", write_picture(folder / f"{stem}.pdf", np.asarray(to_image(grid)))]
         for (label, _), total in zip(kept, sums, strict=True):
             rows.append([name, label, f"{total / count:.2f}"])
             data.append([name, label, total / count, count])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fqgan import schema
-from fqgan.checkpoints import load_generator, load_tokenizer, save_generator, save_tokenizer
+from fqgan.checkpoints import load_generator, load_tokenizer, save_generator, save_tokenizer, tokenizer_config
 from fqgan.commands import evaluate_generator, evaluate_tokenizer
 from fqgan.config import GeneratorRunConfig, SamplingConfig, TokenizerRunConfig
 from fqgan.data.fingerprint import changes, fingerprint
@@ -21,10 +20,10 @@ from fqgan.data.tokens import TokenStore
 from fqgan.engine import checkpoint
 from fqgan.engine.batches import total_steps
 from fqgan.errors import UserError
-from fqgan.evaluation.sets import open_set
-from fqgan.files import making_folder, write_text
+from fqgan.evaluation.sets import Set, check_fit, open_set
+from fqgan.files import discard, making_folder, write_text
 from fqgan.generator.training import train_generator
-from fqgan.studies.measured import answers, drawing, measure
+from fqgan.studies.measured import answers, drawing, identity, measure
 from fqgan.studies.plan import Line, undeclared
 from fqgan.tokenizer.training import train_tokenizer
 from fqgan.vision.measuring import load_network
@@ -68,10 +67,14 @@ class Job:
         """Folder of the model at a fraction of the training."""
         return self.folder / "points" / f"{fraction:.6g}"
 
+    def has(self, fraction: float) -> bool:
+        """Whether the model at a fraction of the training is there."""
+        return (self.point(fraction) / POINT).exists()
+
     @property
     def trained(self) -> bool:
         """Whether it is trained to its end."""
-        return (self.point(self.fractions[-1]) / POINT).exists()
+        return self.has(self.fractions[-1])
 
     def measured(self, line: Line, network: str) -> Path:
         """File of what a line scored."""
@@ -93,19 +96,20 @@ def run(job: Job) -> None:
     told = f"row {job.row}, seed {job.seed}"
     check(job)
     for fraction in job.fractions:
-        fresh = not (job.point(fraction) / POINT).exists()
+        fresh = not job.has(fraction)
+        lines = [line for line in job.lines if line.fraction == fraction]
         if fresh:
             print(f"{told}: training to {fraction:.3g} of its length", flush=True)
-            _train(job, fraction)
-        for line in (line for line in job.lines if line.fraction == fraction):
+            _train(job, fraction, lines)
+        for line in lines:
             for network in job.measuring.networks:
-                if not fresh and answers(job.measured(line, network), _request(job, line, network)):
+                if answers(job.measured(line, network), _asked(job, line, network)):
                     print(f"{told}: {line.name} is measured already ({network})", flush=True)
                 else:
                     print(f"{told}: measuring {line.name} ({network})", flush=True)
                     _measure(job, line, network)
             if not job.measuring.keep_samples:
-                shutil.rmtree(_samples(job, line), ignore_errors=True)
+                _discard_samples(job, line)
 
 
 def check(job: Job) -> None:
@@ -125,11 +129,11 @@ def check(job: Job) -> None:
     stages = {fraction: _steps(job, fraction) for fraction in job.fractions} if staged else {}
     if staged and found.train.steps not in stages.values():
         told = f"train.steps: {found.train.steps}, not one of {sorted(stages.values())}"
-    for fraction in (each for each in job.fractions if (job.point(each) / POINT).exists()):
+    for fraction in filter(job.has, job.fractions):
         point = point_of(job, fraction)
         if point.step != stages.get(fraction, point.step):
             told = f"{job.point(fraction)} is of step {point.step}, not {stages[fraction]}"
-        if not told and (other := changes(point.data, _data_of(job.config))):
+        if not told and (other := changes(point.data, data_of(job.config))):
             told = f"data: {other}"
     if told:
         raise UserError(
@@ -141,24 +145,39 @@ def check(job: Job) -> None:
 def check_measuring(jobs: Sequence[Job]) -> None:
     """`UserError` for data, networks or ways of sampling that the jobs' measuring would refuse after their training."""
     chosen = jobs[0].measuring
-    split = "validation" if isinstance(jobs[0].config, TokenizerRunConfig) else "train"
-    given = open_set(chosen.data, split)
-    if split == "validation" and given.source is None:
-        raise UserError(f"{chosen.data} holds statistics: reconstructions are compared with the images themselves")
-    for network in chosen.networks.values():
-        load_network(network)
+    networks = [load_network(network) for network in chosen.networks.values()]
+    upscale = "--upscale" in chosen.options
+    if isinstance(jobs[0].config, TokenizerRunConfig):
+        images = Set(chosen.data, open_source(chosen.data, "validation"))
+        for job in jobs:
+            assert isinstance(job.config, TokenizerRunConfig), "the rows of a study are of one kind"
+            _check_size(images, job.config.model.image_size, upscale)
+        return
+    given = open_set(chosen.data)
     for job in jobs:
-        if isinstance(job.config, GeneratorRunConfig):
-            sizes = _store(job.config.data).codebook_sizes
-            for line in job.lines:
-                SamplingConfig.of(**line.sampling).check(sizes)
+        assert isinstance(job.config, GeneratorRunConfig), "the rows of a study are of one kind"
+        store = store_of(job.config)
+        size = tokenizer_config(store.tokenizer_path).image_size
+        _check_size(given, size, upscale)
+        for network in networks:
+            check_fit(given, network, size)
+        for line in job.lines:
+            SamplingConfig.of(**line.sampling).check(store.codebook_sizes)
 
 
-def _data_of(config: TokenizerRunConfig | GeneratorRunConfig) -> dict[str, Any]:
+def _check_size(given: Set, size: int, upscale: bool) -> None:
+    if given.source is not None and given.size < size and not upscale:
+        raise UserError(
+            f"the first image of {given.name} has a shorter side of {given.size} pixels, below the {size} of the "
+            "models: measure on larger ones, or enlarge them with --measure.upscale"
+        )
+
+
+def data_of(config: TokenizerRunConfig | GeneratorRunConfig) -> dict[str, Any]:
     """What tells the data that a row is to see from others."""
     if isinstance(config, TokenizerRunConfig):
         return _fingerprint(config.data.source)
-    return _store(config.data).data_fingerprint()
+    return store_of(config).data_fingerprint()
 
 
 @lru_cache(maxsize=4)
@@ -169,17 +188,19 @@ def _fingerprint(source: str) -> dict[str, Any]:
 def _steps(job: Job, fraction: float) -> int:
     """Optimizer steps up to a point."""
     config = job.config
-    count = len(open_source(config.data.source) if isinstance(config, TokenizerRunConfig) else _store(config.data))
+    count = len(open_source(config.data.source) if isinstance(config, TokenizerRunConfig) else store_of(config))
     return max(1, round(total_steps(config.train, count) * fraction))
 
 
-def _store(path: str) -> TokenStore:
-    if not path:
+def store_of(config: GeneratorRunConfig) -> TokenStore:
+    """The codes that a generator learns. `UserError` where there are none."""
+    if not config.data:
         raise UserError("--data is missing: a token store, which fqgan extract makes")
-    return TokenStore.open(path)
+    return TokenStore.open(config.data)
 
 
-def _train(job: Job, fraction: float) -> None:
+def _train(job: Job, fraction: float, lines: Sequence[Line]) -> None:
+    """Train to a point, drop what an earlier model scored there, and export it."""
     config = job.config
     if job.fractions != [1.0]:
         config = replace(config, train=replace(config.train, steps=_steps(job, fraction)))
@@ -197,6 +218,10 @@ def _train(job: Job, fraction: float) -> None:
             f"{job.folder} has seen {state['step'] * config.train.batch:,} images, not the "
             f"{expected * config.train.batch:,} of row {job.row}: choose another --out"
         )
+    for line in lines:
+        for file in (job.folder / "measured").glob(f"{line.name}--*.json"):
+            file.unlink()
+        _discard_samples(job, line)
     point.parent.mkdir(exist_ok=True)
     with making_folder(point) as temporary:
         if isinstance(config, TokenizerRunConfig):
@@ -226,19 +251,40 @@ def _request(job: Job, line: Line, network: str) -> list[str]:
     return argv
 
 
+def _asked(job: Job, line: Line, network: str) -> list[str]:
+    """The same, and what its names stand for now."""
+    chosen = job.measuring
+    split = "validation" if isinstance(job.config, TokenizerRunConfig) else "train"
+    return [*identity(chosen.networks[network], chosen.data, split), *_request(job, line, network)]
+
+
 def _measure(job: Job, line: Line, network: str) -> None:
-    file, request = job.measured(line, network), _request(job, line, network)
-    argv = [str(job.point(line.fraction)), *request]
+    file, asked = job.measured(line, network), _asked(job, line, network)
+    argv = [str(job.point(line.fraction)), *_request(job, line, network)]
     if isinstance(job.config, TokenizerRunConfig):
-        measure(evaluate_tokenizer.main, argv, request, file)
+        measure(evaluate_tokenizer.main, argv, asked, file)
     else:
-        measure(evaluate_generator.main, [*argv, "--samples", str(_samples(job, line))], request, file)
+        measure(evaluate_generator.main, [*argv, "--samples", str(_samples(job, line))], asked, file)
 
 
 def _samples(job: Job, line: Line) -> Path:
     """Where a generator's pictures go, to be measured by one network after the other."""
     network = next(iter(job.measuring.networks))
     return job.folder / "samples" / f"{line.name}-{drawing(_request(job, line, network))}"
+
+
+def _discard_samples(job: Job, line: Line) -> None:
+    """Those of this request and of earlier ones."""
+    for folder in (job.folder / "samples").glob(f"{line.name}-{'[0-9a-f]' * 8}"):
+        discard(folder)
+
+
+def labelled(networks: Sequence[str]) -> dict[str, str]:
+    """Label -> network. `UserError` where two would have one label."""
+    labels = [label_of(network) for network in networks]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"two networks would be called {twice[0]} in the tables: measure with one of them")
+    return dict(zip(labels, networks, strict=True))
 
 
 def label_of(network: str) -> str:

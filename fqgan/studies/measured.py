@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fqgan.config import SamplingConfig
+from fqgan.data.fingerprint import fingerprint
 from fqgan.errors import UserError
 from fqgan.evaluation.protocol import differences, read_result, write_result
+from fqgan.evaluation.sets import open_set
+from fqgan.vision.measuring import load_network
 
 Numbers = dict[str, float]
 _OF_NETWORK = ("frechet", "score", "kernel", "precision", "recall", "density", "coverage", "fid", "sfid", "inception")
@@ -42,13 +46,26 @@ def _options(request: Sequence[str]) -> Iterator[list[str]]:
             yield current
             current = []
         current.append(text)
-    yield current
+    if current:
+        yield current
 
 
 def drawing(request: Sequence[str]) -> str:
     """Names the pictures that a request generates: those of another network or other real images are the same."""
     counting = [option for option in _options(request) if option[0] in _DRAWN_BY]
     return hashlib.sha256(json.dumps(counting).encode()).hexdigest()[:8]
+
+
+@lru_cache(maxsize=32)
+def identity(network: str, data: str, split: str) -> tuple[str, ...]:
+    """What a request's names stand for: the weights of a network, and which images these are. Stands before the
+    options of a request, so that a retrained classifier or other images are measured anew."""
+    given = open_set(data, split)
+    if given.source is not None:
+        images = json.dumps(fingerprint(given.source), sort_keys=True)
+    else:
+        images = hashlib.sha256(Path(data).expanduser().read_bytes()).hexdigest()
+    return str(load_network(network).describe()["weights"]), hashlib.sha256(images.encode()).hexdigest()
 
 
 def measure(command: Callable[[list[str]], None], argv: Sequence[str], request: Sequence[str], file: Path) -> None:

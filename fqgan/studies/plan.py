@@ -27,6 +27,7 @@ WATCHING = {
 """Settings in which runs of one study may differ: how they are watched, nothing that they compute."""
 _LEFT_OPEN = re.compile(r"model\.(factors\.\d+\.teacher_dim|codebook_sizes|grid|num_classes)(\.\d+)?")
 _PICTURES = "sampling."
+_LENGTH = {"train.steps", "train.epochs"}
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,56 @@ class Study:
         """With more rows: each is measured and sampled as its parent is, and claimed to be better where both are
         trained to their end. `UserError` for a name that is taken."""
         taken = {row.name for row in self.rows} | {line.name for line in self.lines}
-        known, lines, claims = {row.name: row for row in (*self.rows, *rows)}, list(self.lines), list(self.orderings)
         for row in rows:
             if row.name in taken:
                 raise UserError(f"row {row.name!r} is there already: choose another name")
             taken.add(row.name)
+        known, lines, claims = {row.name: row for row in (*self.rows, *rows)}, list(self.lines), list(self.orderings)
+        for row in _parents_first(rows):
             models = [line for line in lines if line.row == _measured_ancestor(row, known, lines)]
             for model in models or [Line("", "", "", sampling=self.sampling)]:
                 name = row.name + model.name.removeprefix(model.row)
-                line = dataclasses.replace(model, name=name, row=row.name, row_label=row.label or row.name, paper={})
+                own = {"row": row.name, "row_label": row.label or row.name, "paper": {}}
+                own["sampling"] = {**model.sampling, **_declared_sampling(row, models)}
+                if model.at and not _LENGTH.isdisjoint(row.changes) and len({each.fraction for each in models}) > 1:
+                    own["at"] = f"{model.fraction:g} of its length"
+                line = dataclasses.replace(model, name=name, **own)
+                if name != row.name and name in taken:
+                    raise UserError(f"rows {name!r} and {row.name!r} would have a line of one name: choose another")
+                taken.add(name)
                 lines.append(line)
                 if model.row == row.parent and model.row and model.fraction == 1.0:
                     claims.append(Ordering(f"{line.label} over {model.label}", line.name, model.name))
         return dataclasses.replace(self, rows=(*self.rows, *rows), lines=tuple(lines), orderings=tuple(claims))
+
+
+def _declared_sampling(row: Row, models: Sequence[Line]) -> dict[str, Any]:
+    """How a row is to be sampled otherwise than its parent. `UserError` where its parent's lines differ in that, and
+    for a config of its own, of which the study takes the training only."""
+    found = {}
+    for key, value in row.changes.items():
+        name = key.removeprefix(_PICTURES)
+        if name == key and key != _PICTURES[:-1]:
+            continue
+        if name == key or row.config:
+            raise UserError(
+                f"row {row.name} cannot declare {key}: declare sampling.cfg_scale or the like, and no config"
+            )
+        if len({str(model.sampling.get(name)) for model in models}) > 1:
+            raise UserError(f"row {row.name} cannot declare {key}: it is what the lines of its parent differ in")
+        found[name] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def _parents_first(rows: Sequence[Row]) -> list[Row]:
+    """In their order, but none before its parent; rows that go round in a circle come last."""
+    waiting, found = list(rows), list[Row]()
+    while waiting:
+        names = {row.name for row in waiting}
+        free = [row for row in waiting if row.parent not in names]
+        found += free or waiting
+        waiting = [row for row in waiting if row not in found]
+    return found
 
 
 def _measured_ancestor(row: Row, rows: Mapping[str, Row], lines: Sequence[Line]) -> str:
@@ -157,6 +195,15 @@ def value_at(config: Any, key: str) -> Any:
     for step in key.split("."):
         place = _entry(place, step, key)
     return place
+
+
+def has_setting(config: Any, key: str) -> bool:
+    """Whether there is a value at a dotted key."""
+    try:
+        value_at(config, key)
+    except UserError:
+        return False
+    return True
 
 
 def _entry(place: Any, step: str, key: str) -> Any:
@@ -206,6 +253,9 @@ def _own(row: Row, parent: Run) -> Run:
     if not row.config:
         return change(parent, row.changes)
     own = schema.load(type(parent), Path(row.config))
+    for key in row.changes:  # one of them may lack it, such as a second factor
+        if not has_setting(parent, key):
+            value_at(own, key)
     own = change(own, {key: _plain(value) for key, value in _reserved(parent).items()})
     if told := undeclared(parent, own, row.changes):
         raise UserError(f"{row.config} differs from {row.parent or 'the study'} in what is not declared ({told})")

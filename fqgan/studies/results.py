@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from fqgan.checkpoints import tokenizer_config
-from fqgan.config import TokenizerConfig, TokenizerRunConfig
+from fqgan.config import GeneratorRunConfig, TokenizerConfig, TokenizerRunConfig
 from fqgan.data.fingerprint import changes
 from fqgan.errors import UserError
 from fqgan.sources import CARRIED
-from fqgan.studies.jobs import Job, point_of
+from fqgan.studies.jobs import Job, data_of, point_of, store_of
 from fqgan.studies.judgement import Judgement, judge
 from fqgan.studies.measured import OneProtocol, scores_of
 from fqgan.studies.plan import Ordering, Study, ancestry
@@ -71,50 +75,71 @@ def collect(study: Study, jobs: Sequence[Job]) -> Numbers:
 
 
 _LENGTHS = {"train.steps", "train.epochs", "train.batch"}
-_OF_CODES = ("tokenizer", "codes")
-"""In which token stores of the same images may differ, where rows declare that they take others."""
+_OF_CODES = ("tokenizer", "codes", "labels")
+"""In which token stores of the same images may differ, where rows declare that they take others. Labels are compared
+by themselves: their sums are those of shards, of which one store may have more."""
 
 
 def check_alike(study: Study, jobs: Sequence[Job]) -> None:
-    """`UserError` where rows that are trained have seen other images, or other numbers of them, than they declare."""
+    """`UserError` where rows have seen, or would see, other images or other numbers of them than they declare."""
     firsts: dict[int, Job] = {}
-    for job in (job for job in jobs if job.trained):
+    for job in jobs:
         other = firsts.setdefault(job.seed, job)
         # compared with the first row: differences from it lie on the way to a common parent
         rows = (*ancestry(study, job.row), *ancestry(study, other.row))
         declared = {key for row in rows for key in row.changes}
-        own, theirs = (point_of(each, each.fractions[-1]) for each in (job, other))
         whose = f"row {job.row}, seed {job.seed}"
-        same_fraction = job.fractions[-1] == other.fractions[-1]
-        if own.images_seen != theirs.images_seen and same_fraction and not declared & _LENGTHS:
-            raise UserError(
-                f"{whose} has seen {own.images_seen:,} images, row {other.row} {theirs.images_seen:,}: declare it, or "
-                "train both alike"
-            )
-        if declared & {"data.source", "data"} and study.kind == "tokenizer":
+        if job.trained and other.trained and job.fractions[-1] == other.fractions[-1] and not declared & _LENGTHS:
+            own, theirs = (point_of(each, each.fractions[-1]).images_seen for each in (job, other))
+            if own != theirs:
+                raise UserError(
+                    f"{whose} has seen {own:,} images, row {other.row} {theirs:,}: declare it, or train both alike"
+                )
+        if study.kind == "tokenizer" and declared & {"data.source", "data"}:
             continue
-        left_out = _OF_CODES if declared & {"data", "tokenizer"} else ()
-        before, after = ({k: v for k, v in each.data.items() if k not in left_out} for each in (theirs, own))
-        if told := changes(before, after):
-            raise UserError(f"{whose} was trained on other data than row {other.row} ({told}): declare it")
+        of_codes = study.kind == "generator" and "data" in declared
+        before, after = (
+            {k: v for k, v in _seen(each).items() if not of_codes or k not in _OF_CODES} for each in (other, job)
+        )
+        told = changes(before, after)
+        if of_codes and not told and not np.array_equal(_labels(other), _labels(job)):
+            told = "other labels"
+        if told:
+            raise UserError(
+                f"{whose} has other data than row {other.row} ({told}): "
+                + ("give both the codes of the same images, in the same crops" if of_codes else "declare it")
+            )
+
+
+def _seen(job: Job) -> dict[str, Any]:
+    """Fingerprint of the data that a row was trained on, or would be."""
+    return point_of(job, job.fractions[-1]).data if job.trained else data_of(job.config)
+
+
+def _labels(job: Job) -> npt.NDArray[np.int64]:
+    assert isinstance(job.config, GeneratorRunConfig), "tokenizers learn from images"
+    return store_of(job.config).labels
 
 
 def contaminated(network: str, jobs: Sequence[Job]) -> bool:
-    """Whether a network of `--features` teaches a row, or is its perceptual loss. What the tokenizers of generators
-    were trained with besides their teachers is not known for sure: the packaged network is suspected."""
+    """Whether a network of `--features` teaches a row, or is its perceptual loss; of generators' rows, their
+    tokenizers."""
     for job in jobs:
-        point = job.point(job.fractions[-1])
         if isinstance(job.config, TokenizerRunConfig):
-            loss, model = job.config.loss, job.config.model
+            loss = job.config.loss
             if loss.perceptual_weight and family(network) == family(loss.perceptual):
                 return True
-        else:
-            if family(network) == PACKAGED:
+            if taught(network, job.config.model):
                 return True
-            model = tokenizer_config(point / CARRIED)
-        if taught(network, model):
+        elif suspected(network, [tokenizer_config(job.point(job.fractions[-1]) / CARRIED)]):
             return True
     return False
+
+
+def suspected(network: str, tokenizers: Iterable[TokenizerConfig]) -> bool:
+    """Whether a network of `--features` taught one of some tokenizers. Which perceptual loss they were trained with
+    their files don't say: it may have been the packaged network."""
+    return family(network) == PACKAGED or any(taught(network, each) for each in tokenizers)
 
 
 def taught(network: str, tokenizer: TokenizerConfig) -> bool:
@@ -126,6 +151,8 @@ def family(network: str) -> str:
     """What a network's name has in common with those of its kind: all of CLIP, all stages of the packaged one, one
     model of timm."""
     name = network.partition("@")[0]
+    if name.startswith("timm:") and "efficientnet_lite0" in name:  # timm has the packaged weights too
+        return PACKAGED
     return name.partition("=")[0] if name.startswith("timm:") else name.partition(":")[0]
 
 
@@ -144,16 +171,16 @@ def known_columns(
     the perceptual distance if that is among them."""
     found = [Column("psnr", "PSNR (dB)", 2, 1), Column("ssim", "SSIM", 4, 1)]
     found.append(Column(PERCEPTUAL, "perceptual distance" + (f" {MARK}" if PERCEPTUAL in marked else ""), 4, -1))
+    known = {key for each in scores for key in each}
     for label in networks:
         mark = f" {MARK}" if label in marked else ""
-        of = "" if label.startswith("inception") else f", {label}"
+        of = "" if f"fid/{label}" in known else f", {label}"  # FID's own network needs no name
         for key, name, digits, sign in (
             *(("fid", "FID", 2, -1), ("frechet", "Frechet distance", 2, -1)),
             *(("inception_score", "IS", 1, 1), ("precision", "precision", 3, 1), ("recall", "recall", 3, 1)),
         ):
             found.append(Column(f"{key}/{label}", name + of + mark, digits, sign))
     found.append(Column("usage", "usage", 1, 0))
-    known = {key for each in scores for key in each}
     return [column for column in found if column.key in known]
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from fqgan.config import FactorConfig
 from fqgan.evaluation.protocol import read_result
 from fqgan.report.figures import require_matplotlib
 from fqgan.studies import jobs as work
 from fqgan.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.studies.jobs import Job, Measuring, check_measuring, point_of
-from fqgan.studies.plan import Row, Run, Study, settings_of, value_at
+from fqgan.studies.measured import identity
+from fqgan.studies.plan import Row, Run, Study, has_setting, settings_of, value_at
 from fqgan.studies.results import MARK, Column, Judged, Numbers, check_alike, collect, columns, judged
 from fqgan.studies.tables import comma_separated, markdown, write_table
 from fqgan.studies.verdicts import cell, told
@@ -34,6 +36,7 @@ def run_study(
     """
     require_matplotlib()
     check_alone()
+    identity.cache_clear()  # the files may have changed since an earlier study of this process
     settings = settings_of(study, base)
     chosen = study.only(only) if only else study
     jobs = [
@@ -107,7 +110,10 @@ def _data(study: Study, numbers: Numbers) -> str:
 def _notes(study: Study, jobs: Sequence[Job], verdicts: Sequence[Judged], shown: Sequence[Column]) -> str:
     parts = ["Mean ± standard deviation over the seeds; all lines of a seed share data, their order and the seed."]
     if any(MARK in column.label for column in shown):
-        parts.append(f"{MARK} By a network that teaches a row or is its perceptual loss: no conclusion rests on it.")
+        parts.append(
+            f"{MARK} By a network that teaches a row, or is or may have been its perceptual loss: no ground for a "
+            "conclusion."
+        )
     protocol = _protocol(jobs)
     parts.append(f"Measured on {protocol}.")
     if study.paper:
@@ -137,13 +143,21 @@ def _declared(study: Study, jobs: Sequence[Job]) -> list[list[str]]:
 
     def told(row: Row) -> str:
         # of a row with a config of its own, what that has
-        values = {k: value_at(trained[row.name], k) if row.config else v for k, v in row.changes.items()}
+        own = trained[row.name]
+        values = {k: _own(own, k) if row.config else v for k, v in row.changes.items()}
         return ", ".join(f"`{key}` = {_short(value)}" for key, value in values.items()) or "–"
 
     return [[row.name, row.parent or "the study", told(row)] for row in study.rows if row.name in trained]
 
 
+def _own(config: Any, key: str) -> Any:
+    """What a row's config has at a key; nothing where it lacks it, such as a second factor."""
+    return value_at(config, key) if has_setting(config, key) else ()
+
+
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        value = FactorConfig(**value) if "codebook_size" in value else ", ".join(f"{k} {v}" for k, v in value.items())
     if isinstance(value, tuple | list):
         return ", ".join(map(_short, value)) or "none"
     codes = getattr(value, "codebook_size", None)

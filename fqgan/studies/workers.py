@@ -74,9 +74,9 @@ def spread(call: Callable[[Any], None], jobs: Sequence[Any], processes: int, gpu
                     outcome, text = _BROKEN, "a process of the study ended before its job did"
                 if outcome != _DONE:
                     failures.append((outcome, text))
-                    if busy - {connection}:
-                        first = text.strip().splitlines()[-1]
-                        print(f"a row has failed ({first}); what is under way goes on to its end", file=sys.stderr)
+                    if busy - {connection} and not stopped:
+                        *_, summary = text.strip().splitlines() or ["without a word"]
+                        print(f"a row has failed ({summary}); what is under way goes on to its end", file=sys.stderr)
                 if waiting and not failures and not stopped:
                     connection.send(waiting.pop(0))
                 else:

@@ -46,8 +46,8 @@ def to_image(image: Tensor) -> Image.Image:
 
 
 def save_picture(image: Tensor, path: Path) -> None:
-    """Write a (3, H, W) tensor in [-1, 1] as PNG or, where the path ends so, PDF, whole or not at all."""
+    """Write a (3, H, W) tensor in [-1, 1] as PNG, whole or not at all."""
     make_folder(path.parent)
     buffer = io.BytesIO()
-    to_image(image).save(buffer, format=path.suffix[1:].upper() or "PNG")
+    to_image(image).save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue())
