@@ -81,6 +81,7 @@ def write_curves(folder: Path, panels: Sequence[Panel], x_label: str) -> list[Pa
                     place.plot([x] * len(values), values, "o", color=colour, markersize=2, alpha=0.5)
             place.set_ylabel(panel.title.replace(", ", ",\n", 1))
             place.set_xlabel(x_label)
+            place.locator_params(axis="x", nbins=5)  # numbers of images are wide
         axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
     return files
 
