@@ -19,7 +19,7 @@ from fqgan.data.images import open_source
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import checkpoint
 from fqgan.engine.batches import total_steps
-from fqgan.errors import UserError
+from fqgan.errors import UnreadableError, UserError
 from fqgan.evaluation.sets import Set, check_fit, open_set
 from fqgan.files import discard, making_folder, write_text
 from fqgan.generator.training import train_generator
@@ -166,10 +166,16 @@ def check_measuring(jobs: Sequence[Job]) -> None:
 
 
 def _check_size(given: Set, size: int, upscale: bool) -> None:
-    if given.source is not None and given.size < size and not upscale:
+    if given.source is None or upscale:
+        return
+    try:
+        side = given.size
+    except UnreadableError:  # measuring leaves it out
+        return
+    if side < size:
         raise UserError(
-            f"the first image of {given.name} has a shorter side of {given.size} pixels, below the {size} of the "
-            "models: measure on larger ones, or enlarge them with --measure.upscale"
+            f"the first image of {given.name} has a shorter side of {side} pixels, below the {size} of the models: "
+            "measure on larger ones, or enlarge them with --measure.upscale"
         )
 
 
