@@ -1,7 +1,5 @@
 """`python -m fqgan`."""
 
-import sys
+from fqgan.cli import run
 
-from fqgan.cli import main
-
-sys.exit(main())
+run()

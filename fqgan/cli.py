@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 from fqgan import __version__
@@ -56,6 +58,25 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return _refuse(f"{error.filename or 'a file'}: {reason(error.errno)}")
     return 0
+
+
+def run() -> None:
+    """The console script: `main`, then the end of the process with its status."""
+    try:
+        status = main()
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        status = end.code
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # gloo's threads may outlive the process group, and one that lets go of a tensor while the interpreter is torn
+        # down aborts the process (pytorch#179291): a rank whose work is done would count as failed
+        atexit._run_exitfuncs()
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _refuse(message: str) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,6 +72,28 @@ def test_help_shows_the_defaults(command: str, default: str, capsys: pytest.Capt
 def test_the_help_of_training_names_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
     text = output(capsys, "train-tokenizer", "--help")
     assert all(name in text for name in PRESETS)
+
+
+@pytest.mark.parametrize(("argument", "status"), [("--version", 0), ("wrong", 2), ("convert --help", 0)])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_rank_ends_before_its_interpreter_is_torn_down(argument: str, status: int, ranks: int) -> None:
+    """With what it printed and its exit functions run, as one process ends; tearing down is where gloo aborts."""
+    code = f"""
+import atexit, sys
+from fqgan.cli import run
+class Held:
+    def __del__(self): sys.__stderr__.write("torn down")
+held = Held()
+atexit.register(print, "exit function", file=sys.stderr)
+sys.argv = ["fqgan", *{argument.split()}]
+run()
+"""
+    environment = {**os.environ, "WORLD_SIZE": str(ranks), "RANK": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == status
+    assert ("fqgan" in done.stdout) if status == 0 else ("unknown command 'wrong'" in done.stderr)
+    assert "exit function" in done.stderr
+    assert ("torn down" in done.stderr) == (ranks == 1)
 
 
 TRAIN = "train-tokenizer photos-dual --run x"

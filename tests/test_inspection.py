@@ -216,6 +216,8 @@ def test_what_cannot_be_studied_is_refused(
     assert "18 images are too few for 10 neighbours and perplexity 30" in line("tsne", "--num-classes", "3")
     assert "--names has 2 name(s) for 1 checkpoint(s)" in line("views", "--names", "a", "b")
     assert "is named twice" in refused("study", "views", export, export, "--data", data, "--out", tmp_path / "x")
+    both = [export, export, "--names", "a/b", "a-b", "--data", data, "--out", tmp_path / "x"]
+    assert "a/b and a-b would share a file" in refused("study", "views", *both)
     assert "a probe needs one of each" in line("probe", source=pictures)
     assert "has no validation split" in line("probe", source=data / "train")
     assert "--split validation takes the images to test on" in line("probe", "--split", "validation")

@@ -14,6 +14,7 @@ from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.commands.generate import chosen_classes
 from fqgan.commands.progress import image_bar
 from fqgan.errors import UserError
+from fqgan.studies.tables import file_stem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,6 +144,9 @@ def check_names(options: Any) -> None:
     names = list(options.names or map(str, options.checkpoints))
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{twice[0]} is named twice: tell them apart with --names")
+    stems = [file_stem(name) for name in names]
+    if alike := [name for name, stem in zip(names, stems, strict=True) if stems.count(stem) > 1]:
+        raise UserError(f"{' and '.join(alike[:2])} would share a file: tell them apart with --names")
 
 
 def _check(options: Any) -> None:

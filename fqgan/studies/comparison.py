@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fqgan.config import TokenizerConfig
-from fqgan.errors import UserError
 from fqgan.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.studies.inspection import Table
 from fqgan.studies.jobs import labelled
 from fqgan.studies.measured import OneProtocol, answers, drawing, identity, measure, scores_of
 from fqgan.studies.results import MARK, PERCEPTUAL, Column, known_columns, suspected
+from fqgan.studies.tables import file_stem
 
 
 @dataclass(frozen=True)
@@ -112,18 +112,15 @@ def compare(
         networks: its `--features`, one after the other.
 
     Raises:
-        UserError: results that were not measured under one protocol, names that would share files, and networks that
-            would share columns.
+        UserError: results that were not measured under one protocol, and networks that would share columns.
     """
     labels = labelled(networks)
-    stems = [_stem(model.name) for model in models]
-    if twice := [model.name for model, stem in zip(models, stems, strict=True) if stems.count(stem) > 1]:
-        raise UserError(f"{' and '.join(twice[:2])} would share a file: tell them apart with --names")
     images, split = request[request.index("--data") + 1], "validation" if subject == "tokenizers" else "train"
     identity.cache_clear()  # the files may have changed since an earlier study of this process
     protocol = OneProtocol(() if subject == "tokenizers" else ("samples",))
     scores: dict[str, dict[str, float]] = {model.name: {} for model in models}
-    for model, stem in zip(models, stems, strict=True):
+    for model in models:
+        stem = file_stem(model.name)
         for label, network in labels.items():
             file = folder / "measured" / f"{stem}--{label}.json"
             whole = ["--features", network, *request]
@@ -180,11 +177,6 @@ def compare(
         notes,
     )
     return table, _figure(subject, models, scores, shown, folder)
-
-
-def _stem(name: str) -> str:
-    """Of the files of a model."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")
 
 
 def _key(column: Column, genuine: Collection[str]) -> str:

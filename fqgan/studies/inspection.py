@@ -24,7 +24,7 @@ from fqgan.studies.structure import (
     neighbour_purity,
     within_share,
 )
-from fqgan.studies.tables import comma_separated, write_table
+from fqgan.studies.tables import comma_separated, file_stem, write_table
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.pictures import grid_of, reconstruction_rows, save_picture, to_image
 
@@ -39,9 +39,9 @@ def factors(tokenizer: FactorizedTokenizer) -> list[str]:
     return [factor.name for factor in tokenizer.config.factors]
 
 
-def _file(stem: str, name: str, models: Models) -> str:
-    """A file's name: the model's name is a part of it where there are several."""
-    return stem if len(models) == 1 else f"{stem}-{''.join(c if c.isalnum() or c in '-_.' else '-' for c in name)}"
+def _stem(kind: str, name: str, models: Models) -> str:
+    """Of a picture's files: the model's name is a part of it where there are several."""
+    return kind if len(models) == 1 else f"{kind}-{file_stem(name)}"
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def tsne(
                 x, y = plane[features.labels == label].T
                 series.append(Series(name_of(source, label), x.tolist(), [y.tolist()]))
             panels.append(Panel(factor, series))
-        files += write_scatter(folder, panels, _file("figure", name, models))
+        files += write_scatter(folder, panels, _stem("figure", name, models))
     chance = sum(share**2 for share in shares.values())
     head = ["model", "factor", "features", f"purity of {neighbours} neighbours ↑", "variance within classes ↓"]
     keys = ["model", "factor", "features", "points", "purity", "within_share", "images"]
@@ -230,7 +230,7 @@ def views(
         if not drawn:
             raise UserError("not one picture of the data could be read")
         grid = grid_of([torch.cat(rows_) for rows_ in zip(*drawn, strict=True)])
-        stem = _file("views", name, models)
+        stem = _stem("views", name, models)
         save_picture(grid, folder / f"{stem}.png")
         files += [folder / f"{stem}.png", write_picture(folder / f"{stem}.pdf", np.asarray(to_image(grid)))]
         for (label, _), total in zip(kept, sums, strict=True):

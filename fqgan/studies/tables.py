@@ -12,6 +12,11 @@ from fqgan.files import make_folder, write_text
 Rows = Sequence[Sequence[str]]
 
 
+def file_stem(name: str) -> str:
+    """The part of files' names that stands for a model of this name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")
+
+
 def markdown(head: Sequence[str], rows: Rows) -> str:
     """A pipe table."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
