@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from inception_weights import save_random_inception
-from runs import TWO_RANKS, finish, start
+from processes import on_two_ranks
 from sets import FAST, FULL, evaluated, samples, write_pictures
 
 from fqgan.cli import main
@@ -179,7 +179,7 @@ def test_two_ranks_and_other_batches_give_the_numbers_of_one(here: Path) -> None
     """The network's features move in their last bits with the batch, and the numbers with them."""
     expected = samples("real", "fake")
     argv = ["evaluate", "samples", "real", "fake", *FAST, "--no-cache", "--device", "cpu", "--out", "two.json"]
-    finish(start([*argv, "--batch", "3"], TWO_RANKS))
+    on_two_ranks([*argv, "--batch", "3"])
     found = json.loads(Path("two.json").read_text())
     assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
     assert found["protocol"]["samples"] == expected["protocol"]["samples"]
@@ -193,7 +193,7 @@ def test_two_ranks_and_other_batches_give_the_numbers_of_a_tokenizer(
     expected = evaluated(*argv)
     assert {"psnr", "ssim", "perceptual", "frechet", "kernel_distance", "coverage"} <= set(expected["metrics"])
     options = ["--device", "cpu", "--batch", "3", "--out", "two.json"]
-    finish(start(["evaluate", *map(str, argv), *options], TWO_RANKS))
+    on_two_ranks(["evaluate", *map(str, argv), *options])
     found = json.loads(Path("two.json").read_text())
     for part in ("metrics", "factors"):
         for name, value in flatten(expected[part]).items():

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import on_two_ranks, start
 
 from fqgan.checkpoints import load_generator, save_generator, save_tokenizer
 from fqgan.cli import main
@@ -153,21 +152,8 @@ def test_kills_at_random_moments_change_nothing(folder: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_two_ranks_write_what_one_writes(folder: Path, tmp_path: Path) -> None:
     assert main(command(folder, tmp_path / "one")) == 0
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fqgan", "--"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, *command(folder, tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    on_two_ranks(command(folder, tmp_path / "two"))
     assert sums(tmp_path / "two") == sums(tmp_path / "one")
-
-
-def start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "fqgan", *arguments], env=environment, stdout=subprocess.DEVNULL)
 
 
 def test_classes() -> None:

@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import finish, on_two_ranks, start
 from runs import (
     STEPS,
-    TWO_RANKS,
     assert_alike,
     assert_same,
     contents,
-    finish,
     killed_and_resumed,
     lines,
-    start,
     stopped_by,
 )
 
@@ -131,7 +129,7 @@ main(sys.argv[1:])
 def test_kill_while_a_checkpoint_is_written(uninterrupted: Path, pictures: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     arguments = command(everything(pictures), run)
-    process = start(arguments, launcher=("-c", DIE_WHILE_SAVING))
+    process = start(arguments, code=DIE_WHILE_SAVING)
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     assert [path.name for path in sorted((run / "checkpoints").glob("step-*"))] == ["step-00000003"]
@@ -201,7 +199,7 @@ def test_two_ranks_equal_one_process(
     )
     alone, together = tmp_path / "alone", tmp_path / "together"
     finish(start(command(config, alone)))
-    assert "2 x cpu" in finish(start(command(config, together), launcher=TWO_RANKS))
+    assert "2 x cpu" in on_two_ranks(command(config, together))
     assert_alike(alone, together)
     assert {"gan_loss", "val_psnr", "val_semantic_usage"} <= lines(together)[-1].keys()
     if gan is VARIANTS:

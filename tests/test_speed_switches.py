@@ -107,12 +107,14 @@ def test_what_changes_rounding_may_not_change_on_resume(
 
 
 def test_channels_last_trains_alike(tiny: TokenizerRunConfig, tmp_path: Path) -> None:
-    """The same losses up to rounding; and it is used: the weights differ by rounding."""
+    """The same losses up to rounding; and it is used: the weights differ by rounding. Adam's first step goes by the
+    signs of gradients, and some are as small as their rounding: so the second step's losses are farther apart."""
     weights = [trained(child(tiny, train={"channels_last": c}), tmp_path / c) for c in ("off", "on")]
     assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    for off, on in zip(read_stats(tmp_path / "off"), read_stats(tmp_path / "on"), strict=True):
-        losses = [name for name in off if name.endswith("loss")]
-        assert [on[name] for name in losses] == pytest.approx([off[name] for name in losses], rel=1e-3, abs=1e-6)
+    stats = zip((1e-4, 2e-2), read_stats(tmp_path / "off"), read_stats(tmp_path / "on"), strict=True)
+    for tolerance, off, on in stats:
+        names = [name for name in off if name.endswith(("loss", "gradient_norm"))]
+        assert [on[name] for name in names] == pytest.approx([off[name] for name in names], rel=tolerance, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["adam", "muon"])

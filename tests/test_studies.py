@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import start, wait_for
+from processes import start, wait_for
 from sets import write_pictures
 
 from fqgan import schema

@@ -11,7 +11,7 @@ from typing import Any
 import generators
 import numpy as np
 import pytest
-from runs import start, wait_for
+from processes import start, wait_for
 from sets import write_pictures
 from stores import make_store
 

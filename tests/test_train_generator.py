@@ -12,16 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from processes import finish, on_two_ranks, start
 from runs import (
     STEPS,
-    TWO_RANKS,
     assert_alike,
     assert_same,
     contents,
-    finish,
     killed_and_resumed,
     lines,
-    start,
     stopped_by,
 )
 from stores import CLASSES, make_store
@@ -360,7 +358,7 @@ def test_ranks_and_sharding_change_nothing_but_rounding(home: Path, tmp_path: Pa
     finish(start(command(config, runs[0])))
     sharded = child(config, train={"fsdp": True})
     for run, each in ((runs[1], config), (runs[2], sharded)):
-        assert "2 x cpu" in finish(start(command(each, run), launcher=TWO_RANKS))
+        assert "2 x cpu" in on_two_ranks(command(each, run))
     shutil.copytree(runs[2], runs[3])
     shutil.rmtree(runs[3] / "checkpoints" / f"step-{STEPS:08d}")
     assert "at step 3" in finish(start(command(sharded, runs[3])))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from captioned import write_captioned
-from runs import start, wait_for
+from processes import start, wait_for
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
