@@ -14,7 +14,7 @@ from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["torch", "torch._dynamo", "torch.utils.tensorboard.writer", "timm"]
+    ["torch", "torch._dynamo", "torch.utils.tensorboard.writer"]
     + [f"fqgan.{kind}.training" for kind in ("tokenizer", "generator")]
     + [f"fqgan.commands.{name}" for name in ("train_tokenizer", "train_generator", "evaluate", "study")]
 )
@@ -24,6 +24,7 @@ class Started:
     """`fqgan ARGUMENTS`, or `python -c CODE ARGUMENTS`, under way; with the part of `subprocess.Popen` that is used."""
 
     def __init__(self, arguments: list[str], code: str, environment: dict[str, str]) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the server too, which loads torch
         handle, name = tempfile.mkstemp()
         os.close(handle)
         self._output = Path(name)
@@ -60,7 +61,6 @@ class Started:
 
 def start(arguments: list[str], code: str = "", **env: str) -> Started:
     """A process with one thread: sums in the same order every time, and no fight over the cores."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the server too, which loads torch
     return Started(arguments, code, {**os.environ, **env})
 
 
@@ -70,22 +70,25 @@ def finish(process: Started) -> str:
     return output
 
 
-def on_two_ranks(arguments: list[str]) -> str:
+def on_two_ranks(arguments: list[str], status: int = 0) -> str:
     """What a command prints on two ranks, in the environment that torchrun gives them; torchrun itself takes as long to
-    load as they do."""
+    load as they do. Both have to end with this exit status."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [start(arguments, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
-    try:
-        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
-            time.sleep(0.01)
-    finally:
-        if any(rank.poll() for rank in ranks):  # the other one would wait for it
+    deadline = time.monotonic() + 300
+    while any(rank.poll() is None for rank in ranks):
+        time.sleep(0.01)
+        if any(rank.poll() for rank in ranks):  # one that broke leaves the other waiting for it
+            deadline = min(deadline, time.monotonic() + 20)
+        if time.monotonic() > deadline:
             for rank in ranks:
                 rank.kill()
-    return "".join(map(finish, ranks))
+    output = "".join(rank.communicate()[0] for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [status, status], output
+    return output
 
 
 def wait_for(pattern: Path, process: Started) -> None:

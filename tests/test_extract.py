@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import on_two_ranks
 from torchvision.transforms.functional import ten_crop
 
 import fqgan
@@ -327,23 +328,18 @@ def test_what_is_interrupted_goes_on(
 def test_two_ranks_write_what_one_does(command: tuple[str, ...]) -> None:
     """Their errors are told once."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fqgan", "--"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    argv = [*command, "store", "--crops", "ten"]
     assert main([*command, "straight", "--crops", "ten"]) == 0
-
-    def together(*options: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, *torchrun, *command, "store", "--crops", "ten", *options]
-        return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-    done = together()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *torchrun, *argv], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "on 2 x cpu" in done.stdout
     assert done.stdout.splitlines()[-1] == "store"
     assert contents("store") == contents("straight")
-    assert "store is extracted already" in together().stdout
-    done = together("--precision", "bf16")
-    assert done.returncode != 0
-    assert done.stderr.count("fqgan: error:") == 1
-    assert "store is made with other settings (precision: 'float32' -> 'bf16')" in done.stderr
+    assert "store is extracted already" in on_two_ranks(argv)
+    told = on_two_ranks([*argv, "--precision", "bf16"], status=2)
+    assert told.count("fqgan: error:") == 1
+    assert "store is made with other settings (precision: 'float32' -> 'bf16')" in told
 
 
 def test_the_fingerprint_is_that_of_the_codes(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import start
+from processes import Started
 
 import fqgan
 from fqgan import hub
@@ -31,10 +31,13 @@ def server() -> Iterator[ThreadingHTTPServer]:
 def python(code: str, cache: Path, port: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
     """Run code in a process whose hub is this machine's port, with a cache of its own; UserError as its one line."""
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    errors = cache.with_name(f"{cache.name}.errors")
+    lines = ["import sys", f"sys.stderr = open({str(errors)!r}, 'w')", "import fqgan", "try:", f"  {code}"]
+    lines += ["except fqgan.UserError as error: sys.exit(str(error))"]
     settings = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(cache), "HF_TOKEN": "hf_test", **env}
-    code = f"import sys, fqgan\ntry:\n  {code}\nexcept fqgan.UserError as error: sys.exit(str(error))"
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env={**environment, **settings}, capture_output=True, text=True, check=False)
+    process = Started([], "\n".join(lines), {**environment, **settings})
+    output, _ = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(code, process.returncode, output, errors.read_text())
 
 
 @pytest.mark.slow
