@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs import write_gpus
 from processes import start, wait_for
 from sets import write_pictures
 
@@ -238,22 +239,16 @@ def test_a_signal_in_the_last_moment_of_a_row_is_not_lost(
     assert not (tmp_path / "out/rows/vqgan/seed-1").exists()
 
 
-def _call(job: str) -> None:
-    if job == "bad":
-        raise UserError("a bad job")
-    Path(job).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-
-
 @pytest.mark.slow
 def test_every_process_sees_one_gpu_and_errors_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     files = [str(tmp_path / str(i)) for i in range(2)]
-    over_processes(_call, files, 2, gpus=2)
+    over_processes(write_gpus, files, 2, gpus=2)
     assert {Path(file).read_text() for file in files} == {"4", "6"}
     with pytest.raises(UserError, match="a bad job"):
-        over_processes(_call, ["bad", files[0]], 2)
+        over_processes(write_gpus, ["bad", files[0]], 2)
     with pytest.raises(UserError, match="Not a directory"):  # how the machine is, told in a line
-        over_processes(_call, [f"{files[0]}/below", files[1]], 2)
+        over_processes(write_gpus, [f"{files[0]}/below", files[1]], 2)
 
 
 def test_options_that_make_no_sense_are_refused(study_of: Callable[..., list[str]], refused: Refused) -> None:
