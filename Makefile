@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])')
-# versions that were tried together; on another Python pip resolves for itself; Python compiles what it imports, which
-# is a small part of what is installed, so pip need not compile it all
+# versions that were tried together; on another Python pip resolves for itself
 CONSTRAINTS := $(wildcard constraints/py$(VERSION).txt)
 
 .PHONY: quickstart test lint clean
@@ -24,7 +23,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --no-compile -q $(addprefix -c ,$(CONSTRAINTS)) -e '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check -q $(addprefix -c ,$(CONSTRAINTS)) -e '.[dev]'
 	touch $@
 
 clean:
