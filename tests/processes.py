@@ -52,8 +52,12 @@ class Started:
             raise subprocess.TimeoutExpired("fqgan", timeout or 0)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """Everything that it wrote, once it has ended."""
-        self.wait(timeout)
+        """Everything that it wrote, once it has ended. One that does not end in time is killed: pytest would wait."""
+        try:
+            self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"not done after {timeout} s: {self._output.read_text()}") from None
         text = self._output.read_text()
         self._output.unlink()
         return text, None
