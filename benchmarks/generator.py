@@ -37,7 +37,7 @@ from fqgan.engine.allocator import keep_freed_memory
 from fqgan.engine.compilation import compile_parts
 from fqgan.engine.distributed import pick_device
 from fqgan.engine.optim import Ema, make_optimizer
-from fqgan.engine.trainer import autocast
+from fqgan.engine.precision import autocast
 from fqgan.generator.model import FAR
 from fqgan.generator.transformer import Block
 from fqgan.presets import child

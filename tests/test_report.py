@@ -20,6 +20,7 @@ from fqgan.cli import main
 from fqgan.commands import quickstart_generator
 from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerConfig, TokenizerRunConfig
 from fqgan.data import photos
+from fqgan.engine.precision import fast_precision
 from fqgan.report.content import Generation, Report, training_seconds
 from fqgan.report.evidence import gather, sample_indices
 from fqgan.report.images import palette
@@ -327,6 +328,9 @@ def test_quickstart_trains_evaluates_and_reports(
     assert all(f"[{step}/6]" in printed for step in range(1, 7))
     evaluation = json.loads((run / "eval.json").read_text())
     assert evaluation["images"] == 10
+    for kind in ("tokenizer", "generator"):
+        config = json.loads((run / kind / "config.json").read_text())
+        assert config["train"]["precision"] == fast_precision(torch.device("cpu"))
     assert evaluation["checkpoint"].endswith("step-00000001")
     assert set(evaluation["tokenizer"]["factors"]) == {"f0", "f1"}
     for key in ("tokenizer", "baseline"):

@@ -22,6 +22,7 @@ from fqgan.cli import main
 from fqgan.config import TokenizerConfig, TokenizerRunConfig
 from fqgan.engine.checkpoint import load_tensors
 from fqgan.engine.optim import align_gradients
+from fqgan.engine.precision import fast_precision
 from fqgan.engine.run import read_stats
 from fqgan.errors import UserError
 from fqgan.presets import child
@@ -239,6 +240,23 @@ def test_bf16_inference(tokenizer: FactorizedTokenizer) -> None:
         assert torch.equal(tokenizer.decode(codes), decoded)
     with pytest.raises(UserError, match="precision must be float32 or bf16, got 'fp16'"):
         tokenizer.set_precision("fp16")
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_without_hardware_for_it_is_told(
+    supported: bool,
+    tiny: TokenizerRunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: supported)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    assert (fast_precision(CPU), fast_precision(CUDA)) == ("bf16" if supported else "float32", "bf16")
+    for precision in ("float32", "bf16"):
+        train_tokenizer(child(tiny, train={"steps": 1, "precision": precision}), tmp_path / precision)
+        told = "--train.precision float32 is up to ten times as fast" in capsys.readouterr().out
+        assert told == (precision == "bf16" and not supported)
 
 
 def test_precision_on_the_command_line(exported: Path, pictures: Path, tmp_path: Path) -> None:

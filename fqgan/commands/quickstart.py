@@ -61,19 +61,21 @@ def main(argv: list[str]) -> None:
     )
     at_least(0, steps=arguments.steps)
     at_least(0, **{"generator-steps": arguments.generator_steps})
-    config = presets.trial(presets.get(PRESET), arguments.steps, device=arguments.device)
     _check_surroundings()
 
     from fqgan.checkpoints import load_tokenizer
     from fqgan.data.images import PHOTOS, open_source
     from fqgan.engine import checkpoint
     from fqgan.engine.distributed import pick_device
+    from fqgan.engine.precision import fast_precision
     from fqgan.generator.training import train_generator
     from fqgan.report.evidence import gather
     from fqgan.report.page import page
     from fqgan.tokenizer.training import train_tokenizer
 
     device = pick_device(arguments.device)
+    precision = fast_precision(device)
+    config = presets.trial(presets.get(PRESET), arguments.steps, device=arguments.device, precision=precision)
     run = arguments.run / "tokenizer"
     newest = checkpoint.latest(run / "checkpoints")
     steps_before = checkpoint.step_of(newest) if newest else 0
@@ -91,11 +93,10 @@ def main(argv: list[str]) -> None:
     evidence = gather(tokenizer, source, device, BATCH)
 
     _say(3, f"encoding the training crops into {arguments.run / 'tokens'}")
-    second.extract_codes(arguments.run, arguments.device)
+    second.extract_codes(arguments.run, arguments.device, precision)
     _say(4, f"training generator {second.PRESET} in {arguments.run / 'generator'}")
-    train_generator(
-        second.run_config(arguments.run, arguments.device, arguments.generator_steps), arguments.run / "generator"
-    )
+    settings = second.run_config(arguments.run, arguments.device, precision, arguments.generator_steps)
+    train_generator(settings, arguments.run / "generator")
     _say(5, "generating images of every class, and comparing them with real ones")
     generation = second.evaluate(arguments.run / "generator", device)
     evaluation["generator"] = generation.evaluation

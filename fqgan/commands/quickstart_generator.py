@@ -30,7 +30,7 @@ BATCH = 100
 """Images at a time."""
 
 
-def extract_codes(run: Path, device: str) -> None:
+def extract_codes(run: Path, device: str, precision: str) -> None:
     """Token stores of the photographs' training and held-out crops: `run/tokens/train` and `run/tokens/validation`."""
     from fqgan.checkpoints import load_tokenizer
 
@@ -39,7 +39,7 @@ def extract_codes(run: Path, device: str) -> None:
     for split in ("train", "validation"):
         out = run / "tokens" / split
         _check_same(out, fingerprint, run)
-        options = ["--split", split, "--device", device, "--precision", "bf16", "--workers", "1"]
+        options = ["--split", split, "--device", device, "--precision", precision, "--workers", "1"]
         extract.main([str(tokenizer), "--data", "photos", "--out", str(out), *options])
 
 
@@ -54,9 +54,9 @@ def _check_same(store: Path, fingerprint: str, run: Path) -> None:
         )
 
 
-def run_config(run: Path, device: str, steps: int) -> GeneratorRunConfig:
+def run_config(run: Path, device: str, precision: str, steps: int) -> GeneratorRunConfig:
     """The preset, or a trial of another length, on the two stores."""
-    config = presets.trial(presets.get_generator(PRESET), steps, device=device)
+    config = presets.trial(presets.get_generator(PRESET), steps, device=device, precision=precision)
     tokens = run / "tokens"
     return replace(config, data=str(tokens / "train"), validation=str(tokens / "validation"))
 
@@ -79,7 +79,8 @@ def evaluate(run: Path, device: torch.device) -> Generation:
     from fqgan.vision.efficientnet import load_efficientnet_lite0
 
     config = schema.load(GeneratorRunConfig, run / "config.json")
-    generator = load_generator(run, device, precision="bf16")
+    precision = config.train.precision
+    generator = load_generator(run, device, precision=precision)
     tokenizer, classes = generator.tokenizer, len(generator.label_names)
     train, held_out = PhotoSource("train"), PhotoSource("validation")
     size = tokenizer.config.image_size
@@ -103,7 +104,7 @@ def evaluate(run: Path, device: torch.device) -> Generation:
     codes = Sampler(generator, BATCH, config.sampling)(labels, seed=0)
     torch.manual_seed(0)
     with torch.device(device):
-        fresh = FAR(generator.config).eval().set_precision("bf16")
+        fresh = FAR(generator.config).eval().set_precision(precision)
     untrained = Sampler(fresh, BATCH, SamplingConfig(cfg_scale=(1.0,)))(labels, seed=0)
     judge = Judge(load_efficientnet_lite0().to(device), crops(train, reference), classes, device)
     evaluation = {

@@ -13,6 +13,7 @@ from fqgan.engine import distributed
 from fqgan.engine.allocator import keep_freed_memory
 from fqgan.engine.batches import micro_batch, total_steps
 from fqgan.engine.distributed import World
+from fqgan.engine.precision import has_bf16
 from fqgan.engine.run import RunFolder
 from fqgan.engine.trainer import Task, Trainer
 
@@ -46,6 +47,8 @@ def train(task: Task, run: RunFolder, world: World, images: int) -> None:
                 f"({epochs:.1f} epochs) on {world.size} x {world.device.type}, run {run.path}",
                 flush=True,
             )
+            if config.train.precision == "bf16" and not has_bf16(world.device):
+                print("warning: this CPU has no bf16: --train.precision float32 is up to ten times as fast", flush=True)
         task.start(run, fresh=resume is None)
         Trainer(task, run, world, steps, config.train, config.optimizer).fit(resume)
     finally:

@@ -338,8 +338,3 @@ def _due(every: int, done: int) -> bool:
 def _gradient_norm(module: nn.Module) -> Tensor:
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     return whole(nn.utils.get_total_norm(gradients))
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast, or none for `float32`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

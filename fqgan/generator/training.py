@@ -32,9 +32,10 @@ from fqgan.engine.checkpoint import check_fit
 from fqgan.engine.compilation import compile_parts
 from fqgan.engine.distributed import World, all_reduce_sum, from_main
 from fqgan.engine.optim import make_optimizer
+from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task, Terms, autocast
+from fqgan.engine.trainer import Phase, Task, Terms
 from fqgan.errors import UserError
 from fqgan.files import make_folder, writing
 from fqgan.generator.model import FAR, GeneratorLoss

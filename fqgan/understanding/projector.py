@@ -15,9 +15,10 @@ from fqgan.data.order import SampleStream
 from fqgan.engine.batches import share_of
 from fqgan.engine.distributed import World
 from fqgan.engine.optim import make_optimizer
+from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task, autocast
+from fqgan.engine.trainer import Phase, Task
 from fqgan.understanding.features import Features
 from fqgan.understanding.language import LanguageModel
 

@@ -20,9 +20,10 @@ from fqgan.data.unreadable import UnreadableMeter
 from fqgan.engine.batches import micro_batch, share_of
 from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.optim import make_optimizer
+from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task, autocast
+from fqgan.engine.trainer import Phase, Task
 from fqgan.errors import UserError
 from fqgan.vision.classifier import NAME, Classifier, correct
 
