@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import io
+import math
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from fqgan.data import depth
+from fqgan.data.depth import Ranges
+from fqgan.data.formats import advice, jxl_size, register
 from fqgan.errors import UnreadableError, UserError
 
 try:
@@ -18,22 +29,26 @@ except ImportError:
 MAX_PIXELS = 2**27
 """Pixels of a picture at most, read from its header before anything is decoded: 400 MB as RGB. Pictures of a
 100-megapixel camera pass; a small file that claims more would take a loader process's memory."""
+_CONVERT = ("EPS", "PSD", "WMF")  # Pillow would start another program, or read a part of them
+_NEW_SUBFILE_TYPE, _PHOTOMETRIC, _SUBSAMPLING, _DNG_VERSION = 254, 262, 530, 50706  # TIFF tags
 
 
-def decode_image(data: Path | bytes, name: str) -> Image.Image:
-    """Decode a file or its bytes to RGB (see `to_rgb`).
+def decode_image(data: Path | bytes, name: str, ranges: Ranges | None = None) -> Image.Image:
+    """Decode a file or its bytes to RGB: the first frame, upright after its EXIF orientation, transparency over white.
 
-    `UnreadableError` with `name` for a broken picture, `UserError` where the file cannot be read in the first place.
+    `ranges` says which values of a picture deeper than 8 bits become black and white; without it the picture alone
+    tells (see `depth.guess`). `UnreadableError` with `name` for a picture that is broken, or whose black and white
+    cannot be told; `UserError` where the file cannot be read in the first place.
     """
     try:
-        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS} allowed")
-            return _fast_jpeg(image) or to_rgb(image)
+        with _opened(data) as image:
+            return _fast_jpeg(image) or (_deep_to_rgb(image, ranges) if depth.is_deep(image) else to_rgb(image))
     except FileNotFoundError:
         raise UserError(f"{name} does not exist") from None
     except UnidentifiedImageError:
-        raise UnreadableError(f"{name} is no picture in a format that Pillow reads") from None
+        needed = advice(name, _first_bytes(data))
+        reason = f"{name} is no picture in a format that Pillow reads" + (f" here: {needed}" if needed else "")
+        raise UnreadableError(reason) from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error and more on broken files
@@ -43,18 +58,86 @@ def decode_image(data: Path | bytes, name: str) -> Image.Image:
         raise kind(f"{name} cannot be read as a picture: {reason}") from None
 
 
+@contextmanager
+def _opened(data: Path | bytes) -> Iterator[ImageFile.ImageFile]:
+    """The header of a picture that may be decoded: of a sane size, and not the preview of a camera's file."""
+    if isinstance(data, Path) and not stat.S_ISREG(data.stat().st_mode):
+        raise OSError(21, "it is no regular file")  # a pipe would be waited for without end
+    with _open(data) as image:
+        _check_size(*image.size)
+        if image.format in _CONVERT:
+            raise UnreadableError(f"{image.format} is not read here: convert it to PNG or TIFF")
+        if image.format == "TIFF":
+            _check_tiff(image)
+        yield image
+
+
+def _open(data: Path | bytes) -> ImageFile.ImageFile:
+    try:
+        return Image.open(data if isinstance(data, Path) else io.BytesIO(data))
+    except UnidentifiedImageError:
+        if not register():
+            raise
+        if claimed := jxl_size(_first_bytes(data, 2**16)):
+            _check_size(*claimed)
+        return Image.open(data if isinstance(data, Path) else io.BytesIO(data))
+
+
+def _first_bytes(data: Path | bytes, count: int = 32) -> bytes:
+    if isinstance(data, bytes):
+        return data[:count]
+    with data.open("rb") as file:
+        return file.read(count)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UnreadableError(f"{width}x{height} pixels are more than the {MAX_PIXELS} allowed")
+
+
+def _check_tiff(image: Any) -> None:
+    """Refuse what Pillow would read wrongly."""
+    tags = image.tag_v2
+    if tags.get(_NEW_SUBFILE_TYPE, 0) & 1 or _DNG_VERSION in tags:
+        raise UnreadableError("its first image is a preview, as in a camera's raw file: convert it to PNG or TIFF")
+    if tags.get(_PHOTOMETRIC) == 6 and not image.use_load_libtiff and tags.get(_SUBSAMPLING, (1, 1)) != (1, 1):
+        raise UnreadableError("uncompressed YCbCr with fewer colours than pixels: convert it to PNG")
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to RGB: the first frame, upright after its EXIF orientation, transparency over white,
-    16-bit grey scaled to 8 bits."""
+    """Convert a picture of 8 bits in any Pillow mode to RGB: upright after its EXIF orientation, transparency over
+    white."""
     image = _upright(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255; it holds 16-bit files as "I;16" or, from PGM, as "I"
-        values = np.clip(np.asarray(image, dtype=np.float64), 0, 65535)
-        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    elif image.has_transparency_data:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _deep_to_rgb(image: ImageFile.ImageFile, ranges: Ranges | None) -> Image.Image:
+    """The same of a picture that `depth.is_deep`, just opened."""
+    kind, known, turned = depth.kind(image), depth.declared(image), depth.white_is_low(image)
+    values, opacity = depth.samples(image)
+    if known is not None and (ranges is None or ranges.given is None):
+        ranges = Ranges(given=known)
+    pixels = (ranges or _own_ranges(kind, values)).to_8bit(values, kind)
+    pixels = 255 - pixels if turned else pixels
+    if opacity is not None:
+        opacity = opacity.reshape(opacity.shape + (1,) * (pixels.ndim - 2))
+        pixels = np.rint(pixels * opacity + 255 * (1 - opacity)).astype(np.uint8)
+    result = Image.fromarray(pixels)
+    with suppress(Exception):  # broken EXIF data
+        result.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+        result = ImageOps.exif_transpose(result)
+    return result.convert("RGB")
+
+
+def _own_ranges(kind: str, values: depth.Values) -> Ranges:
+    """What the values of a picture alone tell."""
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)) or (kind == "integer" and low == high == 0):
+        return Ranges(guessed={kind: depth.Range(0, 1)})  # refused for its values, or black in any range
+    return Ranges(guessed=depth.guess([(kind, low, high)]))
 
 
 def _fast_jpeg(image: ImageFile.ImageFile) -> Image.Image | None:
@@ -79,3 +162,63 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # broken EXIF data; if the pixels are broken too, loading them below says so
         image.load()
         return image
+
+
+@dataclass(frozen=True)
+class SetRanges:
+    """What a sample of a set's stored pictures shows of those deeper than 8 bits."""
+
+    looked_at: int
+    deep: int
+    modes: dict[str, int]
+    """Pillow's name of a deep picture's mode -> how many."""
+    decoded: int
+    """How many of the deep ones were read whole: those whose format does not state what is white."""
+    found: dict[str, tuple[float, float]]
+    """"integer" and "float" -> the smallest and largest value of the decoded ones."""
+    ranges: Ranges | None
+    """None where the values do not tell; then `problem` says so in one line."""
+    problem: str = ""
+
+    def describe(self) -> str:
+        """In one sentence, as "12-bit values 0 to 4095 (largest of 32 pictures looked at: 3980)"."""
+        if self.problem:
+            return self.problem
+        parts = []
+        for kind, (low, high) in self.found.items():
+            black, white = self.ranges.guessed[kind] if self.ranges else (0, 0)
+            name = f"{int(white).bit_length()}-bit" if kind == "integer" else "float"
+            smallest = f"smallest {low:.7g}, " if low < 0 else ""
+            seen = f"{smallest}largest of {self.decoded} pictures looked at: {high:.7g}"
+            parts.append(f"{name} values {black:.7g} to {white:.7g} ({seen})")
+        if stated := self.deep - self.decoded:
+            parts.append(f"{stated} deep pictures not decoded")
+        return "; ".join(parts) or f"8-bit pictures ({self.looked_at} looked at)"
+
+
+def set_ranges(pictures: Iterable[Path | bytes], look: int = 300, decode: int = 32) -> SetRanges:
+    """Look at the headers of the first `look` pictures and at the values of the first `decode` deep ones.
+
+    Pictures that cannot be read are passed over: reading the set tells of them. Never raises for what it finds.
+    """
+    looked_at, modes, samples = 0, Counter[str](), list[tuple[str, float, float]]()
+    for data in islice(pictures, look):
+        looked_at += 1
+        with suppress(Exception), _opened(data) as image:
+            if not depth.is_deep(image):
+                continue
+            modes[image.mode] += 1
+            if len(samples) < decode and depth.declared(image) is None:
+                kind, values = depth.kind(image), depth.values(image)
+                low, high = float(values.min()), float(values.max())
+                if math.isfinite(low) and math.isfinite(high):
+                    samples.append((kind, low, high))
+    found = {
+        kind: (min(low for k, low, _ in samples if k == kind), max(high for k, _, high in samples if k == kind))
+        for kind in dict.fromkeys(entry[0] for entry in samples)
+    }
+    counts = (looked_at, modes.total(), dict(modes), len(samples), found)
+    try:
+        return SetRanges(*counts, Ranges(guessed=depth.guess(samples)))
+    except UserError as error:
+        return SetRanges(*counts, None, str(error))
