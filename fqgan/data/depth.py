@@ -105,9 +105,12 @@ def samples(image: Image.Image) -> tuple[Values, npt.NDArray[np.float32] | None]
     if image.mode in ("RGB", "RGBA"):
         pixels = _jpeg2000_colour(image) if image.format == "JPEG2000" else _sixteen_bit_colour(image)
     else:
+        shift = 16 - _jpeg2000_bits(image) if image.format == "JPEG2000" else 0
+        if image.format == "TIFF":
+            _mend_byte_order(image)
         pixels = np.asarray(image)
-        if image.format == "JPEG2000":
-            pixels = pixels >> (16 - _jpeg2000_bits(image))
+        if shift:
+            pixels = pixels >> shift
         elif image.format == "TIFF" and image.mode == "L":
             pixels = pixels.view(np.int8)
         elif image.format == "TIFF" and image.mode == "I" and 1 in (_tag(image, _SAMPLE_FORMAT) or (1,)):
@@ -254,6 +257,14 @@ def _jpeg2000_bits(image: Image.Image) -> int:
     data = _bytes(image)
     start = data.find(b"\xff\x4f\xff\x51")
     return (data[start + 42] & 0x7F) + 1 if 0 <= start < len(data) - 42 else 16
+
+
+def _mend_byte_order(image: Any) -> None:
+    """libtiff, which unpacks compressed files, gives signed values and floats in the machine's byte order; Pillow takes
+    them for the file's."""
+    if image.use_load_libtiff:
+        native = re.sub(r"^(F;32|I;16|I;32)B?([FS])$", r"\1N\2", _layout(image))
+        image.tile = [tile._replace(args=(native, *tile.args[1:])) for tile in image.tile]
 
 
 def _first_tile(image: Any) -> Any:
