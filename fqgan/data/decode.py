@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import io
 import math
-import stat
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from fqgan.data import depth
 from fqgan.data.depth import Ranges
-from fqgan.data.formats import advice, jxl_size, register
+from fqgan.data.formats import advice, register
 from fqgan.errors import UnreadableError, UserError
 
 try:
@@ -41,11 +41,14 @@ def decode_image(data: Path | bytes, name: str, ranges: Ranges | None = None) ->
     cannot be told; `UserError` where the file cannot be read in the first place.
     """
     try:
-        with _opened(data) as image:
+        with _file(data) as file, _open(file) as image:
+            _check(image)
             return _fast_jpeg(image) or (_deep_to_rgb(image, ranges) if depth.is_deep(image) else to_rgb(image))
     except FileNotFoundError:
         raise UserError(f"{name} does not exist") from None
     except UnidentifiedImageError:
+        if _is_special(data):
+            raise UserError(f"{name} cannot be read as a picture: it is no regular file") from None
         needed = advice(name, _first_bytes(data))
         reason = f"{name} is no picture in a format that Pillow reads" + (f" here: {needed}" if needed else "")
         raise UnreadableError(reason) from None
@@ -55,39 +58,51 @@ def decode_image(data: Path | bytes, name: str, ranges: Ranges | None = None) ->
         reason = " ".join(str(error).split()) or type(error).__name__
         # an error number is the system's: storage that fails is no fault of the picture
         kind = UserError if isinstance(error, OSError) and error.errno else UnreadableError
+        if _is_special(data):
+            kind, reason = UserError, "it is no regular file"
         raise kind(f"{name} cannot be read as a picture: {reason}") from None
 
 
-@contextmanager
-def _opened(data: Path | bytes) -> Iterator[ImageFile.ImageFile]:
-    """The header of a picture that may be decoded: of a sane size, and not the preview of a camera's file."""
-    if isinstance(data, Path) and not stat.S_ISREG(data.stat().st_mode):
-        raise OSError(21, "it is no regular file")  # a pipe would be waited for without end
-    with _open(data) as image:
-        _check_size(*image.size)
-        if image.format in _CONVERT:
-            raise UnreadableError(f"{image.format} is not read here: convert it to PNG or TIFF")
-        if image.format == "TIFF":
-            _check_tiff(image)
-        yield image
+def _check(image: ImageFile.ImageFile) -> None:
+    """Refuse what would take too much memory, and what Pillow would read wrongly."""
+    _check_size(*image.size)
+    if image.format == "TIFF":
+        _check_tiff(image)
+    elif image.format in _CONVERT:
+        raise UnreadableError(f"{image.format} is not read here: convert it to PNG or TIFF")
 
 
-def _open(data: Path | bytes) -> ImageFile.ImageFile:
+def _file(data: Path | bytes) -> IO[bytes]:
+    if not isinstance(data, Path):
+        return io.BytesIO(data)
+    descriptor = os.open(data, os.O_RDONLY | os.O_NONBLOCK)  # the other end of a pipe would be waited for
     try:
-        return Image.open(data if isinstance(data, Path) else io.BytesIO(data))
+        return open(descriptor, "rb")
+    except OSError as error:  # a folder
+        os.close(descriptor)
+        raise OSError(error.errno, error.strerror) from None
+
+
+def _open(file: IO[bytes]) -> ImageFile.ImageFile:
+    try:
+        return Image.open(file)
     except UnidentifiedImageError:
-        if not register():
+        if not register(_check_size):
             raise
-        if claimed := jxl_size(_first_bytes(data, 2**16)):
-            _check_size(*claimed)
-        return Image.open(data if isinstance(data, Path) else io.BytesIO(data))
+        file.seek(0)
+        return Image.open(file)
 
 
-def _first_bytes(data: Path | bytes, count: int = 32) -> bytes:
-    if isinstance(data, bytes):
-        return data[:count]
+def _is_special(data: Path | bytes) -> bool:
+    """Whether it is a pipe, a device or a folder."""
+    return isinstance(data, Path) and data.exists() and not data.is_file()
+
+
+def _first_bytes(data: Path | bytes) -> bytes:
+    if not isinstance(data, Path):
+        return data[:32]
     with data.open("rb") as file:
-        return file.read(count)
+        return file.read(32)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -96,7 +111,6 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _check_tiff(image: Any) -> None:
-    """Refuse what Pillow would read wrongly."""
     tags = image.tag_v2
     if tags.get(_NEW_SUBFILE_TYPE, 0) & 1 or _DNG_VERSION in tags:
         raise UnreadableError("its first image is a preview, as in a camera's raw file: convert it to PNG or TIFF")
@@ -108,6 +122,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a picture of 8 bits in any Pillow mode to RGB: upright after its EXIF orientation, transparency over
     white."""
     image = _upright(image)
+    if image.mode == "La":  # Pillow turns it into nothing else
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -204,7 +220,8 @@ def set_ranges(pictures: Iterable[Path | bytes], look: int = 300, decode: int = 
     looked_at, modes, samples = 0, Counter[str](), list[tuple[str, float, float]]()
     for data in islice(pictures, look):
         looked_at += 1
-        with suppress(Exception), _opened(data) as image:
+        with suppress(Exception), _file(data) as file, _open(file) as image:
+            _check(image)
             if not depth.is_deep(image):
                 continue
             modes[image.mode] += 1

@@ -117,7 +117,7 @@ def samples(image: Image.Image) -> tuple[Values, npt.NDArray[np.float32] | None]
             pixels = pixels.view(np.uint32)  # Pillow holds unsigned 32 bits as signed ones
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         colour = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
-        return colour, pixels[..., -1].astype(np.float32) / _FULL
+        return colour, np.divide(pixels[..., -1], _FULL, dtype=np.float32)
     key = image.info.get("transparency")
     if image.format != "PNG" or key is None:
         return pixels, None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 _PLUGINS = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif", ".jxl": "pillow_jxl"}
 _BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -39,26 +42,31 @@ EXTENSIONS: tuple[str, ...] = tuple(
 
 
 @cache
-def register() -> bool:
+def register(check_size: Callable[[int, int], None]) -> bool:
     """Teach Pillow, in this process, the formats whose packages are installed; whether there is any.
 
     Called when Pillow knows no better, so that worker processes need no preparation and the start waits for nothing.
+    `check_size` is told (width, height) of JPEG XL files before they are opened, since their plugin decodes at once.
     """
-    found = False
-    try:
-        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+    from PIL import Image
 
-        register_heif_opener()
-        found = True
-    except ImportError:
-        pass
-    try:
-        import pillow_jxl  # noqa: F401  # pyright: ignore[reportMissingImports]
+    for name in sorted(set(_PLUGINS.values())):
+        try:
+            plugin = import_module(name)
+        except ImportError:
+            continue
+        if name == "pillow_heif":
+            plugin.register_heif_opener()
+        else:
+            opened, accepts = Image.OPEN["JXL"]
+            Image.register_open("JXL", partial(_open_checked, opened, check_size), accepts)
+    return "HEIF" in Image.OPEN or "JXL" in Image.OPEN
 
-        found = True
-    except ImportError:
-        pass
-    return found
+
+def _open_checked(opened: Callable[..., Any], check_size: Callable[[int, int], None], file: Any, name: Any) -> Any:
+    check_size(*jxl_size(file.read(2**16)))
+    file.seek(0)
+    return opened(file, name)
 
 
 def advice(name: str, head: bytes) -> str:
@@ -72,12 +80,10 @@ def advice(name: str, head: bytes) -> str:
     return NEEDS.get(extension, "")
 
 
-def jxl_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) that the header of a JPEG XL file claims: its plugin decodes all it opens. None for others."""
-    if not data.startswith(b"\xff\x0a") and data[4:8] != b"JXL ":
-        return None
-    box = max(data.find(b"jxlc"), data.find(b"jxlp"), 0) if data[4:8] == b"JXL " else 0
-    start = data.find(b"\xff\x0a", box) + 2
+def jxl_size(data: bytes) -> tuple[int, int]:
+    """(width, height) that the first bytes of a JPEG XL file, bare or in boxes, claim."""
+    boxes = data[4:8] == b"JXL "
+    start = data.find(b"\xff\x0a", max(data.find(b"jxlc"), data.find(b"jxlp")) if boxes else 0) + 2
     bits = int.from_bytes(data[start : start + 12], "little")
 
     def take(count: int) -> int:
