@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fqgan.data import formats
 from fqgan.data.decode import decode_image, set_ranges
 from fqgan.data.depth import Range, Ranges, guess, is_deep, parse_range, to_8bit, values
 from fqgan.errors import UnreadableError, UserError
@@ -279,7 +276,9 @@ def test_the_ranges_of_a_set(tmp_path: Path) -> None:
 def test_hostile_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", tmp_path):
-        with pytest.raises(UserError, match=r"^a cannot be read as a picture: [^\n]*no regular file$") as caught:
+        with pytest.raises(
+            UserError, match=r"^a cannot be read as a picture: [^\n]*(no regular file|Is a directory)$"
+        ) as caught:
             decode_image(path, "a")
         assert not isinstance(caught.value, UnreadableError)
     with pytest.raises(UnreadableError, match=r"^a is no picture in a format that Pillow reads$"):
@@ -320,58 +319,3 @@ def test_lab_and_premultiplied_opacity() -> None:
     half = np.full((2, 2, 2), (51, 102), np.uint8)  # grey 51 / 0.4 = 127.5 at opacity 0.4
     data = tiff(half, photometric="minisblack", planarconfig="contig", extrasamples=["assocalpha"])
     np.testing.assert_allclose(eight(data), 51 + 153, atol=1)
-
-
-def test_extensions() -> None:
-    always = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-    assert always | {".ppm", ".pgm", ".pnm", ".pbm", ".jp2", ".j2k", ".jpx"} <= set(formats.EXTENSIONS)
-    assert not set(formats.EXTENSIONS) & set(formats.NEEDS)
-    for optional in (".heic", ".heif", ".jxl", ".avif"):
-        assert (optional in formats.EXTENSIONS) != (optional in formats.NEEDS)
-    assert formats.NEEDS[".dng"].startswith("convert it")
-    with pytest.raises(
-        UnreadableError, match=r"^a\.svg of b\.tar is no picture [^\n]* here: convert it to PNG or TIFF$"
-    ):
-        decode_image(b"<svg/>", "a.svg of b.tar")
-
-
-def test_formats_cost_the_start_nothing() -> None:
-    code = "import sys, fqgan.data.formats; assert not {'torch', 'PIL', 'numpy', 'pillow_heif'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(formats.NEEDS, ".heic", "pip install 'fqgan[formats]'")
-    monkeypatch.setattr("fqgan.data.decode.register", lambda check: False)
-    with pytest.raises(UnreadableError, match=r"^a is no picture [^\n]* here: pip install 'fqgan\[formats\]'$"):
-        decode_image(b"\0\0\0\x18ftypheic" + bytes(20), "a")
-
-
-@pytest.mark.parametrize(("package", "kind"), [("pillow_heif", "HEIF"), ("pillow_jxl", "JXL")])
-def test_packages_are_found_by_a_fresh_process(package: str, kind: str, tmp_path: Path) -> None:
-    pytest.importorskip(package)
-    formats.register(lambda width, height: None)
-    picture = Image.fromarray(np.full((64, 64, 3), (200, 100, 50), np.uint8))
-    (tmp_path / "a").write_bytes(saved(picture, kind, quality=95))
-    (tmp_path / "b").write_bytes(saved(Image.fromarray(np.full((64, 64), 9000, np.uint16)), kind, lossless=True))
-    code = (
-        "from pathlib import Path; from fqgan.data.decode import decode_image\n"
-        "for name in 'ab': print(*decode_image(Path(name), name).getpixel((9, 9)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    first, second = (np.array(line.split(), int) for line in done.stdout.splitlines())
-    np.testing.assert_allclose(first, (200, 100, 50), atol=4)
-    assert second[0] == second[1] == second[2]
-
-
-def test_the_size_in_a_jpeg_xl_header(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pillow_jxl")
-    formats.register(lambda width, height: None)
-    for size in ((64, 64), (8, 256), (300, 200), (5000, 3), (640, 480), (1, 1)):
-        for container in (False, True):
-            data = saved(Image.new("L", size), "JXL", use_container=container)
-            assert formats.jxl_size(data) == size
-    monkeypatch.setattr("fqgan.data.decode.MAX_PIXELS", 15)
-    for _ in range(2):  # the first read of a process teaches Pillow the format
-        with pytest.raises(UnreadableError, match=REFUSED + "4x4 pixels are more than the 15 allowed"):
-            decode_image(saved(Image.new("L", (4, 4)), "JXL"), "a")

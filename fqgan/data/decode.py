@@ -58,7 +58,7 @@ def decode_image(data: Path | bytes, name: str, ranges: Ranges | None = None) ->
         reason = " ".join(str(error).split()) or type(error).__name__
         # an error number is the system's: storage that fails is no fault of the picture
         kind = UserError if isinstance(error, OSError) and error.errno else UnreadableError
-        if _is_special(data):
+        if kind is UnreadableError and _is_special(data):
             kind, reason = UserError, "it is no regular file"
         raise kind(f"{name} cannot be read as a picture: {reason}") from None
 
@@ -94,8 +94,8 @@ def _open(file: IO[bytes]) -> ImageFile.ImageFile:
 
 
 def _is_special(data: Path | bytes) -> bool:
-    """Whether it is a pipe, a device or a folder."""
-    return isinstance(data, Path) and data.exists() and not data.is_file()
+    """Whether it is a pipe or a device."""
+    return isinstance(data, Path) and os.path.exists(data) and not os.path.isfile(data)
 
 
 def _first_bytes(data: Path | bytes) -> bytes:
