@@ -16,7 +16,7 @@ from PIL import Image
 from fqgan.errors import UnreadableError, UserError
 
 Values = npt.NDArray[Any]
-OPTION = "say which values are black and white: --data.range LOW HIGH (training) or --range LOW HIGH"
+OPTION = "say --data.range LOW HIGH (training) or --range LOW HIGH"
 _BITS = (8, 10, 12, 14, 16)
 _HALF_LEVEL = 1 / 510  # of a range: floats that leave it by less round to its ends
 _FULL = 65535
