@@ -1,6 +1,8 @@
 # make quickstart | make test: the README's two commands. They need Python 3.11 or later and make, nothing else.
 PYTHON ?= python3
 VENV ?= .venv
+# options of the quickstart: make quickstart QUICKSTART='--steps 300 --generator-steps 300'
+QUICKSTART ?=
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])')
 # versions that were tried together; on another Python pip resolves for itself
@@ -9,7 +11,7 @@ CONSTRAINTS := $(wildcard constraints/py$(VERSION).txt)
 .PHONY: quickstart test lint clean
 
 quickstart: $(VENV)/installed
-	$(BIN)/fqgan quickstart
+	$(BIN)/fqgan quickstart $(QUICKSTART)
 
 test: lint
 	$(BIN)/pytest -n 2

@@ -92,6 +92,15 @@ def tokenizer(tiny: TokenizerRunConfig) -> FactorizedTokenizer:
 
 
 @pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As `processes.IN_FLOAT64`, in this process."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def exported(tokenizer: FactorizedTokenizer, tmp_path: Path) -> Path:
     """The folder of the exported `tokenizer`."""
     return fqgan.save_tokenizer(tokenizer, tmp_path / "exported")

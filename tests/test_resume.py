@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import finish, on_two_ranks, start
+from processes import IN_FLOAT64, finish, on_two_ranks, start
 from runs import (
     STEPS,
     assert_alike,
@@ -185,21 +185,19 @@ def test_two_ranks_equal_one_process(
     pictures: Path, tmp_path: Path, gan: dict[str, Any], quantizer: dict[str, Any], lanes: int
 ) -> None:
     """Entropy, InfoNCE and the GAN's adaptive weight act on the global micro-batch: two ranks of 4 images are one
-    process of 8. R1's second derivatives and LeCam's averages meet over ranks too.
-
-    Three steps only: later a code flips on a difference in the seventh digit, and Adam makes it grow.
-    """
+    process of 8. R1's second derivatives and LeCam's averages meet over ranks too."""
+    visual, semantic = everything(pictures).model.factors
     config = child(
         everything(pictures),
-        model={"dropout": 0.0},
+        model={"dropout": 0.0, "factors": (visual, replace(semantic, codebook_size=192))},  # some of them die
         discriminator={**gan, "start": 1},
         quantizer=quantizer,
         train={"micro_batch": 0, "steps": 3, "checkpoint_every": 1, "validate_every": 3, "validation_images": 6},
         data={"workers": 0, "validation": str(pictures), "lanes": lanes},
     )
     alone, together = tmp_path / "alone", tmp_path / "together"
-    finish(start(command(config, alone)))
-    assert "2 x cpu" in on_two_ranks(command(config, together))
+    finish(start(command(config, alone), code=IN_FLOAT64))
+    assert "2 x cpu" in on_two_ranks(command(config, together), code=IN_FLOAT64)
     assert_alike(alone, together)
     assert {"gan_loss", "val_psnr", "val_semantic_usage"} <= lines(together)[-1].keys()
     if gan is VARIANTS:
@@ -211,7 +209,7 @@ def test_two_ranks_equal_one_process(
         names = [name for name in a if name.startswith(network)]
         moved = torch.cat([(a[name] - before[name]).flatten() for name in names])
         apart = torch.cat([(a[name] - b[name]).flatten() for name in names])
-        assert moved.norm() > 0 and apart.norm() < 0.02 * moved.norm(), network
+        assert moved.norm() > 0 and apart.norm() < 1e-6 * moved.norm(), network
 
 
 def test_a_finished_run_stays_as_it_is(uninterrupted: Path, pictures: Path) -> None:

@@ -16,6 +16,7 @@ from fqgan.errors import UserError
 from fqgan.files import UnwritableError
 
 if TYPE_CHECKING:
+    from fqgan.data.images import ImageSource
     from fqgan.data.token_writer import TokenWriter
     from fqgan.engine.distributed import World
 
@@ -64,8 +65,8 @@ class Arguments:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-def main(argv: list[str]) -> None:
-    """Entry point."""
+def main(argv: list[str], source: ImageSource | None = None) -> None:
+    """Entry point; `source` is encoded in place of what --data names, where it is given."""
     arguments = parse(Arguments, argv, PROG, "Encode a set of images into a token store.")
     at_least(1, batch=arguments.batch)
     at_least(0, size=arguments.size, workers=arguments.workers)
@@ -82,14 +83,14 @@ def main(argv: list[str]) -> None:
     keep_freed_memory()
     world = distributed.start(arguments.device)
     try:
-        _extract(arguments, world)
+        _extract(arguments, world, source)
     except UnwritableError as error:
         raise UserError(f"{error}; the same command goes on") from None
     finally:
         distributed.stop()
 
 
-def _extract(arguments: Arguments, world: World) -> None:
+def _extract(arguments: Arguments, world: World, source: ImageSource | None) -> None:
     from fqgan.checkpoints import load_tokenizer, save_tokenizer, weights_kind
     from fqgan.data.images import open_source
     from fqgan.data.loader import check_ranks
@@ -98,7 +99,7 @@ def _extract(arguments: Arguments, world: World) -> None:
     from fqgan.tokenizer.extraction import extract, plan
 
     tokenizer = load_tokenizer(arguments.checkpoint, world.device, arguments.weights, arguments.precision)
-    source = open_source(arguments.data, arguments.split)
+    source = source or open_source(arguments.data, arguments.split)
     check_ranks(source, world.size)
     manifest = plan(
         tokenizer,

@@ -45,6 +45,9 @@ class Arguments:
     """Optimizer steps of the tokenizer, for a shorter or longer trial; 0: as many as the preset has."""
     generator_steps: int = 0
     """Optimizer steps of the generator; 0: as many as the preset has."""
+    images: int = 0
+    """Images of each class that are generated and measured, for a shorter trial: the generator then learns from twice
+    as many crops of each photograph. 0: 400, from all 2,000 crops."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train and evaluate; auto: a GPU where there is one."""
 
@@ -59,7 +62,7 @@ def main(argv: list[str]) -> None:
         f"Train a tokenizer (preset {PRESET}) on ten packaged photographs and a generator ({second.PRESET}) on its "
         "codes, measure both, and show everything on one page. Works offline.",
     )
-    at_least(0, steps=arguments.steps)
+    at_least(0, steps=arguments.steps, images=arguments.images)
     at_least(0, **{"generator-steps": arguments.generator_steps})
     _check_surroundings()
 
@@ -93,12 +96,12 @@ def main(argv: list[str]) -> None:
     evidence = gather(tokenizer, source, device, BATCH)
 
     _say(3, f"encoding the training crops into {arguments.run / 'tokens'}")
-    second.extract_codes(arguments.run, arguments.device, precision)
+    second.extract_codes(arguments.run, arguments.device, precision, arguments.images)
     _say(4, f"training generator {second.PRESET} in {arguments.run / 'generator'}")
     settings = second.run_config(arguments.run, arguments.device, precision, arguments.generator_steps)
     train_generator(settings, arguments.run / "generator")
     _say(5, "generating images of every class, and comparing them with real ones")
-    generation = second.evaluate(arguments.run / "generator", device)
+    generation = second.evaluate(arguments.run / "generator", device, arguments.images)
     evaluation["generator"] = generation.evaluation
     evaluation_path = arguments.run / "eval.json"
     write_text(evaluation_path, json.dumps(finite(evaluation), indent=2) + "\n")

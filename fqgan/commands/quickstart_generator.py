@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fqgan.data.photos import PhotoSource
     from fqgan.report.content import Generation
 
 PRESET = "far-photos"
@@ -30,17 +31,26 @@ BATCH = 100
 """Images at a time."""
 
 
-def extract_codes(run: Path, device: str, precision: str) -> None:
+def train_crops(images: int) -> PhotoSource:
+    """The crops that the generator learns from, and is compared with: twice as many of each class as it is to generate,
+    or all of them."""
+    from fqgan.data.photos import PhotoSource
+
+    return PhotoSource("train", 2 * images)
+
+
+def extract_codes(run: Path, device: str, precision: str, images: int) -> None:
     """Token stores of the photographs' training and held-out crops: `run/tokens/train` and `run/tokens/validation`."""
     from fqgan.checkpoints import load_tokenizer
+    from fqgan.data.photos import PhotoSource
 
     tokenizer = run / "tokenizer"
     fingerprint = load_tokenizer(tokenizer).fingerprint()
-    for split in ("train", "validation"):
-        out = run / "tokens" / split
+    for source in (train_crops(images), PhotoSource("validation")):
+        out = run / "tokens" / source.split
         _check_same(out, fingerprint, run)
-        options = ["--split", split, "--device", device, "--precision", precision, "--workers", "1"]
-        extract.main([str(tokenizer), "--data", "photos", "--out", str(out), *options])
+        options = ["--split", source.split, "--device", device, "--precision", precision, "--workers", "1"]
+        extract.main([str(tokenizer), "--data", "photos", "--out", str(out), *options], source)
 
 
 def _check_same(store: Path, fingerprint: str, run: Path) -> None:
@@ -61,7 +71,7 @@ def run_config(run: Path, device: str, precision: str, steps: int) -> GeneratorR
     return replace(config, data=str(tokens / "train"), validation=str(tokens / "validation"))
 
 
-def evaluate(run: Path, device: torch.device) -> Generation:
+def evaluate(run: Path, device: torch.device, images: int) -> Generation:
     """Generate images of every class, and compare them, and others for scale, with real crops."""
     import torch
 
@@ -82,10 +92,10 @@ def evaluate(run: Path, device: torch.device) -> Generation:
     precision = config.train.precision
     generator = load_generator(run, device, precision=precision)
     tokenizer, classes = generator.tokenizer, len(generator.label_names)
-    train, held_out = PhotoSource("train"), PhotoSource("validation")
+    train, held_out = train_crops(images), PhotoSource("validation")
     size = tokenizer.config.image_size
     crops = partial(real_crops, size=size, device=device)
-    labels = torch.arange(classes).repeat(SAMPLES)
+    labels = torch.arange(classes).repeat(images or SAMPLES)
     # the reference takes every other crop at most, the real ones to compare with it stand between those
     count = min(REFERENCE, len(train) // 2)
     reference = [i * len(train) // count for i in range(count)]

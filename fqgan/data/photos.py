@@ -62,15 +62,16 @@ PHOTOS = (
 class PhotoSource:
     """Crops of `CROP` pixels of the packaged photographs as an `ImageSource`, the same number of each class.
 
-    `split` is "train" or "validation". `UserError` where the packages are not installed.
+    `split` is "train" or "validation", `count` how many of a class, 0 for all. `UserError` where the packages are not
+    installed.
     """
 
-    def __init__(self, split: str = "train") -> None:
+    def __init__(self, split: str = "train", count: int = 0) -> None:
         if split not in ("train", "validation"):
             raise UserError(f"the packaged photographs have the splits train and validation, not {split!r}")
-        self.name = f"photos ({split})"
+        self.name, self.split = f"photos ({split})", split
         self.classes = tuple(photo.name for photo in PHOTOS)
-        self._crops = [(label, box) for label, photo in enumerate(PHOTOS) for box in crop_boxes(photo, split)]
+        self._crops = [(label, box) for label, photo in enumerate(PHOTOS) for box in crop_boxes(photo, split, count)]
         self.labels = np.array([label for label, _ in self._crops], dtype=np.int64)
         self.blocks = [len(self._crops)]
 
@@ -95,13 +96,13 @@ class PhotoSource:
         """Nothing to do: all photographs stay in memory."""
 
 
-def crop_boxes(photo: Photo, split: str) -> list[Box]:
-    """The (left, top, right, bottom) of the crops of one photograph in raster order, evenly spread over the split's
-    region."""
+def crop_boxes(photo: Photo, split: str, count: int = 0) -> list[Box]:
+    """The (left, top, right, bottom) of the crops of one photograph, or `count` of them, in raster order, evenly spread
+    over the split's region."""
     image = _load(photo)
     black = np.asarray(image.convert("L")) < BLACK
     region = _region(photo, image.size, split)
-    wanted = TRAIN_CROPS if split == "train" else VALIDATION_CROPS
+    wanted = count or (TRAIN_CROPS if split == "train" else VALIDATION_CROPS)
     boxes: list[Box] = []
     for stride in STRIDES:
         boxes = [box for box in _grid(region, stride) if not _mostly(black, box)]
