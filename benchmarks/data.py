@@ -27,9 +27,9 @@ import torch
 
 from fqgan.config import DataConfig
 from fqgan.data import decode
-from fqgan.data.images import open_source
 from fqgan.data.loader import training_batches
-from fqgan.data.photos import PHOTOS, _load
+from fqgan.data.sources import open_source
+from fqgan.data.sources.photos import PHOTOS, _load
 
 BATCH = 16
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from fqgan.data.images import ImageSource, open_source
 from fqgan.data.loader import evaluation_batches
 from fqgan.data.order import evenly_spaced
+from fqgan.data.sources import ImageSource, open_source
 from fqgan.data.transforms import center_crop, normalize
 from fqgan.engine.distributed import World
 from fqgan.evaluation.collect import FeatureSet, Reading, collect

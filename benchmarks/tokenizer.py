@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fqgan import presets
 from fqgan.checkpoints import load_tokenizer
 from fqgan.config import TokenizerConfig, TokenizerRunConfig
-from fqgan.data.images import open_source
+from fqgan.data.sources import open_source
 from fqgan.data.transforms import normalize, resize_shorter, to_tensor
 from fqgan.engine.allocator import keep_freed_memory
 from fqgan.engine.distributed import World, pick_device

@@ -9,6 +9,10 @@ class UnreadableError(UserError):
     """One picture is broken. Loaders go on without it; elsewhere it is an error as any other."""
 
 
+class TooSmallError(UnreadableError):
+    """One picture is below the size and is to be skipped: loaders go on without it and count it apart."""
+
+
 def in_one_line(error: Exception) -> str:
     """What a library says is wrong, without line breaks and cut at 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -141,6 +141,8 @@ def _remove(path: Path) -> None:
 def _number(error: Exception) -> int | None:
     """The system's error number. Libraries in Rust have it in the text only."""
     if isinstance(error, OSError):
-        return error.errno
+        # numpy tells of a short write, which is a full disk, without a number
+        short = error.errno is None and re.search(r"\d+ requested and \d+ written", str(error))
+        return errno.ENOSPC if short else error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None

@@ -26,7 +26,7 @@ def child(parent: Run, **changes: dict[str, Any]) -> Run:
 
 DS8 = {"channel_multipliers": (1, 2, 2, 4)}
 
-DUAL_DS16 = child(TokenizerRunConfig(), data={"upscale": True})
+DUAL_DS16 = TokenizerRunConfig()
 DUAL_DS8 = child(DUAL_DS16, model=DS8)
 TRIPLE_DS16 = child(
     DUAL_DS16,
@@ -63,7 +63,7 @@ PHOTOS_DUAL = child(
             FactorConfig("semantic", 1024, 4, adapter_depth=1, teacher="efficientnet-lite0@64"),
         ),
     },
-    data={"source": "photos", "crop_min": 0.6, "turn": True, "upscale": False, "workers": 1},
+    data={"source": "photos", "crop_min": 0.6, "turn": True, "workers": 1},
     loss={
         "perceptual": "efficientnet-lite0",
         "perceptual_weight": 0.3,

@@ -41,6 +41,7 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     if hasattr(cls, "__dataclass_fields__"):
         if not isinstance(value, dict):
             raise UserError(f"key {where.rstrip('.') or 'root'} must be an object, got {value!r}")
+        value = getattr(cls, "from_older", dict)(value)
         hints = typing.get_type_hints(cls)
         for key in value:
             if key not in hints:

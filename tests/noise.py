@@ -11,26 +11,23 @@ from PIL import Image
 
 from fqgan.config import DataConfig
 from fqgan.data.loader import training_batches
+from fqgan.data.sources import Findings, ImageSource
 from fqgan.errors import UnreadableError, UserError
 
 
-class Noise:
+class Noise(ImageSource):
     """Random pictures; the index is the label. Pictures of the indices in `broken` and `unreadable` raise."""
-
-    classes: tuple[str, ...] = ()
 
     def __init__(
         self, blocks: list[int], side: int = 40, broken: Collection[int] = (), unreadable: Collection[int] = ()
     ) -> None:
         self.name = "noise"
+        self.findings = Findings("noise")
         self.blocks = blocks
         self.labels = np.arange(sum(blocks))
         self.side = side
         self.broken = broken
         self.unreadable = unreadable
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         if index in self.broken:

@@ -13,7 +13,7 @@ import pytest
 from torchvision import datasets
 
 from fqgan.cli import main
-from fqgan.data.images import default_validation, open_source
+from fqgan.data.sources import default_validation, open_source
 from fqgan.engine.run import read_stats
 from fqgan.errors import UserError
 

@@ -16,7 +16,7 @@ from fqgan import schema
 from fqgan.cli import main
 from fqgan.config import TokenizerRunConfig
 from fqgan.data.fingerprint import changes, fingerprint
-from fqgan.data.images import open_source
+from fqgan.data.sources import open_source
 from fqgan.presets import child
 
 

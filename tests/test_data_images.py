@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fqgan.data.images import FolderSource, load_images, open_source
+from fqgan.data.images import load_images
 from fqgan.data.loader import evaluation_batches
 from fqgan.data.order import epoch_order
-from fqgan.data.parquet import ParquetSource
+from fqgan.data.sources import Request, open_source
+from fqgan.data.sources.parquet import ParquetSource
 from fqgan.errors import UserError
 
 
@@ -184,7 +185,9 @@ def test_errors_of_paths(tmp_path: Path) -> None:
     assert error("") == "no image source is set: name photos, cifar10, an image folder, parquet files or tars"
     assert error(tmp_path / "imagenette").startswith(f"{tmp_path}/imagenette holds no picture (.jpg ")
     picture = save(tmp_path / "a.png")
-    assert error(picture) == f"{picture} is neither a folder nor a .parquet or .tar file"
+    assert len(open_source(str(picture))) == 1
+    (tmp_path / "a.doc").touch()
+    assert error(tmp_path / "a.doc").startswith(f"{tmp_path}/a.doc is neither a folder nor a .parquet or .tar file")
     assert error("photos", "test").startswith("the packaged photographs have the splits train and validation")
 
 
@@ -199,8 +202,8 @@ def test_errors_of_parquet_files(tmp_path: Path) -> None:
         assert "\n" not in message
     pq.write_table(pa.table({"id": [1], "label": [2]}), tmp_path / "columns.parquet")
     assert error(tmp_path / "columns.parquet").endswith("; its columns: id, label")
-    pq.write_table(pa.table({"image": [png(1)], "label": ["cat"]}), tmp_path / "names.parquet")
-    assert error(tmp_path / "names.parquet").endswith("the column label must hold integers, not string")
+    pq.write_table(pa.table({"image": [png(1)], "label": [1.5]}), tmp_path / "parts.parquet")
+    assert "holds 1.5: a whole number or a name is needed" in error(tmp_path / "parts.parquet")
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "rows.parquet")
     assert error(tmp_path / "rows.parquet").endswith("holds no picture: its parquet files have no rows")
 
@@ -217,12 +220,12 @@ def test_labels_must_be_classes(tmp_path: Path) -> None:
 
 def test_data_damaged_after_opening_is_a_user_error(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [1, 2])
-    source = ParquetSource([path], "a")
+    source = ParquetSource([path], Request("a"))
     path.unlink()
     with pytest.raises(UserError, match=r"a\.parquet cannot be read as parquet"):
         source.read(0)
     picture = save(tmp_path / "pictures/a.png", size=(400, 400))
-    folder = FolderSource(picture.parent, "pictures")
+    folder = open_source(str(picture.parent))
     picture.write_bytes(picture.read_bytes()[:200])
     with pytest.raises(UserError, match=r"pictures/a\.png cannot be read as a picture: [^\n]+$"):
         folder.read(0)
@@ -239,8 +242,9 @@ def test_load_images(tmp_path: Path) -> None:
 
 def test_load_images_errors(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", size=(40, 30))
-    with pytest.raises(UserError, match=r"a\.png is 40x30 pixels, below size 256: load it with .* at most 30, or enl"):
-        load_images([path])
+    assert load_images([path]).shape == (1, 3, 256, 256)
+    with pytest.raises(UserError, match=r"a\.png is 40x30 pixels, below the image size 256: "):
+        load_images([path], small="refuse")
     with pytest.raises(UserError, match=r"b\.png does not exist$"):
         load_images(tmp_path / "b.png")
     with pytest.raises(UserError, match="the list of paths is empty"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from noise import Noise, batches
 from test_data_images import counted_row_groups, write_parquet
 
 from fqgan.config import DataConfig
-from fqgan.data.images import open_source
 from fqgan.data.order import SampleStream, epoch_order
+from fqgan.data.sources import open_source
 
 BLOCKS = st.lists(st.integers(1, 12), min_size=1, max_size=30)
 LANES = st.integers(1, 9)
@@ -130,9 +131,11 @@ def test_enough_blocks_are_kept(lanes: int, world: int) -> None:
 
 def test_row_groups_are_read_once_by_one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "a.parquet", list(range(240)), group=5)
-    reads = counted_row_groups(monkeypatch)
     config = DataConfig(workers=0, window=8, lanes=4)
+    source = open_source(str(path))  # looks at a sample of the pictures, and keeps their row groups
+    sources = [pickle.loads(pickle.dumps(source)) for _ in range(4)]
+    reads = counted_row_groups(monkeypatch)
     for rank in range(4):
-        batches(open_source(str(path)), 20, config, micro_batch=3, rank=rank, world=4, size=8)
+        batches(sources[rank], 20, config, micro_batch=3, rank=rank, world=4, size=8)
     assert set(reads) == set(range(48))
     assert len(reads) <= 48 + 3

@@ -16,7 +16,7 @@ import pytest
 import torch
 from noise import Noise, batches
 
-from fqgan.config import DataConfig
+from fqgan.config import DataConfig, SourceOptions
 from fqgan.data.loader import TrainingSet, evaluation_batches, training_batches
 from fqgan.data.order import SampleStream
 from fqgan.data.transforms import center_crop, flip, to_tensor
@@ -143,17 +143,24 @@ def test_jitter_is_one_line_per_channel_and_changes_nothing_else() -> None:
     assert np.std(found) > 0.03
 
 
-def test_small_pictures_are_refused_unless_enlarged() -> None:
-    source, message = (
-        Noise([4], side=20),
-        r"^noise \d is 30x20 pixels, below the image size 32: .*--data\.upscale in training.*$",
-    )
+def test_small_pictures_are_enlarged_skipped_or_refused() -> None:
+    source = Noise([4], side=20)
+    assert batches(source, 1)[0][0].shape == (12, 3, 32, 32)
+    enlarged = evaluation_batches(source, size=32, batch=2)
+    assert [images.shape for images, _, _ in enlarged] == [(2, 3, 32, 32)] * 2
+    assert (enlarged.small, enlarged.unreadable) == (4, 0)
+
+    source.options = SourceOptions(small="skip")
+    skipped = evaluation_batches(source, size=32, batch=2)
+    assert list(skipped) == []
+    assert (skipped.small, skipped.unreadable) == (4, 0)
+
+    source.options = SourceOptions(small="refuse")
+    message = r"^noise \d is 30x20 pixels, below the image size 32: .*--data\.small enlarge or skip in training.*$"
     with pytest.raises(UserError, match=message):
         batches(source, 1)
     with pytest.raises(UserError, match=message):
         list(evaluation_batches(source, size=32, batch=2))
-    assert batches(source, 1, DataConfig(workers=0, upscale=True))[0][0].shape == (12, 3, 32, 32)
-    assert next(evaluation_batches(source, size=32, batch=2, upscale=True))[0].shape == (2, 3, 32, 32)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -199,8 +206,8 @@ def test_closing_ends_the_workers() -> None:
 
 SCRIPT = """
 import sys, time
-from fqgan.config import DataConfig
-from fqgan.data.images import open_source
+from fqgan.config import DataConfig, SourceOptions
+from fqgan.data.sources import open_source
 from fqgan.data.loader import training_batches
 stream = training_batches(open_source("photos"), DataConfig(workers=2), size=64, seed=0, batch=4, micro_batch=4,
                           rank=0, world=1, start_step=0)

@@ -24,11 +24,11 @@ from PIL import Image
 from fqgan.cli import main
 from fqgan.config import DataConfig
 from fqgan.data import pack, shards
-from fqgan.data.headers import evenly_spaced
-from fqgan.data.images import ImageSource, open_source
 from fqgan.data.loader import training_batches
+from fqgan.data.order import spread_over_blocks
 from fqgan.data.pack import Packer
 from fqgan.data.shards import PackOptions
+from fqgan.data.sources import ImageSource, open_source
 from fqgan.data.survey import survey
 from fqgan.data.transforms import resize_shorter
 from fqgan.errors import UserError
@@ -93,7 +93,7 @@ def test_training_sees_the_same_pictures(crop_min: float, folder: Path, tmp_path
     second, smaller reduction; nothing is enlarged."""
     source, result = open_source(str(folder)), packed(folder, tmp_path / "out", crop_min=crop_min)
     assert result.blocks == [40]
-    config = DataConfig(crop_min=crop_min or 1.0, upscale=True, workers=0)
+    config = DataConfig(crop_min=crop_min or 1.0, workers=0)
     options = {"size": 32, "seed": 1, "batch": 40, "micro_batch": 40, "rank": 0, "world": 1, "start_step": 0}
     (images, labels), (others, other_labels) = (next(training_batches(s, config, **options)) for s in (source, result))
     assert torch.equal(labels, other_labels)
@@ -453,8 +453,8 @@ def test_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ([1, 8, 1, 8], 8, 4, [0, 1, 5, 9, 10, 14]),
     ],
 )
-def test_evenly_spaced(blocks: list[int], count: int, most: int, expected: Any) -> None:
-    assert evenly_spaced(blocks, count, most) == list(expected)
+def test_spread_over_blocks(blocks: list[int], count: int, most: int, expected: Any) -> None:
+    assert spread_over_blocks(blocks, count, most) == list(expected)
 
 
 def test_info_prints_and_writes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,8 @@ import importlib.util
 import numpy as np
 import pytest
 
-from fqgan.data import photos
-from fqgan.data.photos import CROP, PHOTOS, PhotoSource, crop_boxes
+from fqgan.data.sources import photos
+from fqgan.data.sources.photos import CROP, PHOTOS, PhotoSource, crop_boxes
 from fqgan.errors import UserError
 
 

@@ -16,10 +16,9 @@ import torch
 from PIL import Image
 
 from fqgan.config import DataConfig
-from fqgan.data import tar
-from fqgan.data.images import open_source
 from fqgan.data.loader import evaluation_batches, training_batches
-from fqgan.data.tar import TarSource
+from fqgan.data.sources import Request, open_source, tar
+from fqgan.data.sources.tar import TarSource
 from fqgan.errors import UnreadableError, UserError
 
 
@@ -105,7 +104,7 @@ def test_webdataset_reads_the_same_samples(tmp_path: Path) -> None:
             (kind,) = kinds
             data = Image.open(io.BytesIO(sample[kind])).convert("RGB").tobytes()
             theirs.append((f"{sample['__key__']}.{kind}", data, label if isinstance(label, int) else -1))
-    source = TarSource(paths, "both")
+    source = TarSource(paths, Request("both"))
     ours = []
     for i in range(len(source)):
         image, label = source.read(i)
@@ -156,12 +155,12 @@ def test_splits_in_folders(tmp_path: Path) -> None:
 def test_a_large_tar_is_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tar, "SPAN", 4)
     paths = [write_tar(tmp_path / f"{n}.tar", samples(range(n))) for n in (4, 9, 5)]
-    assert TarSource(paths, "x").blocks == [4, 3, 3, 3, 2, 3]
+    assert TarSource(paths, Request("x")).blocks == [4, 3, 3, 3, 2, 3]
 
 
 def test_only_as_many_files_as_the_window_stay_open(tmp_path: Path) -> None:
     paths = [write_tar(tmp_path / f"{i}.tar", samples(range(i, i + 1))) for i in range(6)]
-    source = TarSource(paths, "x")
+    source = TarSource(paths, Request("x"))
     source.reserve(2)
     for index in (0, 5, 3, 0, 1):
         assert source.read(index)[1] == index
@@ -234,9 +233,13 @@ def test_errors_of_tars(tmp_path: Path) -> None:
         assert f"{name}.tar cannot be read as a tar (cut short, or another format?)" in error(tmp_path / f"{name}.tar")
     write_tar(tmp_path / "none.tar", {"a.txt": b"x", "b.cls": b"1"})
     assert "none.tar holds no picture: no sample of its tars has one" in error(tmp_path / "none.tar")
-    for name, data in (("a.cls", b"cat"), ("a.json", b'{"label": "cat"}'), ("a.json", b"{"), ("a.cls", b"-2")):
+    for name, data in (("a.json", b'{"label": {}}'), ("a.json", b'{"label": 1.5}'), ("a.cls", b"-2")):
         write_tar(tmp_path / "label.tar", {"a.png": picture(1), name: data})
-        assert f"label.tar: {name} must hold an integer label from 0 on, not " in error(tmp_path / "label.tar")
+        assert "label.tar: the label of a.png must be a number from 0 on or a name, not " in error(
+            tmp_path / "label.tar"
+        )
+    write_tar(tmp_path / "label.tar", {"a.png": picture(1), "a.json": b"{"})
+    assert "label.tar: a.json is no readable JSON" in error(tmp_path / "label.tar")
     with tarfile.open(tmp_path / "twice.tar", "w") as archive:
         for _ in range(2):
             archive.addfile(tarfile.TarInfo("a.png"))
@@ -255,7 +258,7 @@ def test_broken_pictures_and_vanished_tars(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"a\.tar has become shorter since it was opened$"):
         source.read(2)
-    other = TarSource([path := write_tar(tmp_path / "b.tar", samples(range(2)))], "b")
+    other = TarSource([path := write_tar(tmp_path / "b.tar", samples(range(2)))], Request("b"))
     path.unlink()
     with pytest.raises(UserError, match=r"b\.tar cannot be read: No such file or directory$"):
         other.read(0)
@@ -264,17 +267,17 @@ def test_broken_pictures_and_vanished_tars(tmp_path: Path) -> None:
 def test_the_index_is_cached(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scanned: list[Path] = []
     scan = tar._scan
-    monkeypatch.setattr(tar, "_scan", lambda path: (scanned.append(path), scan(path))[1])
+    monkeypatch.setattr(tar, "_scan", lambda path, key: (scanned.append(Path(path)), scan(path, key))[1])
     path = write_tar(tmp_path / "a.tar", samples(range(3)))
     for _ in range(2):
-        assert TarSource([path], "a").describe(2) == f"0002.png of {path}"
+        assert TarSource([path], Request("a")).describe(2) == f"0002.png of {path}"
     assert scanned == [path]
     write_tar(path, samples(range(5)))
-    assert len(TarSource([path], "a")) == 5
+    assert len(TarSource([path], Request("a"))) == 5
     (cached,) = [file for file in (home / ".cache/fqgan/tar-index").iterdir() if np.load(file)["labels"].size == 5]
     for content in (b"", b"nonsense", cached.read_bytes()[:300]):
         cached.write_bytes(content)
-        assert len(TarSource([path], "a")) == 5
+        assert len(TarSource([path], Request("a"))) == 5
     assert len(scanned) == 5
     assert len(list(cached.parent.iterdir())) == 2, "nothing half-written stays"
 

@@ -18,9 +18,9 @@ from fqgan import schema
 from fqgan.cli import main
 from fqgan.config import DataConfig, TokenizerRunConfig
 from fqgan.data import workers
-from fqgan.data.images import open_source
 from fqgan.data.loader import TrainingSet, evaluation_batches, training_batches
 from fqgan.data.order import SampleStream
+from fqgan.data.sources import open_source
 from fqgan.data.unreadable import FLOOR, UnreadableMeter
 from fqgan.engine.run import read_stats
 from fqgan.errors import UserError
@@ -104,7 +104,7 @@ def test_a_flood_of_names_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
     list(evaluation_batches(Noise([200], unreadable=range(150)), size=32, batch=8))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == workers.NAMED + 1
-    assert lines[-1] == "warning: more pictures cannot be read"
+    assert lines[-1] == "warning: more pictures are skipped"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -16,7 +16,7 @@ from sets import FAST, FULL, evaluated, samples, write_pictures
 
 from fqgan.cli import main
 from fqgan.data.fingerprint import content_sha256
-from fqgan.data.images import open_source
+from fqgan.data.sources import open_source
 from fqgan.evaluation.statistics import load_statistics
 from fqgan.schema import flatten
 from fqgan.vision import inception
@@ -151,7 +151,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(here: Path, refused: Ref
     assert "cut.npz is cut short or no .npz file" in line("cut.npz", "fake")
     assert "cut.safetensors is damaged or holds no statistics" in line("cut.safetensors", "fake")
     assert "one: at least two readable pictures are needed" in line("real", "one")
-    assert "is 20x20 pixels, below the image size 24" in line("small", "fake")
+    assert "is 20x20 pixels, below the image size 24" in line("small", "fake", "--small", "refuse")
     assert "made in another way (size: 24, not 20)" in line("real.safetensors", "small")
     other = ("--features", "efficientnet-lite0:stage3@48", "--workers", "0")
     told = line("real.safetensors", "fake", fast=other)

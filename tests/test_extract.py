@@ -25,7 +25,7 @@ from fqgan import schema
 from fqgan.checkpoints import weights_kind
 from fqgan.cli import main
 from fqgan.config import TokenizerRunConfig
-from fqgan.data.images import open_source
+from fqgan.data.sources import open_source
 from fqgan.data.tokens import TokenStore
 from fqgan.data.transforms import center_crop, crops, flip, normalize, resize_shorter, to_tensor
 from fqgan.data.workers import Batches
@@ -154,9 +154,10 @@ def test_passes_do_not_depend_on_batches_or_threads(tokenizer: FactorizedTokeniz
 def test_a_finished_store_stays_as_it_is(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "store"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("15 images of data with 1 crop each in 4 shards; tokenizer ")
-    assert " images/s, " in lines[1]
-    assert lines[2:] == ["15 images, 15 crops of 2 x 8 x 8 codes: 5.0 kB in 4 shards", "store"]
+    assert lines[0].startswith("data: image folder; ")
+    assert lines[1].startswith("15 images of data with 1 crop each in 4 shards; tokenizer ")
+    assert " images/s, " in lines[2]
+    assert lines[3:] == ["15 images, 15 crops of 2 x 8 x 8 codes: 5.0 kB in 4 shards", "store"]
     before = {path: path.stat().st_mtime_ns for path in Path("store").rglob("*")}
     assert main([*command, "store", "--verify"]) == 0
     assert "store is extracted already" in capsys.readouterr().out
@@ -215,8 +216,11 @@ def test_unreadable_pictures_are_left_out_and_listed(
         ("--max-unreadable 2", "--max-unreadable must be between 0 and 1, got 2.0"),
         ("--out exported", "exported exists and is no token store: use a new --out"),
         ("--out tiny", "--out tiny is a file: name a folder"),
-        ("--size 40", "data/cat/12.png is 52x40 pixels"),
-        ("--size 64", "pixels, below the image size 64: leave it out, choose a smaller size, or enlarge such"),
+        ("--size 40 --small refuse", "data/cat/12.png is 52x40 pixels"),
+        (
+            "--size 64 --small refuse",
+            "pixels, below the image size 64: choose a smaller size, or say what becomes of such",
+        ),
     ],
 )
 def test_refused_before_anything_is_written(

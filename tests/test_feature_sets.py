@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fqgan.data.images import open_source
-from fqgan.data.npz import NpzSource
+from fqgan.data.sources import Request, open_source
+from fqgan.data.sources.npz import NpzSource
 from fqgan.engine.distributed import World
 from fqgan.errors import UserError
 from fqgan.evaluation.collect import FeatureCollector, Reading, collect
@@ -31,12 +31,12 @@ def pixels_network(dim: int = 12) -> FeatureNetwork:
 
 def test_a_set_gives_the_same_numbers_for_any_batch_and_order(here: Path) -> None:
     network, world = pixels_network(), World(0, 1, torch.device("cpu"))
-    real = collect(network, open_source("real"), Reading(24, 5, 0, 0, False, 99), world)[0]
+    real = collect(network, open_source("real"), Reading(24, 5, 0, 0, 99), world)[0]
     source = open_source("fake")
-    whole = set_scores(real, collect(network, source, Reading(24, 12, 0, 0, False, 99), world)[0], network)
+    whole = set_scores(real, collect(network, source, Reading(24, 12, 0, 0, 99), world)[0], network)
     assert {"frechet", "frechet_half", "frechet_spatial", "score", "kernel_distance", "coverage"} <= set(whole)
     for batch in (1, 5):
-        other = collect(network, source, Reading(24, batch, 0, 0, False, 99), world)[0]
+        other = collect(network, source, Reading(24, batch, 0, 0, 99), world)[0]
         assert set_scores(real, other, network) == pytest.approx(whole, rel=1e-9)
     collector = FeatureCollector(network, range(len(source)), 99, "cpu")
     for index in (7, 0, 11, 3, 5, 1, 2, 4, 6, 10, 8, 9):
@@ -70,7 +70,7 @@ def test_unknown_networks_are_refused(name: str, message: str) -> None:
 
 
 def test_only_fids_inception_gives_numbers_of_that_name(here: Path) -> None:
-    world, reading = World(0, 1, torch.device("cpu")), Reading(24, 5, 0, 0, False, 99)
+    world, reading = World(0, 1, torch.device("cpu")), Reading(24, 5, 0, 0, 99)
     names = {"fid", "fid_half", "sfid", "inception_score", "inception_score_std"}
     for genuine in (False, True):
         network = replace(pixels_network(), genuine=genuine)
@@ -84,14 +84,14 @@ def test_only_fids_inception_gives_numbers_of_that_name(here: Path) -> None:
 def test_an_npz_is_mapped_and_read_by_index(here: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
     np.savez("a.npz", arr_0=pixels, arr_1=np.arange(5))
-    source = NpzSource(Path("a.npz"), "a")
+    source = NpzSource(Path("a.npz"), Request("a"))
     assert isinstance(source._pixels, np.memmap)
     for index in (4, 0):
         image, label = source.read(index)
         assert np.array_equal(np.asarray(image), pixels[index]) and label == index
     np.savez("b.npz", arr_0=pixels, arr_1=np.arange(4))
     with pytest.raises(UserError, match="arr_1 must be 5 whole numbers"):
-        NpzSource(Path("b.npz"), "b")
+        NpzSource(Path("b.npz"), Request("b"))
     np.savez("c.npz", arr_0=np.array([{}], dtype=object))
     with pytest.raises(UserError, match="objects"):
-        NpzSource(Path("c.npz"), "c")
+        NpzSource(Path("c.npz"), Request("c"))

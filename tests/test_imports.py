@@ -131,7 +131,7 @@ def test_the_imports_are_seen() -> None:
     assert {"fqgan.config", "fqgan.sources"} <= {name for _, name in imported("fqgan.checkpoints")}
     assert {"fqgan.checkpoints", "fqgan.metrics.psnr"} <= {name for _, name in imported("fqgan.commands.reconstruct")}
     assert layer_of("fqgan.tokenizer.something_new") is None
-    assert layer_of("fqgan.data.something_new") == layer_of("fqgan.data.images")
+    assert layer_of("fqgan.data.something_new") == layer_of("fqgan.data.loader")
 
 
 @pytest.mark.parametrize(

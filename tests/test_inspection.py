@@ -19,7 +19,8 @@ from sklearn.metrics import mutual_info_score
 
 from fqgan.checkpoints import save_tokenizer
 from fqgan.cli import main
-from fqgan.data.images import load_images, open_source
+from fqgan.data.images import load_images
+from fqgan.data.sources import open_source
 from fqgan.metrics.psnr import psnr
 from fqgan.studies.codes import features_of, pick
 from fqgan.studies.structure import (

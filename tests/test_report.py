@@ -18,7 +18,7 @@ from PIL import Image
 from fqgan import presets
 from fqgan.cli import main
 from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerConfig, TokenizerRunConfig
-from fqgan.data import photos
+from fqgan.data.sources import photos
 from fqgan.engine.precision import fast_precision
 from fqgan.report.content import Generation, Report, training_seconds
 from fqgan.report.evidence import gather, sample_indices

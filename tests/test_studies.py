@@ -58,7 +58,9 @@ def test_a_study_is_trained_measured_judged_and_reused(
     argv = study_of("ablation", "--seeds", 2, "--only", "vqgan", "vqgan-2k", "both")
     small, elsewhere = tmp_path / "small", tmp_path / "elsewhere"
     write_pictures(small, 6, 0, size=20)
-    assert "shorter side of 20 pixels, below the 32 of the models" in refused(*argv, "--measure.data", small)
+    assert "shorter side of 20 pixels, below the 32 of the models" in refused(
+        *argv, "--measure.data", small, "--measure.small", "refuse"
+    )
     assert main(argv) == 0
     printed = capsys.readouterr().out
     out = tmp_path / "out"

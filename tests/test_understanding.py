@@ -109,7 +109,7 @@ def test_a_bank_holds_the_tokenizers_maps_by_position(
     assert bank.values[7, 10, 4:] == pytest.approx(maps[1][0, :, 1, 2].detach().numpy(), abs=1e-5)
     assert is_filled(reader, content, path)
     assert not is_filled(reader, {**content, "captions": "others"}, path)
-    assert not is_filled(tokenizer_reader(kind, tokenizer, upscale=True), content, path)  # pyright: ignore
+    assert not is_filled(tokenizer_reader(kind, tokenizer, small="refuse"), content, path)  # pyright: ignore
 
 
 def test_features_are_some_channels_scaled_on_the_training_pictures() -> None:

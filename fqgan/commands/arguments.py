@@ -21,7 +21,9 @@ T = TypeVar("T")
 
 def parse(cls: type[T], argv: list[str], prog: str, description: str, default: T | None = None) -> T:
     """Parse `argv` into `cls`, from the values of `default` where one is given."""
-    _check_options(argv, _option_names(cls, default), prog)
+    known = _option_names(cls, default)
+    argv = _respelled(argv, known)
+    _check_options(argv, known, prog)
     options: dict[str, Any] = {"args": argv, "prog": prog, "description": description}
     if default is not None:
         options["default"] = default
@@ -70,6 +72,23 @@ def _check_options(argv: list[str], known: set[str], prog: str) -> None:
         if name != "help" and not {name, positive} & known:
             nearest = did_you_mean(f"--{name}", [f"--{option}" for option in known])
             raise UserError(f"unknown option --{name}{nearest}; see {prog} --help")
+
+
+def _respelled(argv: list[str], known: set[str]) -> list[str]:
+    """Options as they are called here: a data set's have `--data.` before them in training only, and version 0.1 had
+    `--upscale` for `--small enlarge`."""
+    words: list[str] = []
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        name = name.replace("_", "-")
+        for old, new in (("upscale", "enlarge"), ("no-upscale", "refuse")):
+            small = next((option for option in ("data.small", "small", "measure.small") if option in known), "")
+            if small and re.fullmatch(rf"--(data\.|measure\.)?{old}", re.sub(r"\.no-", ".no-", name)):
+                name, equals, value = f"--{small}", "=", new
+        if name.startswith("--data.") and name[2:] not in known and name[7:] in known:
+            name = f"--{name[7:]}"
+        words.append(f"{name}{equals}{value}" if argument.startswith("--") else argument)
+    return words
 
 
 def _first_sentence(box: str) -> str:

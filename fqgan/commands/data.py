@@ -14,25 +14,27 @@ import tyro
 
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.commands.progress import image_bar, readable_bytes
+from fqgan.config import SourceOptions
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError, make_folder, write_text
 from fqgan.schema import did_you_mean
 
 if TYPE_CHECKING:
-    from fqgan.data.images import ImageSource
     from fqgan.data.pack import Packer
+    from fqgan.data.sources import ImageSource
 
 PROG = "fqgan data"
 LISTED = 12
 """Classes and unreadable pictures that are shown one by one."""
 
 
-@dataclass(frozen=True)
-class InfoArguments:
+@dataclass(frozen=True, kw_only=True)
+class InfoArguments(SourceOptions):
     """Options of `info`."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Images: `photos`, `cifar10`, a folder, parquet files or tars."""
+    """Images: `photos`, `cifar10`, a folder, a list, parquet or Arrow files, tars, .zip or
+    .npz."""
     split: Literal["train", "validation"] = "train"
     """Which one, where the source holds several."""
     scan: int = 1000
@@ -47,12 +49,13 @@ class InfoArguments:
     """Write the numbers to this file, too; by default to none."""
 
 
-@dataclass(frozen=True)
-class PackArguments:
+@dataclass(frozen=True, kw_only=True)
+class PackArguments(SourceOptions):
     """Options of `pack`."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Images: `photos`, `cifar10`, a folder, parquet files or tars."""
+    """Images: `photos`, `cifar10`, a folder, a list, parquet or Arrow files, tars, .zip or
+    .npz."""
     out: Path
     """Folder for the parquet files; several splits may share one. The same command resumes."""
     split: Literal["train", "validation"] = "train"
@@ -104,10 +107,11 @@ def _info(argv: list[str]) -> None:
         check_output(arguments.json, folder=False, option="--json")
     from rich import print as say
 
-    from fqgan.data.images import open_source
+    from fqgan.data.sources import open_source
     from fqgan.data.survey import survey
 
-    source = open_source(arguments.source, arguments.split)
+    source = open_source(arguments.source, arguments.split, SourceOptions.of(arguments))
+    print(source.summary(max(arguments.size, default=0)), flush=True)
     with image_bar("reading", min(arguments.scan or len(source), len(source))) as advance:
         numbers = survey(
             source,
@@ -118,6 +122,8 @@ def _info(argv: list[str]) -> None:
             advance=advance,
         )
     say(table(numbers))
+    for warning in source.findings.warnings:
+        print(f"warning: {warning}")
     problems = numbers["unreadable"]
     for problem in problems[:LISTED]:
         print(f"unreadable: {problem}")
@@ -134,11 +140,20 @@ def table(numbers: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    found = numbers["understood"]
     rows = {
-        "kind": numbers["kind"],
-        "pictures": f"{numbers['pictures']:,}",
+        "form": numbers["kind"],
+        "split": f"{found['split']}, chosen by {found['split_rule']}" if found["split"] else "",
+        "pictures": f"{numbers['pictures']:,}" + (f", from {found['pictures_from']}" if found["pictures_from"] else ""),
         "classes": _classes(numbers),
         "labels": _labels(numbers),
+        "labels from": found["labels_from"] if numbers["labels"] else "",
+        "captions from": found["captions_from"],
+        "ignored": _counts(found["ignored"]),
+        "joined": f"{found['merged']:,} samples whose members stand apart" if found["merged"] else "",
+        "left out": f"{found['without_picture']:,} samples without a picture" if found["without_picture"] else "",
+        "values": found["values"],
+        "small pictures": {"enlarge": "are enlarged", "skip": "are skipped", "refuse": "are refused"}[found["small"]],
         "blocks": f"{numbers['blocks']['count']:,} of {_range(numbers['blocks'])} pictures",
         "looked at": f"{numbers['scanned']:,}, {'decoded' if numbers['decoded'] else 'their headers'}",
     }
@@ -153,7 +168,8 @@ def table(numbers: dict[str, Any]) -> Any:
     rows["unreadable"] = f"{len(numbers['unreadable']):,}"
     grid = Table(title=Text(numbers["source"]), show_header=False, title_justify="left")
     for name, value in rows.items():
-        grid.add_row(name, Text(value))
+        if value:
+            grid.add_row(name, Text(value))
     return grid
 
 
@@ -198,11 +214,11 @@ def _pack(argv: list[str]) -> None:
             raise UserError(f"--{name} must be between 0 and 1, got {value}")
     check_output(arguments.out, folder=True)
 
-    from fqgan.data.images import open_source
     from fqgan.data.pack import Packer
     from fqgan.data.shards import PackOptions
+    from fqgan.data.sources import announce, open_source
 
-    source = open_source(arguments.source, arguments.split)
+    source = open_source(arguments.source, arguments.split, SourceOptions.of(arguments))
     shards = min(arguments.shards or math.ceil(len(source) / arguments.rows_per_shard), len(source))
     options = PackOptions(
         split=arguments.split,
@@ -215,6 +231,7 @@ def _pack(argv: list[str]) -> None:
     )
     packer = Packer(source, arguments.out, options, workers=arguments.workers, max_unreadable=arguments.max_unreadable)
     began, before = time.monotonic(), packer.done
+    announce(source, options.size)
     _announce(source, packer)
     try:
         with image_bar("packing", len(source), before) as advance:
@@ -232,7 +249,7 @@ def _pack(argv: list[str]) -> None:
     if below := sum(shard.below_size for shard in manifest.shards):
         print(
             f"warning: {below:,} pictures have a shorter side below {options.size} pixels and stay as they are: "
-            "training at this size refuses them without --data.upscale"
+            "training and measuring enlarge them, unless --small (in training --data.small) says skip or refuse"
         )
     print(arguments.out)
 

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
         generator = generate.load(arguments, world)
         # what may be refused comes before hours of generation
         network = load_network(arguments.features, world.device)
-        reference = open_set(arguments.data, arguments.split, world.device)
+        reference = open_set(arguments.data, arguments.split, world.device, arguments)
         size = arguments.size or generator.tokenizer.config.image_size
         from_main(lambda: check_fit(reference, network, size))
         settings = from_main(lambda: generate.settings_of(arguments, generator, world))

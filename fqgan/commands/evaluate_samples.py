@@ -10,10 +10,11 @@ import tyro
 
 from fqgan.commands.arguments import check_output, parse
 from fqgan.commands.measuring import MeasuringOptions, conclude, features_of, measuring, scores_of, size_of
+from fqgan.config import SourceOptions
 from fqgan.errors import UserError
 
 if TYPE_CHECKING:
-    from fqgan.data.images import ImageSource
+    from fqgan.data.sources import ImageSource
     from fqgan.engine.distributed import World
     from fqgan.evaluation.sets import Set
     from fqgan.vision.measuring import FeatureNetwork
@@ -22,7 +23,7 @@ PROG = "fqgan evaluate samples"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(MeasuringOptions):
+class Arguments(MeasuringOptions, SourceOptions):
     """Options of the command."""
 
     reference: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REFERENCE")]
@@ -52,8 +53,8 @@ def main(argv: list[str]) -> None:
         from fqgan.vision.measuring import load_network
 
         network = load_network(arguments.features, world.device)
-        reference = open_set(arguments.reference, arguments.split, world.device)
-        samples = open_set(arguments.samples, arguments.samples_split, world.device)
+        reference = open_set(arguments.reference, arguments.split, world.device, arguments)
+        samples = open_set(arguments.samples, arguments.samples_split, world.device, arguments)
         result, text, warnings = compared(reference, samples, network, arguments, world, arguments.cache)
         if world.is_main:
             conclude({"subject": "samples", **result}, text, warnings, _out(arguments))
@@ -74,7 +75,7 @@ def compared(
     real, real_side = features_of(reference, network, reading, world, "reference", hashed=True, cache=cache)
     fake, fake_side = features_of(samples, network, reading, world, "samples")
     scores, warnings = scores_of(real, fake, network, world)
-    made = features_protocol(network, size, arguments.upscale)
+    made = features_protocol(network, size, arguments)
     protocol = full_protocol(made, arguments.kept, world.device.type, reference=real_side, samples=fake_side)
     if not world.is_main:
         return {}, "", []
@@ -99,15 +100,16 @@ def _write_npz(arguments: Arguments, source: ImageSource | None) -> None:
 
     from fqgan.commands.progress import image_bar
     from fqgan.data.loader import evaluation_batches
-    from fqgan.data.npz import write_images
+    from fqgan.data.sources.npz import write_images
     from fqgan.files import make_folder
 
     if source is None:
         raise UserError(f"--npz needs images, and {arguments.samples} holds statistics only")
     reading = arguments.reading(arguments.size or min(source.read(0)[0].size))
     indices = reading.indices(source)
-    options = {"limit": reading.limit, "workers": reading.workers, "upscale": reading.upscale}
-    batches = evaluation_batches(source, size=reading.size, batch=reading.batch, **options)
+    batches = evaluation_batches(
+        source, size=reading.size, batch=reading.batch, limit=reading.limit, workers=reading.workers
+    )
     make_folder(arguments.npz.parent)
     with image_bar("writing", len(indices)) as advance:
 

@@ -10,13 +10,14 @@ import tyro
 
 from fqgan.commands.arguments import parse
 from fqgan.commands.measuring import MeasuringOptions, features_of, measuring, size_of
+from fqgan.config import SourceOptions
 from fqgan.errors import UserError
 
 PROG = "fqgan evaluate statistics"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(MeasuringOptions):
+class Arguments(MeasuringOptions, SourceOptions):
     """Options of the command."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
@@ -42,14 +43,14 @@ def main(argv: list[str]) -> None:
         from fqgan.vision.measuring import load_network
 
         network = load_network(arguments.features, world.device)
-        given = open_set(arguments.data, arguments.split, world.device)
+        given = open_set(arguments.data, arguments.split, world.device, arguments)
         source = given.source
         if source is None or given.statistics is not None:
             raise UserError(f"{arguments.data} holds statistics already")
         size = from_main(lambda: size_of(arguments.size, given))
         features, side = features_of(given, network, arguments.reading(size), world, "reading", hashed=True)
         if world.is_main:
-            made = features_protocol(network, size, arguments.upscale)
+            made = features_protocol(network, size, arguments)
             make_folder(arguments.out.parent)
             save_statistics(features, {**made, "set": side}, arguments.out)
             print(

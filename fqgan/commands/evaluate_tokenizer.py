@@ -12,6 +12,7 @@ from fqgan import hub
 from fqgan.commands.arguments import parse
 from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path, scores_of
 from fqgan.commands.progress import image_bar
+from fqgan.config import SourceOptions
 
 if TYPE_CHECKING:
     from fqgan.engine.distributed import World
@@ -20,7 +21,7 @@ PROG = "fqgan evaluate tokenizer"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(MeasuringOptions):
+class Arguments(MeasuringOptions, SourceOptions):
     """Options of the command."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -54,13 +55,11 @@ def main(argv: list[str]) -> None:
 
 def evaluate(arguments: Arguments, world: World) -> tuple[dict[str, Any], list[str]]:
     """All metrics of a tokenizer on a data set, and warnings; called by all ranks, of use on the main one."""
-    import torch
-
     from fqgan.checkpoints import load_tokenizer
-    from fqgan.data.images import open_source
     from fqgan.data.loader import evaluation_batches
-    from fqgan.engine.distributed import all_reduce_sum, from_main
-    from fqgan.evaluation.collect import FeatureCollector
+    from fqgan.data.sources import announce, open_source
+    from fqgan.engine.distributed import from_main
+    from fqgan.evaluation.collect import FeatureCollector, LeftOut
     from fqgan.evaluation.protocol import features_protocol, full_protocol
     from fqgan.evaluation.sets import content_of, describe
     from fqgan.tokenizer.evaluation import Scores, evaluate_tokenizer
@@ -71,7 +70,9 @@ def evaluate(arguments: Arguments, world: World) -> tuple[dict[str, Any], list[s
     tokenizer = load_tokenizer(arguments.checkpoint, device, arguments.weights, arguments.precision)
     size = arguments.size or tokenizer.config.image_size
     tokenizer.check_size(size, size)
-    source = open_source(arguments.data, arguments.split)
+    source = open_source(arguments.data, arguments.split, SourceOptions.of(arguments))
+    if world.is_main:
+        announce(source, size)
     perceptual = load_perceptual(arguments.perceptual)
     network = load_network(arguments.features, device)
     reading = arguments.reading(size)
@@ -84,7 +85,6 @@ def evaluate(arguments: Arguments, world: World) -> tuple[dict[str, Any], list[s
         batch=reading.batch,
         limit=reading.limit,
         workers=reading.workers,
-        upscale=reading.upscale,
         rank=world.rank,
         world=world.size,
     )
@@ -96,12 +96,12 @@ def evaluate(arguments: Arguments, world: World) -> tuple[dict[str, Any], list[s
                 advance(len(batch[0]))
 
     numbers = evaluate_tokenizer(tokenizer, shown(), scores, device)
-    unreadable = int(all_reduce_sum(torch.tensor(batches.unreadable, device=device)))
+    left_out = LeftOut.of(batches, source, world)
     originals, copies = real.compute(), fake.compute()
     of_sets, warnings = scores_of(originals, copies, network, world)
-    made = {**features_protocol(network, size, arguments.upscale), "perceptual": arguments.perceptual}
+    made = {**features_protocol(network, size, arguments), "perceptual": arguments.perceptual}
     made["precision"] = arguments.precision
-    data = describe(source, indices, unreadable)
+    data = describe(source, indices, left_out)
     data["content"] = from_main(lambda: content_of(source))
     factors = numbers.pop("factors")
     classes = numbers.pop("classes", {})
@@ -111,7 +111,8 @@ def evaluate(arguments: Arguments, world: World) -> tuple[dict[str, Any], list[s
         "checkpoint": str(arguments.checkpoint),
         "data": arguments.data,
         "images": data["count"],
-        "unreadable": unreadable,
+        "unreadable": left_out.unreadable,
+        "understood": source.explain(size),
         "metrics": {**numbers, **of_sets, "bits_per_position": bits},
         "factors": factors,
         **({"classes": classes} if classes else {}),
@@ -138,6 +139,8 @@ def _table(result: dict[str, Any]) -> str:
         rows.append((f"factor {name}", values))
     rows.append(("all factors, at most", f"{numbers['bits_per_position']:.2f} bits a position"))
     head = f"{result['checkpoint']} on {result['images']} images of {result['data']} at {protocol['size']} pixels"
-    if result["unreadable"]:
-        head += f" ({result['unreadable']} more cannot be read)"
+    data = protocol["data"]
+    words = {"unreadable": "more cannot be read", "skipped": "below the size skipped", "enlarged": "of them enlarged"}
+    if said := [f"{data[key]} {text}" for key, text in words.items() if data[key]]:
+        head += f" ({', '.join(said)})"
     return table(head, rows)

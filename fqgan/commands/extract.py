@@ -12,19 +12,20 @@ import tyro
 from fqgan import hub
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.commands.progress import image_bar, readable_bytes
+from fqgan.config import SourceOptions
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
 
 if TYPE_CHECKING:
-    from fqgan.data.images import ImageSource
+    from fqgan.data.sources import ImageSource
     from fqgan.data.token_writer import TokenWriter
     from fqgan.engine.distributed import World
 
 PROG = "fqgan extract"
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SourceOptions):
     """Options of the command."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -42,8 +43,6 @@ class Arguments:
     """The shorter side is resized to this times the size first; 0: 1.1 for ten crops (the paper's), else 1."""
     size: int = 0
     """Pixels a side of a crop; 0: the size that the tokenizer was trained on."""
-    upscale: bool = False
-    """Enlarge images whose shorter side is below the size; otherwise they are refused."""
     weights: Literal["auto", "ema", "raw"] = "auto"
     """Moving average (auto: where there is one) or raw weights."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -90,16 +89,16 @@ def main(argv: list[str], source: ImageSource | None = None) -> None:
         distributed.stop()
 
 
-def _extract(arguments: Arguments, world: World, source: ImageSource | None) -> None:
+def _extract(arguments: Arguments, world: World, given: ImageSource | None) -> None:
     from fqgan.checkpoints import load_tokenizer, save_tokenizer, weights_kind
-    from fqgan.data.images import open_source
     from fqgan.data.loader import check_ranks
+    from fqgan.data.sources import announce, open_source
     from fqgan.data.token_writer import TokenWriter
     from fqgan.engine.distributed import barrier, from_main
     from fqgan.tokenizer.extraction import extract, plan
 
     tokenizer = load_tokenizer(arguments.checkpoint, world.device, arguments.weights, arguments.precision)
-    source = source or open_source(arguments.data, arguments.split)
+    source = given or open_source(arguments.data, arguments.split, SourceOptions.of(arguments))
     check_ranks(source, world.size)
     manifest = plan(
         tokenizer,
@@ -107,7 +106,6 @@ def _extract(arguments: Arguments, world: World, source: ImageSource | None) -> 
         size=arguments.size or tokenizer.config.image_size,
         crops=arguments.crops,
         crop_range=arguments.crop_range or (1.1 if arguments.crops == "ten" else 1.0),
-        upscale=arguments.upscale,
         weights=weights_kind(arguments.checkpoint, arguments.weights),
         device=world.device.type,
         crops_per_pass=arguments.crops_per_pass,
@@ -119,6 +117,7 @@ def _extract(arguments: Arguments, world: World, source: ImageSource | None) -> 
         print(text, flush=True)
 
     def begin() -> list[int]:
+        announce(source, manifest.options.image_size)
         missing = writer.begin(lambda folder: save_tokenizer(tokenizer, folder), arguments.verify, note)
         _announce(writer, missing, world)
         return missing

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fqgan.commands.arguments import at_least, check_output
 from fqgan.commands.progress import image_bar
+from fqgan.config import PictureOptions
 from fqgan.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuringOptions:
+class MeasuringOptions(PictureOptions):
     """How images are measured."""
 
     features: str = "efficientnet-lite0"
@@ -35,8 +36,6 @@ class MeasuringOptions:
     kept: int = 50_000
     """Images of each set at most whose features are kept for kernel distance, precision, recall, density and coverage,
     evenly spread; their time grows with its square. 0: none of these."""
-    upscale: bool = False
-    """Enlarge images whose shorter side is below the size; otherwise they are refused."""
     batch: int = 32
     """Images at a time. The numbers do not depend on it."""
     workers: int = 2
@@ -56,7 +55,7 @@ class MeasuringOptions:
         """The options that a set is read with."""
         from fqgan.evaluation.collect import Reading
 
-        return Reading(size, self.batch, self.limit, self.workers, self.upscale, self.kept)
+        return Reading(size, self.batch, self.limit, self.workers, self.kept)
 
 
 @contextmanager
@@ -88,6 +87,7 @@ def features_of(
         hashed: record the hash of the images' files.
         cache: look for them in the cache, where they are put otherwise; `hashed` too.
     """
+    from fqgan.data.sources import announce
     from fqgan.engine.distributed import from_main
     from fqgan.evaluation.collect import collect
     from fqgan.evaluation.protocol import features_protocol
@@ -102,7 +102,7 @@ def features_of(
             known = given.protocol.get("set")
             return given.statistics, known or {"statistics": f"sha256:{file_sha256(Path(given.name).expanduser())}"}
     assert source is not None, "a set has images or statistics"
-    made = features_protocol(network, reading.size, reading.upscale)
+    made = features_protocol(network, reading.size, source.options)
     content = {"content": from_main(lambda: content_of(source))} if hashed or cache else {}
     place = cache_path({**made, **content, "limit": reading.limit, "kept": reading.kept}) if cache else None
     found = cached(place, world.device) if place and from_main(place.exists) else None
@@ -111,10 +111,12 @@ def features_of(
         if world.is_main:
             print(f"{label}: {side['count']:,} images of {given.name}, from {place}", flush=True)
     else:
+        if world.is_main:
+            announce(source, reading.size)
         indices = reading.indices(source)
         with image_bar(label, -(-len(indices) // world.size), shown=world.is_main) as advance:
-            features, unreadable = collect(network, source, reading, world, advance)
-        side = {**describe(source, indices, unreadable), **content}
+            features, left_out = collect(network, source, reading, world, advance)
+        side = {**describe(source, indices, left_out), **content}
         if place and world.is_main:
             keep(features, {**made, "set": side}, place)
     if given.settings:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from fqgan.data.images import ImageSource
+    from fqgan.data.sources import ImageSource
     from fqgan.report.content import Report
     from fqgan.report.evidence import Evidence
     from fqgan.tokenizer.model import FactorizedTokenizer
@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
     _check_surroundings()
 
     from fqgan.checkpoints import load_tokenizer
-    from fqgan.data.images import PHOTOS, open_source
+    from fqgan.data.sources import open_source
+    from fqgan.data.sources.photos import NAME
     from fqgan.engine import checkpoint
     from fqgan.engine.distributed import pick_device
     from fqgan.engine.precision import fast_precision
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> None:
     train_tokenizer(config, run)
 
     tokenizer = load_tokenizer(run, device)
-    source = open_source(PHOTOS, "validation")
+    source = open_source(NAME, "validation")
     _say(2, f"evaluating the tokenizer and the mean-colour baseline on {len(source)} held-out crops")
     evaluation = {
         "checkpoint": str(checkpoint.latest(run / "checkpoints")),
@@ -119,7 +120,8 @@ def main(argv: list[str]) -> None:
 
 def _check_surroundings() -> None:
     """Everything that is needed after minutes of training is asked for before it."""
-    from fqgan.data.images import PHOTOS, open_source
+    from fqgan.data.sources import open_source
+    from fqgan.data.sources.photos import NAME
     from fqgan.report.figures import require_matplotlib
     from fqgan.vision.efficientnet import load_efficientnet_lite0
 
@@ -127,7 +129,7 @@ def _check_surroundings() -> None:
         raise UserError(f"{PROG} runs as one process: for several, torchrun fqgan train-tokenizer {PRESET} ...")
     require_matplotlib()
     load_efficientnet_lite0()
-    open_source(PHOTOS, "validation")
+    open_source(NAME, "validation")
 
 
 def evaluate(tokenizer: FactorizedTokenizer, source: ImageSource, device: torch.device) -> dict[str, Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from fqgan.data.photos import PhotoSource
+    from fqgan.data.sources.photos import PhotoSource
     from fqgan.report.content import Generation
 
 PRESET = "far-photos"
@@ -34,7 +34,7 @@ BATCH = 100
 def train_crops(images: int) -> PhotoSource:
     """The crops that the generator learns from, and is compared with: twice as many of each class as it is to generate,
     or all of them."""
-    from fqgan.data.photos import PhotoSource
+    from fqgan.data.sources.photos import PhotoSource
 
     return PhotoSource("train", 2 * images)
 
@@ -42,7 +42,7 @@ def train_crops(images: int) -> PhotoSource:
 def extract_codes(run: Path, device: str, precision: str, images: int) -> None:
     """Token stores of the photographs' training and held-out crops: `run/tokens/train` and `run/tokens/validation`."""
     from fqgan.checkpoints import load_tokenizer
-    from fqgan.data.photos import PhotoSource
+    from fqgan.data.sources.photos import PhotoSource
 
     tokenizer = run / "tokenizer"
     fingerprint = load_tokenizer(tokenizer).fingerprint()
@@ -78,7 +78,7 @@ def evaluate(run: Path, device: torch.device, images: int) -> Generation:
     from fqgan import schema
     from fqgan.checkpoints import load_generator
     from fqgan.config import SamplingConfig
-    from fqgan.data.photos import PhotoSource
+    from fqgan.data.sources.photos import PhotoSource
     from fqgan.engine import checkpoint
     from fqgan.engine.run import read_stats
     from fqgan.generator.evaluation import Judge
@@ -160,7 +160,7 @@ def real_crops(source: Any, indices: Sequence[int], size: int, device: torch.dev
     from fqgan.data.loader import EvaluationSet
     from fqgan.data.transforms import normalize
 
-    crops = EvaluationSet(source, size, upscale=False)
+    crops = EvaluationSet(source, size)
     for start in range(0, len(indices), BATCH):
         part = [crops[i] for i in indices[start : start + BATCH]]
         yield normalize(torch.stack([image for image, _, _ in part]).to(device)), torch.tensor([one[1] for one in part])

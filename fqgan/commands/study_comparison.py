@@ -12,6 +12,7 @@ from fqgan import hub
 from fqgan.commands import evaluate_generator, evaluate_tokenizer
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.config import SamplingConfig
+from fqgan.config.data import Small
 from fqgan.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class Options:
     """Real images, evenly spread, and as many samples at most; 0: all."""
     kept: int = 10_000
     """Images at most whose features are kept for precision and recall; 0: none of these."""
-    upscale: bool = False
-    """Enlarge images whose shorter side is below the size; otherwise they are refused."""
+    small: Small = "enlarge"
+    """Images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
     paper: bool = True
     """The paper's table below."""
     batch: int = 32
@@ -81,7 +82,7 @@ def main(name: str, argv: list[str]) -> None:
     from fqgan.studies import comparison
 
     shared = [("data", options.data), ("size", size)]
-    shared += [(n, getattr(options, n)) for n in ("limit", "kept", "batch", "workers", "precision", "device")]
+    shared += [(n, getattr(options, n)) for n in ("limit", "kept", "batch", "workers", "precision", "device", "small")]
     if of_tokenizers:
         shared.append(("perceptual", options.perceptual))
         heads, paper, command = comparison.TOKENIZER_FACTS, comparison.paper_tokenizers(), evaluate_tokenizer.main
@@ -90,7 +91,6 @@ def main(name: str, argv: list[str]) -> None:
         shared += [(n, getattr(options, n)) for n in names]
         heads, paper, command = comparison.GENERATOR_FACTS, comparison.paper_generators(), evaluate_generator.main
     request = [text for n, value in shared for text in (f"--{n.replace('_', '-')}", *_texts(value))]
-    request += ["--upscale"] if options.upscale else []
     found, files = comparison.compare(
         name, models, heads, command, request, options.features, paper if options.paper else [], options.out
     )

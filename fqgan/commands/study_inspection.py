@@ -13,13 +13,15 @@ from fqgan import hub
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.commands.generate import chosen_classes
 from fqgan.commands.progress import image_bar
+from fqgan.config import SourceOptions
+from fqgan.config.data import Small
 from fqgan.errors import UserError
 from fqgan.studies.tables import file_stem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fqgan.data.images import ImageSource
+    from fqgan.data.sources import ImageSource
     from fqgan.studies.codes import Features
     from fqgan.tokenizer.model import FactorizedTokenizer
 
@@ -42,8 +44,8 @@ class Options:
     """Images, evenly spread; 0: all."""
     size: int = 0
     """Pixels a side of the centre crop; 0: the size that the tokenizer was trained on."""
-    upscale: bool = False
-    """Enlarge images whose shorter side is below the size; otherwise they are refused."""
+    small: Small = "enlarge"
+    """Images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
     batch: int = 64
     workers: int = 2
     """Loader processes."""
@@ -188,7 +190,6 @@ class _Collector:
                 size=_size(options, tokenizer),
                 batch=options.batch,
                 workers=options.workers,
-                upscale=options.upscale,
                 advance=advance,
             )
 
@@ -200,21 +201,24 @@ def _size(options: Options, tokenizer: FactorizedTokenizer) -> int:
 
 
 def _disentangle(options: DisentangleOptions, models: Any) -> Any:
-    from fqgan.data.images import open_source
+    from fqgan.data.sources import open_source
     from fqgan.studies.codes import pick
     from fqgan.studies.inspection import disentangle
 
-    source = open_source(options.data, options.split)
+    source = open_source(options.data, options.split, SourceOptions(small=options.small))
     collect = _Collector(options, source, pick(source, options.limit))
     return disentangle(models, collect, options.permutations, options.seed, options.out)
 
 
 def _probe(options: ProbeOptions, models: Any) -> Any:
-    from fqgan.data.images import open_source
+    from fqgan.data.sources import open_source
     from fqgan.studies.codes import POOLS, pick
     from fqgan.studies.inspection import probe
 
-    source, test = open_source(options.data, options.split), open_source(options.test or options.data, "validation")
+    source, test = (
+        open_source(options.data, options.split, SourceOptions(small=options.small)),
+        open_source(options.test or options.data, "validation", SourceOptions(small=options.small)),
+    )
     for each in (source, test):
         if (each.labels < 0).any():
             raise UserError(f"{each.name} has images without a label: a probe needs one of each")
@@ -245,11 +249,11 @@ def _same(a: ImageSource, b: ImageSource) -> bool:
 def _tsne(options: TsneOptions, models: Any) -> Any:
     import numpy as np
 
-    from fqgan.data.images import open_source
+    from fqgan.data.sources import open_source
     from fqgan.studies.codes import pick
     from fqgan.studies.inspection import tsne
 
-    source = open_source(options.data, options.split)
+    source = open_source(options.data, options.split, SourceOptions(small=options.small))
     known = [int(label) for label in np.unique(source.labels) if label >= 0]
     if options.classes:
         count = max(len(source.classes), max(known, default=-1) + 1)
@@ -275,13 +279,13 @@ def _tsne(options: TsneOptions, models: Any) -> Any:
 
 
 def _views(options: ViewsOptions, models: Any) -> Any:
-    from fqgan.data.images import open_source
     from fqgan.data.loader import evaluation_batches
     from fqgan.data.order import evenly_spaced
+    from fqgan.data.sources import open_source
     from fqgan.data.transforms import normalize
     from fqgan.studies.inspection import views
 
-    source = open_source(options.data, options.split)
+    source = open_source(options.data, options.split, SourceOptions(small=options.small))
 
     def batches(tokenizer: FactorizedTokenizer) -> Iterator[Tensor]:
         size, device = _size(options, tokenizer), next(tokenizer.parameters()).device
@@ -291,7 +295,6 @@ def _views(options: ViewsOptions, models: Any) -> Any:
             batch=options.batch,
             limit=options.limit,
             workers=options.workers,
-            upscale=options.upscale,
         ):
             yield normalize(raw.to(device))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fqgan.commands.arguments import at_least, check_output
 from fqgan.commands.training import TrainingCommand
 from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
+from fqgan.config.data import Small
 from fqgan.errors import UserError
 from fqgan.schema import did_you_mean
 from fqgan.studies import generators, tokenizers
@@ -42,9 +43,8 @@ class MeasureOptions:
     batch: int = 64
     workers: int = 2
     """Loader processes."""
-    upscale: bool = False
-    """Enlarge images whose shorter side is below the size; otherwise they are refused. Tokenizers' rows do as
-    --data.upscale says."""
+    small: Small = "enlarge"
+    """Images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
     keep_samples: bool = False
     """Keep the pictures of generators once they are measured; without it those of earlier calls go, too."""
 
@@ -121,17 +121,15 @@ def _check(arguments: Any) -> None:
 
 
 def _measuring(base: TokenizerRunConfig | GeneratorRunConfig, arguments: Any) -> Measuring:
-    from fqgan.data.images import default_validation
+    from fqgan.data.sources import default_validation
     from fqgan.studies.jobs import Measuring, labelled
 
     measure, data = arguments.measure, arguments.measure.data
-    options = [(name, getattr(measure, name)) for name in ("limit", "kept", "batch", "workers", "precision")]
-    upscale = measure.upscale
+    options = [(name, getattr(measure, name)) for name in ("limit", "kept", "batch", "workers", "precision", "small")]
     if isinstance(base, TokenizerRunConfig):
         if not base.data.source:
             raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
         data = data or base.data.validation or default_validation(base.data.source)
-        upscale = measure.upscale or base.data.upscale
         options.append(("perceptual", base.loss.perceptual if base.loss.perceptual_weight else "none"))
         missing = "--data.validation is missing: the images to measure on"
     else:
@@ -144,8 +142,7 @@ def _measuring(base: TokenizerRunConfig | GeneratorRunConfig, arguments: Any) ->
     features = [*measure.features, *([f"classifier:{measure.classifier}"] if measure.classifier else [])]
     networks = labelled(features)
     argv = [text for name, value in options for text in (f"--{name}", str(value))]
-    argv += ["--upscale"] if upscale else []
-    return Measuring(data, networks, tuple(argv), measure.keep_samples)
+    return Measuring(data, networks, tuple(argv), measure.keep_samples, measure.small)
 
 
 Builder = Callable[[Any, str, Any], Study]

@@ -20,6 +20,7 @@ from fqgan.config import (
     ProjectorRunConfig,
     TrainConfig,
 )
+from fqgan.config.data import Small
 from fqgan.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ class Arguments:
     """Pixels a side of the pictures that the tokenizer reads; 0: as it was trained."""
     network_size: int = 224
     """The same, of the packaged network."""
-    upscale: bool = False
-    """Enlarge pictures that are smaller than the tokenizer's size; otherwise they are refused."""
+    small: Small = "enlarge"
+    """Pictures that are smaller than the tokenizer's size: enlarge them, or refuse the set (skip refuses it too)."""
     batch: int = 32
     """Pictures at a time, of features and captions."""
     workers: int = 1
@@ -157,7 +158,7 @@ def _run(arguments: Arguments, tokenizer: str, base: ProjectorRunConfig, subsets
         out=arguments.out,
         size=arguments.size,
         network_size=arguments.network_size,
-        upscale=arguments.upscale,
+        small=arguments.small,
         batch=arguments.batch,
         workers=arguments.workers,
         beams=arguments.beams,

@@ -1,6 +1,7 @@
 """Everything that can be set, as frozen dataclasses. No torch here, so that the command line starts fast."""
 
 from fqgan.config.classifier import ClassifierConfig, ClassifierRunConfig
+from fqgan.config.data import DataConfig, PictureOptions, SourceOptions
 from fqgan.config.generator import (
     GeneratorConfig,
     GeneratorRunConfig,
@@ -9,7 +10,6 @@ from fqgan.config.generator import (
 )
 from fqgan.config.tokenizer import (
     TEACHER_DIMS,
-    DataConfig,
     DiscriminatorConfig,
     FactorConfig,
     LossConfig,
@@ -47,10 +47,12 @@ __all__ = [
     "LanguageRunConfig",
     "LossConfig",
     "OptimizerConfig",
+    "PictureOptions",
     "ProjectorConfig",
     "ProjectorRunConfig",
     "QuantizerConfig",
     "SamplingConfig",
+    "SourceOptions",
     "TokenizerConfig",
     "TokenizerRunConfig",
     "TokenizerTrainConfig",

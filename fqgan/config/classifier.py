@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fqgan.config.tokenizer import DataConfig
+from fqgan.config.data import DataConfig
 from fqgan.config.training import OptimizerConfig, TrainConfig
 from fqgan.errors import UserError
 from fqgan.ranges import check_ranges

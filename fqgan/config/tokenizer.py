@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fqgan.config.data import DataConfig
 from fqgan.config.training import OptimizerConfig, TrainConfig
 from fqgan.errors import UserError
 from fqgan.ranges import check_ranges
@@ -122,39 +123,6 @@ class TokenizerConfig:
                     f"model.feature_head_heads {self.feature_head_heads} does not divide model.feature_head_width "
                     f"{self.feature_head_width}"
                 )
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where images come from and how they are cut."""
-
-    source: str = ""
-    """`photos` (the packaged photographs), `cifar10` or `cifar100` (as torchvision keeps them), an image folder, or
-    parquet files or WebDataset tars: a file, a folder of them, a glob, or a range such as `train-{0000..0099}.tar`."""
-    validation: str = ""
-    """The same for validation; empty: the held-out regions of `photos`, CIFAR's test split, else no validation."""
-    crop_min: float = 0.8
-    """ADM random crop: smallest crop as a fraction of the resized shorter side."""
-    crop_max: float = 1.0
-    """ADM random crop: largest crop as a fraction of the resized shorter side; 1 and 1: centre crop."""
-    flip: bool = True
-    """Mirror half of the images."""
-    turn: bool = False
-    """Turn images by a random multiple of 90 degrees: for pictures without an upright, and for very small sets."""
-    jitter: float = 0.0
-    """Change contrast and the channels' gains by up to this share, at random: for very small sets."""
-    upscale: bool = False
-    """Enlarge images whose shorter side is below model.image_size; otherwise they are refused."""
-    max_unreadable: float = 0.01
-    """Share of pictures that may be unreadable: each is named in a warning and another takes its place; more than that
-    (and more than ten) end the run. 0: the first one does."""
-    workers: int = 4
-    """Loader processes of each rank; 0: load in the training process."""
-    window: int = 16
-    """Blocks of a sequential source (row groups, spans of a tar) that are shuffled together, over all lanes."""
-    lanes: int = 1
-    """Lanes of the sample order. Where it is a multiple of the ranks, every rank reads blocks of its own, which spares
-    shared storage; the order depends on it, but not on the ranks. 1: all ranks read all blocks."""
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from fqgan.data.fingerprint import digest, fingerprint
-from fqgan.data.images import FolderSource, ImageSource, open_source, pictures_below
-from fqgan.data.parquet import ParquetSource, opened
+from fqgan.data.sources import Findings, ImageSource, open_source
+from fqgan.data.sources.folder import FileSource
+from fqgan.data.sources.place import Folder, walk
 from fqgan.errors import UserError
 from fqgan.schema import load_json
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 COLUMNS = ("caption", "captions", "sentences", "text")
 """Where parquet files keep captions: texts, lists of texts, or lists of objects with a text `raw`."""
@@ -70,12 +66,12 @@ def open_captions(spec: str, split: str = "train", images: str = "") -> CaptionS
     if path.suffix in ANNOTATIONS and not path.is_dir():
         return _annotated(path, split, Path(images).expanduser() if images else path.parent)
     source = open_source(spec, split)
-    if not isinstance(source, ParquetSource):
+    captions = source.captions()
+    if captions is None:
         raise UserError(
             f"{spec} has no captions: name parquet files with the columns image and {COLUMNS[0]}, or an annotation "
             f"file ({' '.join(ANNOTATIONS)})"
         )
-    captions = [_texts(value) for file in source.files() for value in _column(file)]
     return _checked(source, captions)
 
 
@@ -94,25 +90,6 @@ def _checked(source: ImageSource, captions: list[list[str]]) -> CaptionSet:
         count = f" ({len(empty):,} such pictures)" if len(empty) > 1 else ""
         raise UserError(f"{source.describe(empty[0])} has no caption{count}: leave it out, or write one")
     return CaptionSet(source, kept)
-
-
-def _column(path: Path) -> list[Any]:
-    with opened(path) as file:
-        schema: pa.Schema = file.schema_arrow
-        name = next((name for name in COLUMNS if name in schema.names), "")
-        if not name:
-            wanted = f"{', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
-            raise UserError(f"{path} has no column {wanted}; its columns: {', '.join(schema.names)}")
-        return file.read(columns=[name], use_threads=False)[name].to_pylist()
-
-
-def _texts(value: Any) -> list[str]:
-    """The captions in a cell."""
-    if isinstance(value, list):
-        return [text for each in value for text in _texts(each)]
-    if isinstance(value, dict):
-        return _texts(value.get("raw"))
-    return [value] if isinstance(value, str) else []
 
 
 def _annotated(path: Path, split: str, folder: Path) -> CaptionSet:
@@ -136,11 +113,12 @@ def _of_split(path: Path, split: str, splits: set[str]) -> Iterator[tuple[str, l
             yield name, captions
 
 
-def _pictured(path: Path, captions: _Captions, folder: Path) -> tuple[FolderSource, list[list[str]]]:
+def _pictured(path: Path, captions: _Captions, folder: Path) -> tuple[FileSource, list[list[str]]]:
     """The annotated pictures below a folder, found by their path or, where that is not there, by their name."""
     if not folder.is_dir():
         raise UserError(f"{folder}, which should hold the pictures of {path}, is no folder: name one with --images")
-    files = pictures_below(folder)
+    directories = walk(Folder(str(folder)), Findings())
+    files = [f"{folder}/{each.where}{name}" for each in directories for name in each.pictures]
     places = {Path(file).name: file for file in files} | {file.removeprefix(f"{folder}/"): file for file in files}
     absent = [name for name in captions if name not in places and Path(name).name not in places]
     if absent:
@@ -150,17 +128,8 @@ def _pictured(path: Path, captions: _Captions, folder: Path) -> tuple[FolderSour
             "folder with --images"
         )
     chosen = [places.get(name) or places[Path(name).name] for name in captions]
-    return _Listed(folder, str(path), chosen), list(captions.values())
-
-
-class _Listed(FolderSource):
-    """Some of the pictures below a folder."""
-
-    def __init__(self, folder: Path, name: str, files: list[str]) -> None:
-        super().__init__(folder, name)
-        self._files, self.classes = files, ()
-        self.labels = np.full(len(files), -1, np.int64)
-        self.blocks = [len(files)]
+    findings = Findings("pictures with captions", captions_from=path.name)
+    return FileSource(chosen, str(folder), str(path), findings), list(captions.values())
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, list[str]]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fqgan.data.images import ImageSource
+from fqgan.data.sources import ImageSource
 
 
 def fingerprint(source: ImageSource) -> dict[str, Any]:

@@ -11,12 +11,25 @@ from PIL import Image
 from torch import Tensor
 
 from fqgan.config import DataConfig
-from fqgan.data.images import ImageSource
+from fqgan.config.data import Small
 from fqgan.data.order import SampleStream, evenly_spaced, sample_rng
+from fqgan.data.sources import ImageSource
 from fqgan.data.tokens import TokenStore
-from fqgan.data.transforms import NUM_CROPS, CropKind, center_crop, crops, flip, jitter, random_crop, to_tensor, turn
+from fqgan.data.transforms import (
+    NUM_CROPS,
+    CropKind,
+    center_crop,
+    crops,
+    fits,
+    flip,
+    jitter,
+    random_crop,
+    to_tensor,
+    turn,
+)
+from fqgan.data.unreadable import SMALL, Note
 from fqgan.data.workers import Batches, load
-from fqgan.errors import UnreadableError, UserError
+from fqgan.errors import TooSmallError, UnreadableError, UserError
 
 # Keep these uses of (seed, epoch, index) apart from others; not 0, as SeedSequence pads short keys with zeros.
 _AUGMENTATION_TAG = 0xA06
@@ -31,8 +44,7 @@ class TrainingSet:
     """Augmented training images by (epoch, index): uint8 (3, size, size) and label.
 
     Crop and flip depend on (seed, epoch, index) alone, so that any rank and any worker makes the same image.
-    `UnreadableError` for a picture that cannot be read, `UserError` for one that is smaller than `size` without
-    `config.upscale`.
+    `UnreadableError` for a picture that cannot be read, and for one below `size` as the source's options say.
     """
 
     def __init__(self, source: ImageSource, config: DataConfig, size: int, seed: int) -> None:
@@ -43,28 +55,32 @@ class TrainingSet:
         self._ends = np.cumsum(source.blocks)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        image, label = _read(self.source, key[1], self.size, self.config.upscale)
-        return to_tensor(self._augment(image, sample_rng(self.seed, key, _AUGMENTATION_TAG))), label
+        return self._sample(key)[0]
 
-    def read_or_replace(self, key: Key) -> tuple[tuple[Tensor, int], list[str]]:
+    def _sample(self, key: Key) -> tuple[tuple[Tensor, int], list[Note]]:
+        image, label, notes = _read(self.source, key[1], self.size)
+        return (to_tensor(self._augment(image, sample_rng(self.seed, key, _AUGMENTATION_TAG))), label), notes
+
+    def read_or_replace(self, key: Key) -> tuple[tuple[Tensor, int], list[Note]]:
         """The sample, or a substitute where its picture cannot be read; and what is wrong with the pictures tried
         before.
 
         The substitute depends on (seed, epoch, index) alone, as all else does. `UserError` when it cannot be read
         either after many draws, and for the first unreadable picture where `config.max_unreadable` is 0.
         """
-        failed: dict[Key, str] = {}
+        failed: dict[Key, Note] = {}
         for candidate in itertools.chain([key], self._substitutes(key)):
             if candidate in failed:
                 continue
             try:
-                return self[candidate], list(failed.values())
+                sample, notes = self._sample(candidate)
+                return sample, [*failed.values(), *notes]
             except UnreadableError as error:
-                if not self.config.max_unreadable:
+                if not self.config.max_unreadable and not isinstance(error, TooSmallError):
                     raise
-                failed[candidate] = str(error)
+                failed[candidate] = Note.of(error)
         raise UserError(
-            f"{failed[key]}; nor can {len(failed) - 1} others of {self.source.name} that were tried instead"
+            f"{failed[key].text}; nor can {len(failed) - 1} others of {self.source.name} that were tried instead"
         )
 
     def _substitutes(self, key: Key) -> Iterator[Key]:
@@ -92,48 +108,50 @@ class TrainingSet:
 class EvaluationSet:
     """Centre crops by index: uint8 (3, size, size), label and the index itself. Errors as `TrainingSet`."""
 
-    def __init__(self, source: ImageSource, size: int, upscale: bool) -> None:
+    def __init__(self, source: ImageSource, size: int, small: Small | None = None) -> None:
         self.source = source
         self.size = size
-        self.upscale = upscale
+        self.small: Small | None = small
+        """What becomes of small pictures; None: as the source's options say."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        image, label = _read(self.source, index, self.size, self.upscale)
-        return to_tensor(center_crop(image, self.size)), label, index
+        return self.read(index)[0]
 
-    def read(self, index: int) -> tuple[tuple[Tensor, int, int], list[str]]:
+    def read(self, index: int) -> tuple[tuple[Tensor, int, int], list[Note]]:
         """A sample for `load`; a picture that cannot be read ends the reading."""
-        return self[index], []
+        image, label, notes = _read(self.source, index, self.size, self.small)
+        return (to_tensor(center_crop(image, self.size)), label, index), notes
 
-    def read_or_skip(self, index: int) -> tuple[tuple[Tensor, int, int] | None, list[str]]:
+    def read_or_skip(self, index: int) -> tuple[tuple[Tensor, int, int] | None, list[Note]]:
         """The sample, or None and what is wrong where its picture cannot be read."""
         try:
-            return self[index], []
+            return self.read(index)
         except UnreadableError as error:
-            return None, [str(error)]
+            return None, [Note.of(error)]
 
 
 class CropSet:
     """The crops of `fqgan.data.transforms.crops` by index: uint8 (crops, 3, size, size), and what is wrong where the
     picture cannot be read (its crops are black then); empty otherwise. `UserError` as `TrainingSet`."""
 
-    def __init__(self, source: ImageSource, size: int, kind: CropKind, crop_range: float, upscale: bool) -> None:
+    def __init__(self, source: ImageSource, size: int, kind: CropKind, crop_range: float) -> None:
         self.source = source
         self.size = size
         self.kind: CropKind = kind
         self.crop_range = crop_range
-        self.upscale = upscale
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        try:
-            image, _ = _read(self.source, index, self.size, self.upscale)
-        except UnreadableError as error:
-            return torch.zeros(NUM_CROPS[self.kind], 3, self.size, self.size, dtype=torch.uint8), str(error)
-        return torch.stack([to_tensor(crop) for crop in crops(image, self.size, self.kind, self.crop_range)]), ""
+        return self.read(index)[0]
 
-    def read(self, index: int) -> tuple[tuple[Tensor, str], list[str]]:
+    def read(self, index: int) -> tuple[tuple[Tensor, str], list[Note]]:
         """A sample for `load`: its readers hear of unreadable pictures in place, so that none shifts another."""
-        return self[index], []
+        try:
+            image, _, notes = _read(self.source, index, self.size)
+        except UnreadableError as error:
+            notes = [Note.of(error)] if isinstance(error, TooSmallError) else []
+            return (torch.zeros(NUM_CROPS[self.kind], 3, self.size, self.size, dtype=torch.uint8), str(error)), notes
+        cut = crops(image, self.size, self.kind, self.crop_range)
+        return (torch.stack([to_tensor(crop) for crop in cut]), ""), notes
 
 
 def training_batches(
@@ -193,7 +211,6 @@ def evaluation_batches(
     batch: int,
     limit: int = 0,
     workers: int = 0,
-    upscale: bool = False,
     rank: int = 0,
     world: int = 1,
     pin_memory: bool = False,
@@ -206,15 +223,15 @@ def evaluation_batches(
     """
     indices = evenly_spaced(len(source), limit, rank, world)
     keys = (indices[start : start + batch] for start in range(0, len(indices), batch))
-    return load(EvaluationSet(source, size, upscale).read_or_skip, keys, workers, pin_memory)
+    return load(EvaluationSet(source, size).read_or_skip, keys, workers, pin_memory)
 
 
-def _read(source: ImageSource, index: int, size: int, upscale: bool) -> tuple[Image.Image, int]:
+def _read(
+    source: ImageSource, index: int, size: int, small: Small | None = None
+) -> tuple[Image.Image, int, list[Note]]:
+    """A picture, its label, and a note where it is below `size` and will be enlarged; errors as `fits` has them."""
     image, label = source.read(index)
-    if min(image.size) < size and not upscale:
-        raise UserError(
-            f"{source.describe(index)} is {image.width}x{image.height} pixels, below the image size {size}: "
-            "leave it out, choose a smaller size, or enlarge such pictures (--data.upscale in training, elsewhere "
-            "--upscale)"
-        )
-    return image, label
+    if min(image.size) >= size:
+        return image, label, []
+    fits(image, size, small or source.options.small, source.describe(index))
+    return image, label, [SMALL]

@@ -131,3 +131,22 @@ class SampleStream:
             self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
             self._orders[epoch] = epoch_order(self.blocks, self.seed, epoch, self.window, self.lanes)
         return self._orders[epoch]
+
+
+def spread_over_blocks(blocks: Sequence[int], count: int, most_blocks: int = 64) -> list[int]:
+    """At most `count` (0: all) evenly spaced indices of a source, in order, from no more than `most_blocks` blocks, as
+    each of these has to be read whole."""
+    total = sum(blocks)
+    if not count or count >= total:
+        return list(range(total))
+    chosen = _spread(len(blocks), min(len(blocks), most_blocks, count))
+    indices = []
+    for number, block in enumerate(chosen):
+        share = (number + 1) * count // len(chosen) - number * count // len(chosen)
+        start = sum(blocks[:block])
+        indices += [start + i for i in _spread(blocks[block], min(share, blocks[block]))]
+    return indices
+
+
+def _spread(total: int, count: int) -> list[int]:
+    return [i * total // count for i in range(count)]

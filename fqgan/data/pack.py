@@ -17,12 +17,11 @@ from PIL import Image
 
 from fqgan import schema
 from fqgan.data.fingerprint import changes, fingerprint
-from fqgan.data.headers import Stored, evenly_spaced, stored
-from fqgan.data.images import ImageSource
-from fqgan.data.order import epoch_order
+from fqgan.data.order import epoch_order, spread_over_blocks
 from fqgan.data.shards import ROW_GROUP, Manifest, PackOptions, Shard, shard_writer
+from fqgan.data.sources import ImageSource, Stored
 from fqgan.data.transforms import resize_shorter
-from fqgan.data.unreadable import Omissions
+from fqgan.data.unreadable import Note, Omissions
 from fqgan.data.workers import load
 from fqgan.errors import UnreadableError, UserError
 from fqgan.files import lock, make_folder, sync, write_text, writing
@@ -240,7 +239,7 @@ def packing_order(source: ImageSource, shuffle: bool) -> npt.NDArray[np.int64]:
 
 def _read(
     source: ImageSource, order: npt.NDArray[np.int64], options: PackOptions, position: int
-) -> tuple[tuple[bytes, str, str], list[str]]:
+) -> tuple[tuple[bytes, str, str], list[Note]]:
     """Encoded picture, its path, and label and shorter side in pixels. Side 0: it cannot be read, and path tells why.
 
     Numbers are text on their way, or they would become tensors in shared memory: when Ctrl-C comes while these are
@@ -251,7 +250,7 @@ def _read(
         image, label = source.read(index)
     except UnreadableError as error:
         return (b"", str(error), "-1 0"), []
-    original = stored(source, index)
+    original = source.stored(index)
     name, suffix = original.path if original else "", FORMATS[options.format][1]
     path = str(Path(name).with_suffix(f".{suffix}")) if name else f"{index:08d}.{suffix}"
     return (encode(image, original, options), path, f"{label} {min(image.size)}"), []
@@ -284,12 +283,12 @@ def encode(image: Image.Image, original: Stored | None, options: PackOptions) ->
 def _sample(source: ImageSource, options: PackOptions) -> tuple[tuple[str, ...], float]:
     """Digests of the pixels of a few pictures, empty for unreadable ones, and the mean bytes of these when packed."""
     digests, sizes = [], []
-    for index in evenly_spaced(source.blocks, SAMPLE, most_blocks=8):
+    for index in spread_over_blocks(source.blocks, SAMPLE, most_blocks=8):
         try:
             image, _ = source.read(index)
         except UnreadableError:
             digests.append("")
             continue
         digests.append(hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16])
-        sizes.append(len(encode(image, stored(source, index), options)))
+        sizes.append(len(encode(image, source.stored(index), options)))
     return tuple(digests), sum(sizes) / max(1, len(sizes))

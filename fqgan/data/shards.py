@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fqgan.data.images import ImageSource
+from fqgan.data.sources import ImageSource
 from fqgan.files import replacing, sync
 
 ROW_GROUP = 256

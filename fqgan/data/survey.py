@@ -10,21 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fqgan.data.cifar import CifarSource
-from fqgan.data.headers import Header, evenly_spaced, header
-from fqgan.data.images import FolderSource, ImageSource
-from fqgan.data.parquet import ParquetSource
-from fqgan.data.photos import PhotoSource
-from fqgan.data.tar import TarSource
+from fqgan.data.headers import Header, header
+from fqgan.data.order import spread_over_blocks
+from fqgan.data.sources import ImageSource
+from fqgan.data.unreadable import Note
 from fqgan.data.workers import load
 
-_KINDS = {
-    FolderSource: "image folder",
-    ParquetSource: "parquet files",
-    TarSource: "WebDataset tars",
-    CifarSource: "CIFAR in torchvision's files",
-    PhotoSource: "packaged photographs",
-}
 _BATCH = 64
 
 
@@ -42,7 +33,7 @@ def survey(
     `scan` evenly spaced pictures are looked at (0: all), by their headers or, with `decode`, whole; `below` counts
     those of them whose shorter side is below each of `sizes` pixels. `advance` is told how many pictures were done.
     """
-    indices = evenly_spaced(source.blocks, scan)
+    indices = spread_over_blocks(source.blocks, scan)
     keys = (indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH))
     headers: list[Header] = []
     batches = load(partial(_look, source, decode), keys, workers, False)
@@ -51,7 +42,8 @@ def survey(
         advance(len(found))
     return {
         "source": source.name,
-        "kind": _KINDS.get(type(source), type(source).__name__),
+        "kind": source.findings.form,
+        "understood": source.explain(max(sizes, default=0)),
         "pictures": len(source),
         **_labels(source),
         "blocks": {"count": len(source.blocks), **_spread(source.blocks)},
@@ -62,20 +54,18 @@ def survey(
     }
 
 
-def _look(source: ImageSource, decode: bool, index: int) -> tuple[tuple[str], list[str]]:
+def _look(source: ImageSource, decode: bool, index: int) -> tuple[tuple[str], list[Note]]:
     return (json.dumps(header(source, index, decode)),), []  # as text, see `fqgan.data.pack`
 
 
 def _labels(source: ImageSource) -> dict[str, Any]:
     """Classes and their counts; a class without a name is called by its number."""
     labelled = source.labels[source.labels >= 0]
-    numbers, counts = np.unique(labelled, return_counts=True)
-    found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-    names = dict(enumerate(source.classes)) | {n: str(n) for n in found if n >= len(source.classes)}
-    if len(set(names.values())) < len(names):
-        names = {number: f"{number} {name}" for number, name in names.items()}
+    names, counts = source.class_counts()
+    if len(set(names)) < len(names):
+        names = [f"{number} {name}" for number, name in enumerate(names)]
     return {
-        "classes": {name: found.get(number, 0) for number, name in names.items()},
+        "classes": dict(zip(names, counts, strict=True)),
         "labels": [int(labelled.min()), int(labelled.max())] if len(labelled) else None,
         "unlabelled": len(source) - len(labelled),
     }

@@ -7,7 +7,7 @@ import io
 import math
 import mmap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fqgan import schema
+from fqgan.config.data import Small, small_of_upscale
 from fqgan.data.fingerprint import digest
 from fqgan.data.transforms import CENTER, NUM_CROPS, CropKind
 from fqgan.errors import UserError
@@ -45,7 +46,9 @@ class StoreOptions:
     crops: CropKind = "center"
     crop_range: float = 1.0
     """The shorter side is resized to image_size times this first."""
-    upscale: bool = False
+    small: Small = "enlarge"
+    range: str = "auto"
+    """`SourceOptions.range`, its words joined."""
     precision: str = "float32"
     device: str = "cpu"
     crops_per_pass: int = 1
@@ -53,6 +56,11 @@ class StoreOptions:
     about as near as another one may flip."""
     images_per_shard: int = 1
     """Successive pictures of the data set behind a shard."""
+
+    @classmethod
+    def from_older(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Version 0.1 had `upscale`."""
+        return small_of_upscale(data)
 
     @property
     def num_crops(self) -> int:
@@ -122,6 +130,8 @@ class StoreManifest:
     tokenizer_files: tuple[File, ...] = ()
     shards: tuple[StoreShard, ...] = ()
     kind: str = _KIND
+    understood: dict = field(default_factory=dict)
+    """How the data set was understood (`ImageSource.explain`)."""
 
     @property
     def files(self) -> list[File]:

@@ -10,6 +10,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fqgan.config.data import Small
+from fqgan.errors import TooSmallError, UserError
+
 CropKind = Literal["center", "flip", "ten"]
 NUM_CROPS: dict[CropKind, int] = {"center": 1, "flip": 2, "ten": 10}
 """Squares that `crops` cuts."""
@@ -25,6 +28,22 @@ def resize_shorter(image: Image.Image, target: int) -> Image.Image:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = target / min(image.size)
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def fits(image: Image.Image, size: int, small: Small, name: str) -> bool:
+    """Whether the shorter side has `size` pixels. Where it has not: `TooSmallError` if such pictures are to be skipped,
+    `UserError` if they are to be refused."""
+    if min(image.size) >= size:
+        return True
+    what = f"{name} is {image.width}x{image.height} pixels, below the image size {size}"
+    if small == "skip":
+        raise TooSmallError(what)
+    if small == "refuse":
+        raise UserError(
+            f"{what}: choose a smaller size, or say what becomes of such pictures: --data.small enlarge or skip in "
+            "training, elsewhere --small"
+        )
+    return False
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fqgan.errors import UserError
+from fqgan.errors import TooSmallError, UnreadableError, UserError
 
 FLOOR = 10
 """Unreadable pictures that never end a run, however few pictures have been read: small shares say little."""
@@ -16,6 +17,24 @@ FLOOR = 10
 
 NAMED = 100
 """Unreadable pictures that a process names; it only counts the others."""
+
+
+class Note(NamedTuple):
+    """What a reader has to say of a picture that it met."""
+
+    text: str
+    """For a warning; empty: only to be counted."""
+    small: bool = False
+    """Whether it is below the size, not unreadable."""
+
+    @classmethod
+    def of(cls, error: UnreadableError) -> Note:
+        """Of a picture that is left out."""
+        return cls(str(error), isinstance(error, TooSmallError))
+
+
+SMALL = Note("", small=True)
+"""Of a picture that was enlarged."""
 
 
 class Omissions:

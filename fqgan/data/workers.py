@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from fqgan.data.unreadable import NAMED
+from fqgan.data.unreadable import NAMED, Note
 from fqgan.errors import UserError
 
 T = TypeVar("T")
-Read = Callable[[Any], tuple[tuple[Any, ...] | None, list[str]]]
-"""Key -> (sample, or None to leave it out; what is wrong with each picture that could not be read on the way)."""
+Read = Callable[[Any], tuple[tuple[Any, ...] | None, list[Note]]]
+"""Key -> (sample, or None to leave it out; what is to be said of the pictures that were met on the way)."""
 
 
 class Loaded(NamedTuple):
@@ -26,8 +26,7 @@ class Loaded(NamedTuple):
 
     batch: Any
     """The batch; a `UserError` that ends the reading; or None, when no sample is left of the batch."""
-    unreadable: list[str]
-    """What is wrong with each picture that could not be read."""
+    notes: list[Note]
 
 
 class Batches(Iterator[T]):
@@ -35,6 +34,8 @@ class Batches(Iterator[T]):
 
     unreadable: int = 0
     """Reads that failed on the way to the batches handed out so far."""
+    small: int = 0
+    """Pictures below the size, enlarged or skipped, on the same way."""
 
     def __init__(self, batches: Iterator[Loaded]) -> None:
         self._batches = batches
@@ -42,9 +43,10 @@ class Batches(Iterator[T]):
 
     def __next__(self) -> T:
         while True:
-            batch, unreadable = next(self._batches)
-            self.unreadable += len(unreadable)
-            _warn(unreadable)
+            batch, notes = next(self._batches)
+            self.small += sum(note.small for note in notes)
+            self.unreadable += sum(not note.small for note in notes)
+            _warn([note.text for note in notes if note.text])
             if isinstance(batch, UserError):
                 self.close()
                 raise batch
@@ -81,18 +83,18 @@ class _Reader(Dataset[Any]):
     def __init__(self, read: Read) -> None:
         self.read = read
 
-    def __getitem__(self, key: Any) -> tuple[Any, list[str]]:
+    def __getitem__(self, key: Any) -> tuple[Any, list[Note]]:
         try:
             return self.read(key)
         except UserError as error:
             return error, []
 
 
-def _collate(outcomes: list[tuple[Any, list[str]]]) -> Loaded:
+def _collate(outcomes: list[tuple[Any, list[Note]]]) -> Loaded:
     samples = [sample for sample, _ in outcomes if sample is not None]
     errors = (sample for sample in samples if isinstance(sample, UserError))
     batch = next(errors, None) or (tuple(default_collate(samples)) if samples else None)
-    return Loaded(batch, [message for _, messages in outcomes for message in messages])
+    return Loaded(batch, [note for _, notes in outcomes for note in notes])
 
 
 def _warn(unreadable: list[str]) -> None:
@@ -101,7 +103,7 @@ def _warn(unreadable: list[str]) -> None:
         if message in _named or len(_named) > NAMED:
             continue
         _named.add(message)
-        text = f"skipped: {message}" if len(_named) <= NAMED else "more pictures cannot be read"
+        text = f"skipped: {message}" if len(_named) <= NAMED else "more pictures are skipped"
         print(f"warning: {text}", flush=True)
 
 

@@ -16,6 +16,7 @@ from fqgan.files import UnwritableError, lock, make_folder, write_text, writing
 CHANGEABLE = {
     "data",  # of a generator: where its token store is; its content is compared
     "data.max_unreadable",
+    "data.small",
     "data.workers",
     "tokenizer",
     "train.activation_checkpointing",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fqgan.data.images import ImageSource
 from fqgan.data.loader import evaluation_batches
 from fqgan.data.order import evenly_spaced
+from fqgan.data.sources import ImageSource
+from fqgan.data.workers import Batches
 from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.errors import UserError
 from fqgan.metrics.bank import FeatureBank
@@ -94,6 +96,23 @@ class FeatureCollector:
             return None
 
 
+class LeftOut(NamedTuple):
+    """Pictures of a set that were not measured as they are, over all ranks."""
+
+    unreadable: int
+    skipped: int
+    """Below the size, and left out."""
+    enlarged: int
+
+    @classmethod
+    def of(cls, batches: Batches[Any], source: ImageSource, world: World) -> LeftOut:
+        """Of a set that was read; called by all ranks."""
+        counts = torch.tensor([batches.unreadable, batches.small], device=world.device)
+        unreadable, small = map(int, all_reduce_sum(counts))
+        skip = source.options.small == "skip"
+        return cls(unreadable, small if skip else 0, 0 if skip else small)
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a set is read."""
@@ -104,7 +123,6 @@ class Reading:
     limit: int
     """Evenly spaced images at most; 0: all."""
     workers: int
-    upscale: bool
     kept: int
     """See `FeatureCollector`."""
 
@@ -119,8 +137,8 @@ def collect(
     reading: Reading,
     world: World,
     advance: Callable[[int], None] = lambda images: None,
-) -> tuple[FeatureSet, int]:
-    """The features of a source, and how many of its pictures could not be read; called by all ranks. `advance` hears of
+) -> tuple[FeatureSet, LeftOut]:
+    """The features of a source, and how many of its pictures were left out; called by all ranks. `advance` hears of
     this rank's images."""
     collector = FeatureCollector(network, reading.indices(source), reading.kept, world.device)
     batches = evaluation_batches(
@@ -129,15 +147,14 @@ def collect(
         batch=reading.batch,
         limit=reading.limit,
         workers=reading.workers,
-        upscale=reading.upscale,
         rank=world.rank,
         world=world.size,
     )
     for images, _, indices in batches:
         collector.update(images, indices)
         advance(len(images))
-    unreadable = all_reduce_sum(torch.tensor(batches.unreadable, device=world.device))
+    left_out = LeftOut.of(batches, source, world)
     try:
-        return collector.compute(), int(unreadable)
+        return collector.compute(), left_out
     except UserError as error:
         raise UserError(f"{source.name}: {error}") from None

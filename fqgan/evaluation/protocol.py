@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fqgan import schema
+from fqgan.config import PictureOptions
 from fqgan.errors import UserError
 from fqgan.files import make_folder, write_text
 from fqgan.metrics.neighbours import K
@@ -19,9 +20,15 @@ CROP = "ADM centre crop: box halvings, then bicubic, of the shorter side; 8 bit"
 _PACKAGES = ("fqgan", "torch", "torchvision", "numpy", "pillow", "simplejpeg", "timm", "transformers")
 
 
-def features_protocol(network: FeatureNetwork, size: int, upscale: bool) -> dict[str, Any]:
+def features_protocol(network: FeatureNetwork, size: int, options: PictureOptions) -> dict[str, Any]:
     """What features of images depend on."""
-    return {"features": network.describe(), "size": size, "crop": CROP, "upscale": upscale}
+    return {
+        "features": network.describe(),
+        "size": size,
+        "crop": CROP,
+        "small": options.small,
+        "range": " ".join(options.range),
+    }
 
 
 def full_protocol(features: dict[str, Any], kept: int, device: str, **sets: Any) -> dict[str, Any]:

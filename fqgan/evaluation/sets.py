@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from fqgan import schema
+from fqgan.config import PictureOptions, SourceOptions
 from fqgan.data.fingerprint import content_sha256
-from fqgan.data.images import FolderSource, ImageSource, open_source
-from fqgan.data.npz import NpzSource, keys
+from fqgan.data.sources import Findings, ImageSource, Request, open_source
+from fqgan.data.sources.folder import FileSource
+from fqgan.data.sources.npz import NpzSource, keys
 from fqgan.errors import UserError
-from fqgan.evaluation.collect import FeatureSet
+from fqgan.evaluation.collect import FeatureSet, LeftOut
 from fqgan.evaluation.statistics import load_adm, load_statistics
 from fqgan.vision.measuring import FeatureNetwork
 
@@ -43,37 +45,38 @@ class Set:
         return int(self.protocol.get("size", 0))
 
 
-class GeneratedSource(FolderSource):
+class GeneratedSource(FileSource):
     """The pictures that a `samples.json` lists, with their labels."""
 
     def __init__(self, folder: Path, name: str, manifest: dict[str, Any]) -> None:
-        super().__init__(folder, name)
         rows = manifest.get("pictures", [])
         if not manifest.get("complete"):
             raise UserError(f"{name} is not finished: give the command that generates it once more")
-        self._files = [str(folder / row["file"]) for row in rows]
+        findings = Findings("generated pictures", labels_from=MANIFEST)
+        super().__init__([str(folder / row["file"]) for row in rows], str(folder), name, findings)
         self.labels = np.array([row["label"] for row in rows], dtype=np.int64)
-        self.blocks = [len(self._files)]
 
 
-def open_set(spec: str, split: str = "train", device: torch.device | str = "cpu") -> Set:
+def open_set(
+    spec: str, split: str = "train", device: torch.device | str = "cpu", options: PictureOptions | None = None
+) -> Set:
     """Open a folder of `fqgan generate`, an .npz of ADM's layout (`arr_0`, or `mu` and `sigma`, or both), statistics of
-    `fqgan evaluate statistics`, or whatever `fqgan.data.images.open_source` takes. `UserError` for all else."""
-    path = Path(spec).expanduser()
+    `fqgan evaluate statistics`, or whatever `fqgan.data.sources.open_source` takes. `UserError` for all else."""
+    path, options = Path(spec).expanduser(), SourceOptions.of(options or SourceOptions())
     if path.suffix == ".safetensors":
         features, protocol = load_statistics(path, device)
         return Set(spec, statistics=features, protocol=protocol)
     if path.suffix == ".npz":
         found = keys(path)
         statistics = load_adm(path, device) if {"mu", "sigma"} <= found else None
-        source = NpzSource(path, spec) if "arr_0" in found else None
+        source = NpzSource(path, Request(spec, split, options)) if "arr_0" in found else None
         if source is None and statistics is None:
             raise UserError(f"{spec} holds {', '.join(sorted(found)) or 'nothing'}: arr_0, or mu and sigma, is needed")
         return Set(spec, source, statistics)
     if (path / MANIFEST).is_file():
         manifest = schema.load_json(path / MANIFEST)
         return Set(spec, GeneratedSource(path, spec, manifest), settings=manifest.get("settings"))
-    return Set(spec, open_source(spec, split))
+    return Set(spec, open_source(spec, split, options))
 
 
 def check_fit(given: Set, network: FeatureNetwork, size: int) -> None:
@@ -98,12 +101,12 @@ def check_fit(given: Set, network: FeatureNetwork, size: int) -> None:
         raise UserError(f"the statistics in {given.name} were made in another way ({told})")
 
 
-def describe(source: ImageSource, indices: Sequence[int], unreadable: int) -> dict[str, Any]:
+def describe(source: ImageSource, indices: Sequence[int], left_out: LeftOut) -> dict[str, Any]:
     """What a protocol says of a set of images."""
     return {
-        "count": len(indices) - unreadable,
+        "count": len(indices) - left_out.unreadable - left_out.skipped,
         "of": len(source),
-        "unreadable": unreadable,
+        **left_out._asdict(),
         "labels": label_distribution(source, indices),
     }
 

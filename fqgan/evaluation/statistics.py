@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fqgan.data.npz import keys, read_array
+from fqgan.data.sources.npz import keys, read_array
 from fqgan.errors import UserError
 from fqgan.evaluation.collect import FeatureSet
 from fqgan.files import UnwritableError, make_folder, replacing

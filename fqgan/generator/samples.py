@@ -15,7 +15,7 @@ from PIL import Image
 
 from fqgan import schema
 from fqgan.config import SamplingConfig
-from fqgan.data.npz import write_images
+from fqgan.data.sources.npz import write_images
 from fqgan.data.transforms import normalize, to_tensor
 from fqgan.errors import UserError
 from fqgan.files import lock, make_folder, write_text

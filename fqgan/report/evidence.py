@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fqgan.data.images import ImageSource
 from fqgan.data.loader import EvaluationSet, evaluation_batches
+from fqgan.data.sources import ImageSource
 from fqgan.data.transforms import normalize
 from fqgan.metrics.psnr import psnr
 from fqgan.tokenizer.evaluation import mean_colour
@@ -59,7 +59,7 @@ def gather(tokenizer: FactorizedTokenizer, source: ImageSource, device: torch.de
             total += torch.bincount(codes[:, i].flatten(), minlength=len(total))
     indices = torch.cat(readable).numpy()
     chosen = [int(indices[i]) for i in sample_indices(source.labels[indices], len(source.classes))]
-    crops = EvaluationSet(source, size, upscale=False)
+    crops = EvaluationSet(source, size)
     images = normalize(torch.stack([crops[i][0] for i in chosen])).to(device)
     codes = tokenizer.encode(images)
     return Evidence(

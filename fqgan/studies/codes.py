@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fqgan.data.images import ImageSource
 from fqgan.data.loader import EvaluationSet
 from fqgan.data.order import evenly_spaced
+from fqgan.data.sources import ImageSource
 from fqgan.data.transforms import normalize
 from fqgan.data.workers import load
 from fqgan.errors import UserError
@@ -76,14 +76,13 @@ def features_of(
     size: int,
     batch: int = 64,
     workers: int = 0,
-    upscale: bool = False,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Features:
     """Features and codes of the images at `indices`, as centre crops of `size` pixels; on the CPU. Pictures that cannot
     be read are left out and counted. `UserError` where none can be read."""
     device = next(tokenizer.parameters()).device
     keys = (list(indices[start : start + batch]) for start in range(0, len(indices), batch))
-    batches = load(EvaluationSet(source, size, upscale).read_or_skip, keys, workers, False)
+    batches = load(EvaluationSet(source, size).read_or_skip, keys, workers, False)
     continuous: list[list[Tensor]] = [[] for _ in range(tokenizer.num_factors)]
     codes, labels = [], []
     for raw, label, _ in batches:

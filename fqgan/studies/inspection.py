@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fqgan.data.images import ImageSource
+from fqgan.data.sources import ImageSource
 from fqgan.errors import UserError
 from fqgan.metrics.psnr import psnr
 from fqgan.studies.codes import KINDS, Features, name_of

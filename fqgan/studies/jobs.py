@@ -14,8 +14,9 @@ from fqgan import schema
 from fqgan.checkpoints import load_generator, load_tokenizer, save_generator, save_tokenizer, tokenizer_config
 from fqgan.commands import evaluate_generator, evaluate_tokenizer
 from fqgan.config import GeneratorRunConfig, SamplingConfig, TokenizerRunConfig
+from fqgan.config.data import Small, SourceOptions
 from fqgan.data.fingerprint import changes, fingerprint
-from fqgan.data.images import open_source
+from fqgan.data.sources import open_source
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import checkpoint
 from fqgan.engine.batches import total_steps
@@ -44,6 +45,7 @@ class Measuring:
     """More options of `fqgan evaluate`."""
     keep_samples: bool = False
     """Keep the pictures of generators once all networks have seen them."""
+    small: Small = "enlarge"
 
 
 @dataclass(frozen=True)
@@ -146,27 +148,26 @@ def check_measuring(jobs: Sequence[Job]) -> None:
     """`UserError` for data, networks or ways of sampling that the jobs' measuring would refuse after their training."""
     chosen = jobs[0].measuring
     networks = [load_network(network) for network in chosen.networks.values()]
-    upscale = "--upscale" in chosen.options
     if isinstance(jobs[0].config, TokenizerRunConfig):
         images = Set(chosen.data, open_source(chosen.data, "validation"))
         for job in jobs:
             assert isinstance(job.config, TokenizerRunConfig), "the rows of a study are of one kind"
-            _check_size(images, job.config.model.image_size, upscale)
+            _check_size(images, job.config.model.image_size, chosen.small)
         return
     given = open_set(chosen.data)
     for job in jobs:
         assert isinstance(job.config, GeneratorRunConfig), "the rows of a study are of one kind"
         store = store_of(job.config)
         size = tokenizer_config(store.tokenizer_path).image_size
-        _check_size(given, size, upscale)
+        _check_size(given, size, chosen.small)
         for network in networks:
             check_fit(given, network, size)
         for line in job.lines:
             SamplingConfig.of(**line.sampling).check(store.codebook_sizes)
 
 
-def _check_size(given: Set, size: int, upscale: bool) -> None:
-    if given.source is None or upscale:
+def _check_size(given: Set, size: int, small: str) -> None:
+    if given.source is None or small != "refuse":
         return
     try:
         side = given.size
@@ -175,26 +176,30 @@ def _check_size(given: Set, size: int, upscale: bool) -> None:
     if side < size:
         raise UserError(
             f"the first image of {given.name} has a shorter side of {side} pixels, below the {size} of the models: "
-            "measure on larger ones, or enlarge them with --measure.upscale"
+            "measure on larger ones, or enlarge them with --measure.small enlarge"
         )
 
 
 def data_of(config: TokenizerRunConfig | GeneratorRunConfig) -> dict[str, Any]:
     """What tells the data that a row is to see from others."""
     if isinstance(config, TokenizerRunConfig):
-        return _fingerprint(config.data.source)
+        return _fingerprint(config.data.source, SourceOptions.of(config.data))
     return store_of(config).data_fingerprint()
 
 
 @lru_cache(maxsize=4)
-def _fingerprint(source: str) -> dict[str, Any]:
-    return fingerprint(open_source(source))
+def _fingerprint(source: str, options: SourceOptions) -> dict[str, Any]:
+    return fingerprint(open_source(source, options=options))
 
 
 def _steps(job: Job, fraction: float) -> int:
     """Optimizer steps up to a point."""
     config = job.config
-    count = len(open_source(config.data.source) if isinstance(config, TokenizerRunConfig) else store_of(config))
+    count = len(
+        open_source(config.data.source, options=config.data)
+        if isinstance(config, TokenizerRunConfig)
+        else store_of(config)
+    )
     return max(1, round(total_steps(config.train, count) * fraction))
 
 

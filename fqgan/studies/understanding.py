@@ -14,6 +14,7 @@ from fqgan import schema
 from fqgan.checkpoints import load_tokenizer
 from fqgan.commands.progress import image_bar
 from fqgan.config import ProjectorConfig, ProjectorRunConfig, TokenizerConfig
+from fqgan.config.data import Small
 from fqgan.data.captions import CaptionSet, open_captions
 from fqgan.engine.distributed import pick_device
 from fqgan.errors import UserError
@@ -87,7 +88,7 @@ class Setting:
     out: Path
     size: int
     network_size: int
-    upscale: bool
+    small: Small
     batch: int
     workers: int
     beams: int
@@ -201,7 +202,7 @@ def prepare(setting: Setting, rows: Sequence[Row], device: str) -> None:
 def _reader(kind: Kind, tokenizer: FactorizedTokenizer, setting: Setting, device: torch.device) -> Reader:
     if kind == "network":
         return network_reader(setting.network_size, device)
-    return tokenizer_reader(kind, tokenizer, setting.size, setting.upscale)
+    return tokenizer_reader(kind, tokenizer, setting.size, setting.small)
 
 
 def check(job: Job) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fqgan.data.fingerprint import fingerprint
-from fqgan.data.images import ImageSource
 from fqgan.data.loader import CropSet
+from fqgan.data.sources import ImageSource
 from fqgan.data.token_writer import TokenWriter, images_per_shard
 from fqgan.data.tokens import LeftOut, StoreManifest, StoreOptions
 from fqgan.data.transforms import NUM_CROPS, CropKind, normalize
@@ -35,7 +35,6 @@ def plan(
     size: int,
     crops: CropKind,
     crop_range: float,
-    upscale: bool,
     weights: str,
     device: str,
     crops_per_pass: int = 0,
@@ -53,7 +52,8 @@ def plan(
         image_size=size,
         crops=crops,
         crop_range=crop_range,
-        upscale=upscale,
+        small=source.options.small,
+        range=" ".join(source.options.range),
         precision=tokenizer.precision,
         device=device,
         crops_per_pass=crops_per_pass or max(1, PASS_PIXELS[device] // size**2),
@@ -66,6 +66,7 @@ def plan(
         weights=weights,
         source=source.name,
         data=fingerprint(source),
+        understood=source.explain(size),
         label_names=source.classes,
         num_classes=max(len(source.classes), int(source.labels.max()) + 1),
     )
@@ -104,7 +105,7 @@ def extract(
     ranges = [range(*writer.ranges[number]) for number in own]
     keys = (chunk for span in ranges for chunk in _chunks(span, batch))
     source.reserve(1)  # every block is read once, in order
-    reader = CropSet(source, options.image_size, options.crops, options.crop_range, options.upscale)
+    reader = CropSet(source, options.image_size, options.crops, options.crop_range)
     omissions = Omissions(source.name, len(source), max_unreadable, writer.folder / "manifest.json")
     batches = load(reader.read, keys, workers, pin_memory=False)
     # in float32 means in float32: by default convolutions on a GPU round their input to 10 bits

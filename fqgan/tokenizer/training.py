@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fqgan.config import TokenizerRunConfig
 from fqgan.data.fingerprint import fingerprint
-from fqgan.data.images import ImageSource, default_validation, open_source
 from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
+from fqgan.data.sources import ImageSource, announce, open_data
 from fqgan.data.transforms import normalize
 from fqgan.data.unreadable import UnreadableMeter
 from fqgan.engine.batches import micro_batch, share_of
@@ -227,7 +227,6 @@ class TokenizerTask(Task):
             batch=micro_batch(config.train, self.world.size),
             limit=config.train.validation_images,
             workers=config.data.workers,
-            upscale=config.data.upscale,
             rank=self.world.rank,
             world=self.world.size,
         )
@@ -244,8 +243,8 @@ class TokenizerTask(Task):
         if not self.world.is_main:
             return
         source = self.validation or self.source
-        size, upscale = self.config.model.image_size, self.config.data.upscale
-        for raw, _, _ in evaluation_batches(source, size=size, batch=PICTURED, limit=PICTURED, upscale=upscale):
+        size = self.config.model.image_size
+        for raw, _, _ in evaluation_batches(source, size=size, batch=PICTURED, limit=PICTURED):
             with self._autocast():
                 save_picture(reconstruction_grid(model, normalize(raw.to(self.world.device))), path)
 
@@ -256,9 +255,8 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
     with session(config.train) as world:
         if not config.data.source:
             raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
-        source = open_source(config.data.source)
+        source, validation = open_data(config.data)
         check_ranks(source, world.size)
-        validation = _validation_source(config)
         teachers = load_teachers(config.model.factors, config.train.precision, world.device)
         config = _with_teacher_dims(config, teachers)
         perceptual = load_perceptual(config.loss.perceptual) if config.loss.perceptual_weight else None
@@ -266,13 +264,12 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
         init = Start.of(config.init, config.model) if config.init and run.fresh else None
         if init and world.is_main:
             print(init.summary, flush=True)
+        if world.is_main:
+            announce(source, config.model.image_size)
+            if validation is not None:
+                announce(validation, config.model.image_size)
         task = TokenizerTask(config, world, source, validation, teachers, perceptual, init)
         train(task, run, world, len(source))
-
-
-def _validation_source(config: TokenizerRunConfig) -> ImageSource | None:
-    spec = config.data.validation or default_validation(config.data.source)
-    return open_source(spec, "validation") if spec else None
 
 
 def _with_teacher_dims(config: TokenizerRunConfig, teachers: dict[str, Teacher]) -> TokenizerRunConfig:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fqgan import schema
 from fqgan.config import ProjectorConfig
-from fqgan.data.images import ImageSource
+from fqgan.config.data import Small
 from fqgan.data.loader import EvaluationSet
+from fqgan.data.sources import ImageSource
 from fqgan.data.transforms import normalize
 from fqgan.data.workers import load
 from fqgan.errors import UserError
@@ -37,8 +38,8 @@ class Reader:
     kind: Kind
     size: int
     """Pixels a side of the pictures that it takes."""
-    upscale: bool
-    """Whether smaller ones are enlarged."""
+    small: Small | None
+    """What becomes of smaller ones; None: as the source's options say."""
     request: dict[str, Any]
     """All that the maps depend on, beside the pictures."""
     read: Callable[[Tensor], list[Tensor]]
@@ -46,30 +47,30 @@ class Reader:
 
 
 def tokenizer_reader(
-    kind: Literal["continuous", "discrete"], tokenizer: FactorizedTokenizer, size: int = 0, upscale: bool = False
+    kind: Literal["continuous", "discrete"], tokenizer: FactorizedTokenizer, size: int = 0, small: Small = "enlarge"
 ) -> Reader:
     """A tokenizer's maps, one a factor: l2-normalised features before quantization, or the codes' embeddings.
 
     Args:
         size: pixels a side; 0: what it was trained at. `UserError` for one that its patches do not divide.
-        upscale: enlarge smaller pictures instead of refusing them.
+        small: what becomes of smaller pictures; `skip` refuses them too, as every caption needs its picture.
     """
     size = size or tokenizer.config.image_size
     tokenizer.check_size(size, size)
-    request = {"kind": kind, "tokenizer": tokenizer.fingerprint(), "size": size, "upscale": upscale}
+    request = {"kind": kind, "tokenizer": tokenizer.fingerprint(), "size": size, "small": small}
 
     def discrete(images: Tensor) -> list[Tensor]:
         return tokenizer.embed(tokenizer.encode(images))
 
-    return Reader(kind, size, upscale, request, tokenizer.features if kind == "continuous" else discrete)
+    return Reader(kind, size, small, request, tokenizer.features if kind == "continuous" else discrete)
 
 
 def network_reader(size: int = 224, device: torch.device | str = "cpu") -> Reader:
     """The packaged EfficientNet-Lite0's last map: 320 channels at stride 32. Smaller pictures are enlarged: it is what
     the tokenizer is measured against, at the size that it was trained at."""
     network = load_efficientnet_lite0().to(device)
-    request = {"kind": "network", "network": NETWORK, "size": size, "upscale": True}
-    return Reader("network", size, True, request, lambda images: [network.stages(images)[-1]])
+    request = {"kind": "network", "network": NETWORK, "size": size, "small": "enlarge"}
+    return Reader("network", size, "enlarge", request, lambda images: [network.stages(images)[-1]])
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def fill(
     """
     indices = [list(range(start, min(start + batch, len(source)))) for start in range(0, len(source), batch)]
     source.reserve(1)
-    batches = load(EvaluationSet(source, reader.size, reader.upscale).read, indices, workers, pin_memory=False)
+    batches = load(EvaluationSet(source, reader.size, reader.small).read, indices, workers, pin_memory=False)
     values: npt.NDArray[np.float32] | None = None
     dims: list[int] = []
     path.with_suffix(".json").unlink(missing_ok=True)  # what it says of an older file is not true of this one

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from fqgan.config import ClassifierRunConfig
 from fqgan.data.fingerprint import fingerprint
-from fqgan.data.images import ImageSource, default_validation, open_source
 from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
+from fqgan.data.sources import ImageSource, announce, open_data
 from fqgan.data.transforms import normalize
 from fqgan.data.unreadable import UnreadableMeter
 from fqgan.engine.batches import micro_batch, share_of
@@ -92,7 +92,6 @@ class ClassifierTask(Task):
             batch=micro_batch(config.train, self.world.size),
             limit=config.train.validation_images,
             workers=config.data.workers,
-            upscale=config.data.upscale,
             rank=self.world.rank,
             world=self.world.size,
         )
@@ -116,13 +115,15 @@ def train_classifier(config: ClassifierRunConfig, path: Path) -> None:
             raise UserError(
                 "--data.source is missing: photos, cifar10, a folder of class folders, parquet files or tars"
             )
-        source = open_source(config.data.source)
+        source, validation = open_data(config.data)
         check_ranks(source, world.size)
-        spec = config.data.validation or default_validation(config.data.source)
-        validation = open_source(spec, "validation") if spec else None
         model = replace(config.model, num_classes=_num_classes(config, source, validation))
         config = replace(config, model=model)
         run = RunFolder(path, config)
+        if world.is_main:
+            announce(source, config.model.image_size)
+            if validation is not None:
+                announce(validation, config.model.image_size)
         train(ClassifierTask(config, world, source, validation), run, world, len(source))
 
 

@@ -9,17 +9,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fqgan.data.sources.base import Findings, ImageSource
 from fqgan.errors import UserError
 
+NAMES = ("cifar10", "cifar100")
 
-class CifarSource:
-    """The 50,000 training or 10,000 test pictures of 32 x 32 pixels as an `ImageSource`, all of them in memory.
+
+class CifarSource(ImageSource):
+    """The 50,000 training or 10,000 test pictures of 32 x 32 pixels, all of them in memory.
 
     They are never downloaded here. torchvision reads its files, which are pickles, only after it has checked their
     MD5 sums. `UserError` where they are missing or changed, with the command that fetches them.
     """
 
     def __init__(self, name: str, split: str = "train") -> None:
+        own = "its own files"
+        self.findings = Findings("CIFAR in torchvision's files", split=split, split_rule=own, labels_from=own)
         from torchvision import datasets
 
         self.name = f"{name} ({split})"
@@ -41,9 +46,6 @@ class CifarSource:
         self.blocks = [len(self.labels)]
         self._pixels = data.data
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def read(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self._pixels[index]), int(self.labels[index])
 
@@ -52,12 +54,6 @@ class CifarSource:
 
     def names(self) -> Iterable[str]:
         return [self.name]
-
-    def files(self) -> Iterable[Path]:
-        return ()
-
-    def reserve(self, blocks: int) -> None:
-        """Nothing to do: all pictures stay in memory."""
 
 
 def cifar_root() -> Path:

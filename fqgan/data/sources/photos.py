@@ -16,8 +16,10 @@ import numpy as np
 from PIL import Image
 
 from fqgan.data.decode import decode_image
+from fqgan.data.sources.base import Findings, ImageSource
 from fqgan.errors import UserError
 
+NAME = "photos"
 CROP = 128
 """Pixels a side of every crop."""
 TRAIN_CROPS = 2000
@@ -59,8 +61,8 @@ PHOTOS = (
 )
 
 
-class PhotoSource:
-    """Crops of `CROP` pixels of the packaged photographs as an `ImageSource`, the same number of each class.
+class PhotoSource(ImageSource):
+    """Crops of `CROP` pixels of the packaged photographs, the same number of each class.
 
     `split` is "train" or "validation", `count` how many of a class, 0 for all. `UserError` where the packages are not
     installed.
@@ -69,14 +71,13 @@ class PhotoSource:
     def __init__(self, split: str = "train", count: int = 0) -> None:
         if split not in ("train", "validation"):
             raise UserError(f"the packaged photographs have the splits train and validation, not {split!r}")
+        rule = "region of each photograph"
+        self.findings = Findings("packaged photographs", split=split, split_rule=rule, labels_from="photographs")
         self.name, self.split = f"photos ({split})", split
         self.classes = tuple(photo.name for photo in PHOTOS)
         self._crops = [(label, box) for label, photo in enumerate(PHOTOS) for box in crop_boxes(photo, split, count)]
         self.labels = np.array([label for label, _ in self._crops], dtype=np.int64)
         self.blocks = [len(self._crops)]
-
-    def __len__(self) -> int:
-        return len(self._crops)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         label, box = self._crops[index]
@@ -88,12 +89,6 @@ class PhotoSource:
 
     def names(self) -> Iterable[str]:
         return map(self.describe, range(len(self)))
-
-    def files(self) -> Iterable[Path]:
-        return ()
-
-    def reserve(self, blocks: int) -> None:
-        """Nothing to do: all photographs stay in memory."""
 
 
 def crop_boxes(photo: Photo, split: str, count: int = 0) -> list[Box]:

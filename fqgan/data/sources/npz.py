@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fqgan.data.sources.base import Findings, Found, ImageSource, Request
+from fqgan.data.sources.labels import check_labels
 from fqgan.errors import UserError
 from fqgan.files import replacing
 
@@ -18,16 +20,22 @@ _LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-class NpzSource:
-    """`arr_0` (n, H, W, 3) uint8 as an `ImageSource`, with the labels of `arr_1` where there are any.
+FORM = ".npz of ADM"
+
+
+class NpzSource(ImageSource):
+    """`arr_0` (n, H, W, 3) uint8 with the labels of `arr_1` where there are any.
 
     What is stored without compression, as numpy's `savez` does, is mapped and not read into memory. `UserError` for
     files that hold something else.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.name, self._path = name, path
-        self.classes: tuple[str, ...] = ()
+    def __init__(self, path: Path, request: Request, findings: Findings | None = None) -> None:
+        self.name = name = request.spec
+        self._path = path
+        self.findings = findings or Findings()
+        self.findings.form = FORM
+        self.classes = request.classes
         self._pixels = read_array(path, "arr_0", mapped=True)
         shape, kind = self._pixels.shape, self._pixels.dtype
         if len(shape) != 4 or shape[3] != 3 or kind != np.uint8:
@@ -35,15 +43,14 @@ class NpzSource:
         if not len(self._pixels):
             raise UserError(f"{name} holds no picture: arr_0 is empty")
         self.labels = np.full(len(self._pixels), -1, np.int64)
-        if "arr_1" in keys(path):
+        if "arr_1" in keys(path) and request.options.labels != "none":
             labels = read_array(path, "arr_1")
             if labels.shape != (len(self._pixels),) or not np.issubdtype(labels.dtype, np.integer):
                 raise UserError(f"{name}: arr_1 must be {len(self._pixels)} whole numbers, got {labels.shape}")
             self.labels = labels.astype(np.int64)
+            check_labels(self.labels, self.classes, name)
+            self.findings.labels_from = "arr_1"
         self.blocks = [len(self._pixels)]
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(np.asarray(self._pixels[index])), int(self.labels[index])
@@ -56,9 +63,6 @@ class NpzSource:
 
     def files(self) -> Iterable[Path]:
         return [self._path]
-
-    def reserve(self, blocks: int) -> None:
-        """Nothing to do: the file is mapped, or in memory."""
 
 
 def keys(path: Path) -> set[str]:
@@ -118,3 +122,15 @@ def write_images(
                 file.write(image.tobytes())
         with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
             np.lib.format.write_array(file, labels.astype("<i8"))
+
+
+def claims(found: Found) -> bool:
+    """Whether a file is of this form."""
+    return found.suffix == ".npz"
+
+
+def open_found(found: Found, request: Request, findings: Findings) -> NpzSource:
+    """Open one; `UserError` for several."""
+    if len(found.files) > 1:
+        raise UserError(f"{request.spec} names {len(found.files)} .npz files: name one")
+    return NpzSource(Path(found.files[0]), request, findings)

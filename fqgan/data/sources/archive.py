@@ -1,0 +1,155 @@
+"""Pictures in .zip files, by random access."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fqgan.data.sources import listing
+from fqgan.data.sources.base import Findings, Found, Request, Stored
+from fqgan.data.sources.folder import FileSource, match
+from fqgan.data.sources.place import extension_of, is_system, labels_of, settle, walk
+from fqgan.errors import UnreadableError, UserError, in_one_line
+
+FORM = "zip archive"
+_LOCAL_HEADER = 30  # bytes before an entry's name
+_LARGEST = 2**30  # bytes of a picture, unpacked
+
+
+class ArchivePlace:
+    """A folder inside an archive."""
+
+    def __init__(self, name: str, where: str) -> None:
+        self.name, self.where = name, where
+        self.inner: dict[str, ArchivePlace] = {}
+        self.files: list[str] = []
+        self.odd: Counter[str] = Counter()
+
+    @property
+    def key(self) -> object:
+        return self.where
+
+    @property
+    def folders(self) -> list[ArchivePlace]:
+        return [self.inner[name] for name in sorted(self.inner)]
+
+
+class ZipSource(FileSource):
+    """The pictures of a .zip, sorted by folder and name as those of a folder are, with the same rules for splits and
+    classes; labels also from StyleGAN's `dataset.json` or a metadata file. `UserError` for what is broken, encrypted,
+    or holds no picture."""
+
+    def __init__(self, path: Path, request: Request, findings: Findings) -> None:
+        findings.form = FORM
+        self._path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                root, entries = _tree(archive.infolist())
+                place, known = settle(root, request, findings)
+                assert isinstance(place, ArchivePlace), "an archive holds its own folders"
+                directories = list(walk(place, findings))
+                names = [f"{d.where}{name}" for d in directories for name in d.pictures]
+                if not names:
+                    raise UserError(f"{path} holds no picture")
+                rows = listing.metadata_of(place.files, lambda name: archive.read(place.where + name), request)
+        except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, zlib.error) as error:
+            raise UserError(f"{path} cannot be read as a zip archive: {in_one_line(error)}") from None
+        super().__init__(names, "", request.spec, findings)
+        found = [entries[place.where + name] for name in names]
+        if locked := next((entry for entry in found if entry.flag_bits & 1), None):
+            raise UserError(f"{path} is encrypted ({locked.filename}): unpack it first")
+        numbers = [(e.header_offset, e.compress_size, e.file_size, e.compress_type) for e in found]
+        self._places = np.array(numbers, np.int64)
+        labels, self.classes = labels_of(place, directories, known, request, findings)
+        self.labels = np.repeat(np.array(labels, np.int64), [len(d.pictures) for d in directories])
+        if rows is not None:
+            name = next(each for each in listing.METADATA if each in place.files)
+            findings.ignored[f".{extension_of(name)}"] -= 1
+            findings.ignored += Counter[str]()
+            match(self, rows, names, request, f"{path}/{name}")
+        self._handle: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}  # a spawned worker opens its own
+
+    def stored(self, index: int) -> Stored:
+        offset, packed, size, kind = map(int, self._places[index])
+        if size > _LARGEST:
+            raise UnreadableError(f"{self.describe(index)} is said to have {size:,} bytes: no picture")
+        try:
+            if self._handle is None:
+                self._handle = os.open(self._path, os.O_RDONLY)
+            # at a place of its own in the file: forked processes share the handle and its position
+            header = os.pread(self._handle, _LOCAL_HEADER, offset)
+            skip = sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+            data = os.pread(self._handle, packed, offset + _LOCAL_HEADER + skip)
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be read: {error.strerror}") from None
+        if len(data) < packed:
+            raise UserError(f"{self._path} has become shorter since it was opened")
+        return Stored(self._unpacked(data, size, kind, index), self._files[index])
+
+    def describe(self, index: int) -> str:
+        return f"{self._files[index]} of {self._path}"
+
+    def names(self) -> Iterable[str]:
+        return [self._path.name, *self._files]
+
+    def files(self) -> Iterable[Path]:
+        return [self._path]
+
+    def _unpacked(self, data: bytes, size: int, kind: int, index: int) -> bytes:
+        if kind == zipfile.ZIP_STORED:
+            return data
+        if kind != zipfile.ZIP_DEFLATED:
+            raise UnreadableError(f"{self.describe(index)} is compressed in a way that is not supported: pack it again")
+        try:
+            return zlib.decompressobj(-15).decompress(data, size)
+        except zlib.error as error:
+            raise UnreadableError(f"{self.describe(index)} is damaged: {error}") from None
+
+
+def _tree(entries: Iterable[zipfile.ZipInfo]) -> tuple[ArchivePlace, dict[str, zipfile.ZipInfo]]:
+    """The folders of an archive, and its files by their paths."""
+    root = ArchivePlace("", "")
+    by_path: dict[str, zipfile.ZipInfo] = {}
+    for entry in entries:
+        *folders, name = entry.filename.removeprefix("./").split("/")
+        place = root
+        hidden = next((each for each in folders if is_system(each)), "")
+        if hidden or name.startswith("."):
+            root.odd[f"files in {hidden}" if hidden else "hidden files"] += bool(name)
+            continue
+        for each in folders:
+            place = place.inner.setdefault(each, ArchivePlace(each, f"{place.where}{each}/"))
+        if name:
+            place.files.append(name)
+            by_path[place.where + name] = entry
+    for place in _all(root):
+        place.files.sort()
+    return root, by_path
+
+
+def _all(place: ArchivePlace) -> Iterable[ArchivePlace]:
+    yield place
+    for child in place.folders:
+        yield from _all(child)
+
+
+def claims(found: Found) -> bool:
+    """Whether a file is of this form."""
+    return found.suffix == ".zip" or (found.head.startswith(b"PK\3\4") and found.suffix != ".npz")
+
+
+def open_found(found: Found, request: Request, findings: Findings) -> ZipSource:
+    """Open one; `UserError` for several."""
+    if len(found.files) > 1:
+        raise UserError(f"{request.spec} names {len(found.files)} zip archives: name one, or unpack them into a folder")
+    return ZipSource(Path(found.files[0]), request, findings)

@@ -1,0 +1,166 @@
+"""Picture files: in folders, with or without classes, or named by a list or a glob."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fqgan.data.formats import EXTENSIONS
+from fqgan.data.sources import listing
+from fqgan.data.sources.base import Findings, Found, ImageSource, Request, Stored
+from fqgan.data.sources.labels import to_labels
+from fqgan.data.sources.listing import Rows
+from fqgan.data.sources.place import KINDS, Directory, Folder, count_ignored, extension_of, labels_of, settle, walk
+from fqgan.errors import UserError
+
+FORM = "image folder"
+
+
+class FileSource(ImageSource):
+    """Picture files, in the order given; labels of -1 until somebody sets others."""
+
+    def __init__(self, files: Sequence[str], folder: str, name: str, findings: Findings) -> None:
+        self.name, self.findings = name, findings
+        self._files, self._folder = list(files), folder
+        self._captions: list[list[str]] | None = None
+        self.labels = np.full(len(self._files), -1, np.int64)
+        self.blocks = [len(self._files)]
+
+    def stored(self, index: int) -> Stored:
+        file = self._files[index]
+        name = os.path.relpath(file, self._folder)
+        return Stored(Path(file), os.fsencode(name).decode(errors="replace"))
+
+    def describe(self, index: int) -> str:
+        return self._files[index]
+
+    def names(self) -> Iterable[str]:
+        return (file.removeprefix(f"{self._folder}/") for file in self._files)  # relpath takes seconds for a million
+
+    def files(self) -> Iterable[Path]:
+        return map(Path, self._files)
+
+    def captions(self) -> list[list[str]] | None:
+        return self._captions
+
+    def adopt(self, rows: Rows, places: Sequence[int], request: Request, where: str) -> None:
+        """Take labels and captions from rows of a list; `places` are the pictures that they stand for."""
+        findings = self.findings
+        if rows.labels is not None and request.options.labels != "none":
+            labels, self.classes = to_labels(rows.labels, request.classes, where, findings)
+            self.labels = np.full(len(self), -1, np.int64)
+            self.labels[list(places)] = labels
+            findings.labels_from = f"{rows.label_column} of {os.path.basename(where)}"
+        if rows.captions is not None:
+            self._captions = [[] for _ in self._files]
+            for place, cell in zip(places, rows.captions, strict=True):
+                self._captions[place] = texts(cell)
+            findings.captions_from = f"{rows.caption_column} of {os.path.basename(where)}"
+
+
+def open_pictures(folder: Folder, request: Request, findings: Findings) -> FileSource:
+    """The pictures below a folder, sorted; labels from its sub-folders (`place.labels_of`) or from a metadata file in
+    it (`listing.METADATA`). `UserError` where there is none."""
+    findings.form = FORM
+    root, known = settle(folder, request, findings)
+    assert isinstance(root, Folder), "a folder on disk holds folders on disk"
+    directories = list(walk(root, findings))
+    numbers, classes = labels_of(root, directories, known, request, findings)
+    files = list(itertools.chain(*([f"{root.path}/{d.where}{name}" for name in d.pictures] for d in directories)))
+    if not files:
+        others = "; ".join(f"{number:,} {kind}" for kind, number in findings.ignored.most_common(5))
+        raise UserError(
+            f"{request.spec} holds no picture ({' '.join(EXTENSIONS)}), parquet file or tar"
+            + (f", but {others}" if others else "")
+            + "".join(f"; {warning}" for warning in findings.warnings)
+        )
+    source = FileSource(files, root.path, request.spec, findings)
+    source.classes = classes
+    source.labels = np.repeat(np.array(numbers, np.int64), [len(d.pictures) for d in directories])
+    _add_metadata(source, root, directories, request)
+    return source
+
+
+def _add_metadata(source: FileSource, root: Folder, directories: list[Directory], request: Request) -> None:
+    """Labels and captions of a metadata file in the folder; of Kaggle's table, where the pictures have no label."""
+
+    def read(name: str) -> bytes:
+        return Path(root.path, name).read_bytes()
+
+    rows = listing.metadata_of(root.files, read, request)
+    name = next((each for each in listing.METADATA if each in root.files), "")
+    if rows is None and not source.classes and len(directories) == 1:
+        rows = listing.kaggle_labels(root.path, request)
+        name = rows.label_column if rows else ""
+    if rows is None:
+        return
+    source.findings.ignored[f".{extension_of(name)}"] -= name in root.files
+    source.findings.ignored += type(source.findings.ignored)()  # drops what is zero now
+    match(source, rows, list(source.names()), request, f"{request.spec}/{name}")
+
+
+def match(source: FileSource, rows: Rows, names: Sequence[str], request: Request, where: str) -> None:
+    """Give pictures (called `names`, one each) what the rows of a metadata file say; rows without a picture, and
+    pictures without a row, are told."""
+    place_of = {name: i for i, name in enumerate(names)} | {
+        f"images/{os.path.basename(n)}": i for i, n in enumerate(names)
+    }
+    by_base = {os.path.basename(name): i for i, name in enumerate(names)}
+    found = [place_of.get(path, by_base.get(path, -1) if "/" not in path else -1) for path in rows.paths]
+    kept = [row for row, place in enumerate(found) if place >= 0]
+    base = os.path.basename(where)
+    if len(kept) < len(rows.paths):
+        absent = next(path for path, place in zip(rows.paths, found, strict=True) if place < 0)
+        source.findings.warn(
+            f"{base} names {len(rows.paths) - len(kept):,} pictures that are not there, such as {absent}"
+        )
+    if (without := len(names) - len({found[row] for row in kept})) and kept:
+        source.findings.warn(f"{without:,} pictures do not stand in {base}")
+    if kept:
+        source.adopt(rows.take(kept), [found[row] for row in kept], request, where)
+
+
+def open_list(path: Path, request: Request, findings: Findings) -> FileSource:
+    """The pictures that a list names, in its order."""
+    findings.form = listing.FORM
+    rows = listing.of_split(listing.read_list(path, request), request, findings)
+    files = listing.resolve(rows, path)
+    source = FileSource(files, str(path.parent), request.spec, findings)
+    if rows.ignored:
+        findings.ignored.update(f"column {name}" for name in rows.ignored)
+    source.classes = request.classes
+    source.adopt(rows, range(len(files)), request, str(path))
+    return source
+
+
+def texts(value: object) -> list[str]:
+    """The captions in a cell: a text, a list of them, or objects with a text `raw`."""
+    if isinstance(value, list):
+        return [text for each in value for text in texts(each)]
+    if isinstance(value, dict):
+        return texts(value.get("raw"))
+    return [value] if isinstance(value, str) else []
+
+
+def claims(found: Found) -> bool:
+    """Whether it is a folder, a list, or picture files."""
+    single = len(found.files) == 1 and found.suffix in listing.SUFFIXES
+    return found.folder is not None or single or KINDS.get(found.suffix[1:]) == "picture"
+
+
+def open_found(found: Found, request: Request, findings: Findings) -> FileSource:
+    """Open it."""
+    if found.folder is not None:
+        return open_pictures(found.folder, request, findings)
+    if found.suffix in listing.SUFFIXES:
+        return open_list(Path(found.files[0]), request, findings)
+    findings.form = "picture files"
+    pictures = [file for file in found.files if KINDS.get(extension_of(file)) == "picture"]
+    count_ignored(set(found.files).difference(pictures), findings)
+    return FileSource(
+        pictures, os.path.commonpath([os.path.dirname(file) or "." for file in pictures]), request.spec, findings
+    )

@@ -1,0 +1,237 @@
+"""Lists of pictures: .csv .tsv .jsonl .txt, StyleGAN's dataset.json, and the metadata files inside folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fqgan.data.sources.base import Findings, Request, listed
+from fqgan.data.sources.labels import columns_by_name
+from fqgan.data.sources.place import SPLITS, choose_split
+from fqgan.errors import UserError, in_one_line
+
+FORM = "list of pictures"
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
+METADATA = ("metadata.csv", "metadata.jsonl", "dataset.json", "val_annotations.txt")
+"""Files inside a folder or an archive that give its pictures labels: of the Hugging Face imagefolder, of StyleGAN, and
+of Tiny ImageNet."""
+PATH_COLUMNS = (
+    "file_name",
+    "filename",
+    "file",
+    "path",
+    "filepath",
+    "file_path",
+    "image",
+    "img",
+    "image_path",
+    "imageid",
+)
+LABEL_COLUMNS = (
+    "label",
+    "labels",
+    "fine_label",
+    "class",
+    "class_name",
+    "cls",
+    "class_label",
+    "category",
+    "target",
+    "y",
+)
+CAPTION_COLUMNS = ("caption", "captions", "text", "sentences", "description", "prompt")
+_SPLIT_COLUMNS = ("split", "subset", "partition")
+_LONGEST = 2**31  # bytes of a list
+_KAGGLE = "LOC_val_solution.csv"
+
+
+@dataclass
+class Rows:
+    """What a list holds, row by row."""
+
+    paths: list[str]
+    labels: list[Any] | None = None
+    captions: list[Any] | None = None
+    splits: list[str] | None = None
+    label_column: str = ""
+    caption_column: str = ""
+    ignored: list[str] = field(default_factory=list)
+    """Columns that mean nothing here."""
+
+    def take(self, rows: Sequence[int]) -> Rows:
+        """Some of them."""
+
+        def of(column: list[Any] | None) -> list[Any] | None:
+            return None if column is None else [column[i] for i in rows]
+
+        paths = [self.paths[i] for i in rows]
+        return Rows(
+            paths, of(self.labels), of(self.captions), None, self.label_column, self.caption_column, self.ignored
+        )
+
+
+def read_list(path: Path, request: Request, data: bytes | None = None) -> Rows:
+    """The rows of a list, from its content `data` or from the disk; `UserError` that names the file where it
+    is none."""
+    try:
+        if data is None:
+            if path.stat().st_size > _LONGEST:
+                raise UserError(f"{path} is larger than {_LONGEST >> 30} GiB: no list of pictures")
+            data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+        reader = {".csv": _table, ".tsv": _table, ".jsonl": _json_lines, ".json": _stylegan}.get(path.suffix, _lines)
+        rows = reader(text, path, request)
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8") from None
+    except (OSError, csv.Error, ValueError, RecursionError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read as a list of pictures: {in_one_line(error)}") from None
+    if not rows.paths:
+        raise UserError(f"{path} names no picture")
+    return rows
+
+
+def of_split(rows: Rows, request: Request, findings: Findings) -> Rows:
+    """The rows of one split, where a column tells of several."""
+    if rows.splits is None or len({word.lower() for word in rows.splits}) < 2:
+        return rows
+    unknown = sorted({word for word in rows.splits if word.lower() not in SPLITS})
+    if unknown:
+        raise UserError(f"{request.spec}: the split column holds {listed(unknown)}: use train, validation and test")
+    words = {word: word for word in rows.splits}
+    chosen = set(choose_split(words, request, findings, "split column"))
+    return rows.take([i for i, word in enumerate(rows.splits) if word in chosen])
+
+
+def metadata_of(names: Sequence[str], read: Callable[[str], bytes], request: Request) -> Rows | None:
+    """What the metadata file among a folder's file names says of its pictures; None where there is none that is a list
+    of pictures. `read` gives a file's content."""
+    for name in METADATA:
+        if name in names:
+            return read_list(Path(name), request, read(name))
+    return None
+
+
+def kaggle_labels(folder: str, request: Request) -> Rows | None:
+    """Labels of the flat validation pictures of Kaggle's ImageNet, whose table lies up to four folders above."""
+    place = Path(folder).absolute()
+    for above in (place, *place.parents[:4]):
+        if (above / _KAGGLE).is_file():
+            rows = read_list(above / _KAGGLE, request)
+            return Rows([f"{path}.JPEG" for path in rows.paths], rows.labels, label_column=_KAGGLE)
+    return None
+
+
+def resolve(rows: Rows, list_path: Path) -> list[str]:
+    """The pictures' paths: absolute, relative to the list's folder, or relative to the working directory. `UserError`
+    where one is missing."""
+    base = str(list_path.parent)
+    found, absent = [], []
+    for name in rows.paths:
+        path = os.path.join(base, os.path.expanduser(name))
+        if not os.path.isfile(path):
+            path = name if os.path.isfile(name) else ""
+        found.append(path) if path else absent.append(name)
+    if absent:
+        count = f" ({len(absent):,} of {len(rows.paths):,})" if len(absent) > 1 else ""
+        raise UserError(
+            f"{list_path} names pictures that are not there, such as {absent[0]}{count}: paths are absolute, or "
+            f"relative to {base or '.'}"
+        )
+    return found
+
+
+def _table(text: str, path: Path, request: Request) -> Rows:
+    lines = text.splitlines()
+    separator = "\t" if path.suffix == ".tsv" or ("\t" in lines[0] and "," not in lines[0]) else ","
+    if separator == "," and ";" in lines[0] and "," not in lines[0]:
+        separator = ";"
+    rows = list(csv.DictReader(lines, delimiter=separator))
+    header = next(csv.reader(lines[:1], delimiter=separator))
+    if broken := next((i for i, row in enumerate(rows, 2) if None in row or None in row.values()), 0):
+        raise UserError(f"line {broken} of {path} has more or fewer fields than its heading ({len(header)})")
+    return _columns(header, {name: [row[name] for row in rows] for name in header}, path, request)
+
+
+def _json_lines(text: str, path: Path, request: Request) -> Rows:
+    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} does not hold one JSON object a line")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return _columns(names, {name: [row.get(name) for row in rows] for name in names}, path, request)
+
+
+def _columns(names: list[str], columns: dict[str, list[Any]], path: Path, request: Request) -> Rows:
+    options = request.options
+    found = {
+        "path": [options.image_column] if options.image_column else columns_by_name(names, PATH_COLUMNS),
+        "label": [options.label_column] if options.label_column else columns_by_name(names, LABEL_COLUMNS),
+        "caption": columns_by_name(names, CAPTION_COLUMNS),
+        "split": columns_by_name(names, _SPLIT_COLUMNS),
+    }
+    if path.name == _KAGGLE:
+        found["label"] = ["PredictionString"]
+    for kind in ("path", "label"):
+        if found[kind] and found[kind][0] not in columns:
+            raise UserError(f"{path} has no column {found[kind][0]}; its columns: {listed(names)}")
+    if not found["path"]:
+        raise UserError(
+            f"{path} has no column with the pictures' paths (such as {listed(PATH_COLUMNS[:4])}); its columns: "
+            f"{listed(names)}: name it with --data.image-column"
+        )
+    first = {kind: each[0] for kind, each in found.items() if each}
+    paths = columns[first["path"]]
+    if empty := next((i for i, each in enumerate(paths, 1) if not isinstance(each, str) or not each), 0):
+        raise UserError(f"row {empty} of {path} has no path")
+    labels = columns[first["label"]] if "label" in first else None
+    if labels is not None and path.name == _KAGGLE:
+        labels = [str(label).split()[0] for label in labels]
+    elif labels is not None and path.suffix != ".jsonl":
+        labels = numbers_where_all(labels)
+    return Rows(
+        paths,
+        labels,
+        columns[first["caption"]] if "caption" in first else None,
+        [str(word) for word in columns[first["split"]]] if "split" in first else None,
+        first.get("label", ""),
+        first.get("caption", ""),
+        [name for name in names if name not in first.values()],
+    )
+
+
+def numbers_where_all(words: Sequence[Any]) -> list[Any]:
+    """Words as whole numbers where all of them (but the empty ones) are some: tables hold text only."""
+    filled = [word.strip() for word in words if word and word.strip()]
+    if filled and all(word.lstrip("-").isdecimal() and word.isascii() for word in filled):
+        return [int(word) if word and word.strip() else None for word in words]
+    return list(words)
+
+
+def _lines(text: str, path: Path, request: Request) -> Rows:
+    """One path a line; a label may follow it, after a tab or as the last word."""
+    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    if any("\t" in line for line in lines):
+        cells = [line.split("\t") for line in lines]
+        return Rows(
+            [row[0] for row in cells], numbers_where_all([(*row, "")[1] for row in cells]), label_column="column 2"
+        )
+    base = path.parent
+    if all(" " in line for line in lines) and not (base / lines[0]).exists() and not Path(lines[0]).exists():
+        pairs = [line.rsplit(None, 1) for line in lines]
+        return Rows(
+            [name for name, _ in pairs], numbers_where_all([label for _, label in pairs]), label_column="column 2"
+        )
+    return Rows([line.strip() for line in lines])
+
+
+def _stylegan(text: str, path: Path, request: Request) -> Rows:
+    labels = json.loads(text).get("labels")
+    if not isinstance(labels, list) or not all(isinstance(row, list) and len(row) == 2 for row in labels):
+        raise UserError(f"{path} holds no labels as StyleGAN has them: a list of [picture, number]")
+    return Rows([str(name) for name, _ in labels], [label for _, label in labels], label_column="labels")
