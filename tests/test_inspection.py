@@ -124,7 +124,8 @@ def table(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_features_are_the_tokenizers(tokenizer: FactorizedTokenizer, data: Path) -> None:
+def test_features_are_the_tokenizers(tokenizer: FactorizedTokenizer, data: Path, in_float64: None) -> None:
+    tokenizer.double()
     source = open_source(str(data), "train")
     indices = pick(source, 2, (0, 2))
     assert source.labels[indices].tolist() == [0, 0, 2, 2]
