@@ -142,8 +142,14 @@ def test_features_are_the_tokenizers(tokenizer: FactorizedTokenizer, data: Path,
 
 
 def test_the_studies_through_the_command_line(
-    export: Path, data: Path, tokenizer: FactorizedTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    export: Path,
+    data: Path,
+    tokenizer: FactorizedTokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    in_float64: None,
 ) -> None:
+    tokenizer.double()
     common = ["--data", str(data), "--workers", "0", "--out"]
     out = tmp_path / "disentangle"
     assert main(["study", "disentangle", str(export), *common, str(out)]) == 0
