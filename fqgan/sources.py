@@ -178,9 +178,9 @@ def _weights(file: Path) -> Weights:
 
 
 def _placed(tensors: Tensors, device: torch.device | str) -> dict[str, Tensor]:
-    """On a device and, but for whole numbers, in float32."""
+    """On a device and, but for whole numbers, in torch's default type: float32."""
     return {
-        name: tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        name: tensor.to(device, torch.get_default_dtype() if tensor.is_floating_point() else tensor.dtype)
         for name, tensor in tensors.items()
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes too, whatever starts them: more threads sum in another order
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub: a missing model costs 23 s of retries otherwise
 
 import subprocess
@@ -19,8 +20,10 @@ from sets import write_pictures
 import fqgan
 from fqgan.cli import main
 from fqgan.config import FactorConfig, TokenizerRunConfig
+from fqgan.generator.transformer import rotary_table
 from fqgan.presets import child
 from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.vision.efficientnet import load_efficientnet_lite0
 
 torch.set_num_threads(1)  # small networks on more threads than free cores are 10 to 100 times as slow
 
@@ -94,10 +97,15 @@ def tokenizer(tiny: TokenizerRunConfig) -> FactorizedTokenizer:
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As `processes.IN_FLOAT64`, in this process."""
+    kept = (rotary_table, load_efficientnet_lite0)
+    for function in kept:
+        function.cache_clear()
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+    for function in kept:
+        function.cache_clear()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from inception_weights import save_random_inception
-from processes import on_two_ranks
+from processes import IN_FLOAT64, finish, on_two_ranks, start
 from sets import FAST, FULL, evaluated, samples, write_pictures
 
 from fqgan.cli import main
@@ -177,11 +177,11 @@ def test_too_few_samples_are_told(here: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.slow
 def test_two_ranks_and_other_batches_give_the_numbers_of_one(here: Path) -> None:
     """The network's features move in their last bits with the batch, and the numbers with them."""
-    expected = samples("real", "fake")
-    argv = ["evaluate", "samples", "real", "fake", *FAST, "--no-cache", "--device", "cpu", "--out", "two.json"]
-    on_two_ranks([*argv, "--batch", "3"])
-    found = json.loads(Path("two.json").read_text())
-    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
+    argv = ["evaluate", "samples", "real", "fake", *FAST, "--no-cache", "--device", "cpu", "--out"]
+    finish(start([*argv, "one.json"], code=IN_FLOAT64))
+    on_two_ranks([*argv, "two.json", "--batch", "3"], code=IN_FLOAT64)
+    expected, found = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-9)
     assert found["protocol"]["samples"] == expected["protocol"]["samples"]
 
 
@@ -189,15 +189,14 @@ def test_two_ranks_and_other_batches_give_the_numbers_of_one(here: Path) -> None
 def test_two_ranks_and_other_batches_give_the_numbers_of_a_tokenizer(
     here: Path, exported: Path, pictures: Path
 ) -> None:
-    argv = ("tokenizer", exported, "--data", pictures, *FAST)
-    expected = evaluated(*argv)
+    argv = ["evaluate", "tokenizer", str(exported), "--data", str(pictures), *FAST, "--device", "cpu", "--out"]
+    finish(start([*argv, "one.json"], code=IN_FLOAT64))
+    on_two_ranks([*argv, "two.json", "--batch", "3"], code=IN_FLOAT64)
+    expected, found = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))
     assert {"psnr", "ssim", "perceptual", "frechet", "kernel_distance", "coverage"} <= set(expected["metrics"])
-    options = ["--device", "cpu", "--batch", "3", "--out", "two.json"]
-    on_two_ranks(["evaluate", *map(str, argv), *options])
-    found = json.loads(Path("two.json").read_text())
     for part in ("metrics", "factors"):
         for name, value in flatten(expected[part]).items():
-            assert flatten(found[part])[name] == pytest.approx(value, rel=1e-4), name
+            assert flatten(found[part])[name] == pytest.approx(value, rel=1e-9), name
 
 
 # --- compare

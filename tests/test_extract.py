@@ -71,8 +71,10 @@ def contents(folder: Path | str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("kind", "crop_range"), [("center", 1.0), ("flip", 1.25), ("ten", 1.1)])
 def test_the_codes_are_those_of_the_crops(
-    kind: Any, crop_range: float, command: tuple[str, ...], tokenizer: FactorizedTokenizer
+    kind: Any, crop_range: float, command: tuple[str, ...], tokenizer: FactorizedTokenizer, in_float64: None
 ) -> None:
+    """In float64: in float32 a near tie may flip in a batch of another size."""
+    tokenizer.double()
     assert main([*command, "store", "--crops", kind, "--crop-range", str(crop_range)]) == 0
     store, source = TokenStore.open("store", verify=True), open_source("data")
     assert (len(store), store.label_names, store.num_classes) == (15, CLASSES, 3)
@@ -83,7 +85,7 @@ def test_the_codes_are_those_of_the_crops(
         assert len(cut) == store.num_crops
         codes = tokenizer.encode(normalize(torch.stack([to_tensor(crop) for crop in cut])))
         taken, labels = store.take([i] * len(cut), range(len(cut)))
-        assert (taken == codes).float().mean() > 0.999, "a near tie may flip in a batch of another size"
+        assert torch.equal(taken, codes)
         assert labels.tolist() == [source.labels[i]] * len(cut)
     own = fqgan.load_tokenizer(store.tokenizer_path)
     assert own.fingerprint() == store.fingerprint

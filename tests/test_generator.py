@@ -68,7 +68,7 @@ def test_the_released_base_model_decodes_greedily_with_guidance(released: FAR, g
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "ar"])
 @pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}, {"qk_norm": True}, {"codebook_sizes": (9,)}])
-def test_the_loss_is_the_logits_cross_entropy(head: str, changes: dict) -> None:
+def test_the_loss_is_the_logits_cross_entropy(head: str, changes: dict, in_float64: None) -> None:
     model = tiny(head=head, **changes)
     codes, labels = inputs(model.config)
     result = model.loss(codes, labels)

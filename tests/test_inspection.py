@@ -125,7 +125,8 @@ def table(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_features_are_the_tokenizers(tokenizer: FactorizedTokenizer, data: Path) -> None:
+def test_features_are_the_tokenizers(tokenizer: FactorizedTokenizer, data: Path, in_float64: None) -> None:
+    tokenizer.double()
     source = open_source(str(data), "train")
     indices = pick(source, 2, (0, 2))
     assert source.labels[indices].tolist() == [0, 0, 2, 2]
@@ -142,8 +143,14 @@ def test_features_are_the_tokenizers(tokenizer: FactorizedTokenizer, data: Path)
 
 
 def test_the_studies_through_the_command_line(
-    export: Path, data: Path, tokenizer: FactorizedTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    export: Path,
+    data: Path,
+    tokenizer: FactorizedTokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    in_float64: None,
 ) -> None:
+    tokenizer.double()
     common = ["--data", str(data), "--workers", "0", "--out"]
     out = tmp_path / "disentangle"
     assert main(["study", "disentangle", str(export), *common, str(out)]) == 0

@@ -95,7 +95,7 @@ def test_info_nce_at_batch_one() -> None:
     assert loss.item() == 0 and prediction.grad is not None and not prediction.grad.any()
 
 
-def test_cosine_loss_in_closed_form() -> None:
+def test_cosine_loss_in_closed_form(in_float64: None) -> None:
     predictions = torch.tensor([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0], [-1.0, 0.0]], requires_grad=True)
     loss = cosine_loss(predictions, torch.tensor([[1.0, 0.0], [5.0, 0.0], [1.0, 0.0], [9.0, 0.0]]))
     assert loss.item() == pytest.approx((0 + 1 + (1 - math.sqrt(0.5)) + 2) / 4)

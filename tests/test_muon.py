@@ -39,7 +39,9 @@ def with_gradients(seed: int) -> Network:
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 80), (80, 16)])
-def test_orthogonalize_flattens_the_spectrum_and_keeps_the_singular_vectors(shape: tuple[int, int]) -> None:
+def test_orthogonalize_flattens_the_spectrum_and_keeps_the_singular_vectors(
+    shape: tuple[int, int], in_float64: None
+) -> None:
     torch.manual_seed(0)
     matrices = torch.randn(3, *shape) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
@@ -59,7 +61,7 @@ def test_orthogonalize_leaves_no_trace_of_what_a_matrix_lacks() -> None:
     assert not orthogonalize(torch.zeros(1, 16, 32)).any()
 
 
-def test_two_steps_are_the_formula() -> None:
+def test_two_steps_are_the_formula(in_float64: None) -> None:
     """Momentum, Nesterov, orthogonalisation and scale, written out for the matrices (24, 16 * 9) and (32, 24)."""
     for name, scale in (("convolution", 10), ("linear", 10 * math.sqrt(32 / 24))):
         network = with_gradients(0)

@@ -149,7 +149,7 @@ def test_a_run_folder(trained: Path, home: Path) -> None:
     assert [path.name for path in (trained / "images").iterdir()] == [f"step-{STEPS:08d}.png"]
 
 
-def test_validation_is_the_mean_over_centre_crops_whatever_the_micro_batch(home: Path) -> None:
+def test_validation_is_the_mean_over_centre_crops_whatever_the_micro_batch(home: Path, in_float64: None) -> None:
     config = small(home, train={"batch": 12, "micro_batch": 4})
     own = task(config)
     model = own.phases[0].module

@@ -156,7 +156,7 @@ class FAR(Pretrained):
     @property
     def sampling_dtype(self) -> torch.dtype:
         """The type behind `precision`."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return torch.bfloat16 if self.precision == "bf16" else self.class_embedding.weight.dtype
 
     def sampler(self, batch: int, **options: Any) -> Sampler:
         """A `Sampler` of the weights as they are now, for `batch` images at a time.

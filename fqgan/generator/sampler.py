@@ -159,7 +159,7 @@ class Sampler:
             if guided:
                 # lerp: u + scale * (c - u), and c itself at scale 1
                 c, u = vector.float().chunk(2)
-                vector = torch.lerp(u, c, scales[i]).to(vector.dtype)
+                vector = torch.lerp(u, c, scales[i].type_as(c)).to(vector.dtype)
             codes.append(draw(output(vector).float(), numbers[:n, i], *self._draws[i]))
             embeddings.append(self._codes_of[i][codes[-1]])
         place.put(self._codes[:, :n], torch.stack(codes, 1))
