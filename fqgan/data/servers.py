@@ -46,7 +46,7 @@ class _Again(OSError):
 
 def version(url: str) -> Version:
     """Size and marks of a file; `UserError` where it cannot be had."""
-    return ask(url, lambda: _version(url), _PAUSES[:1])
+    return ask(url, lambda: _version(url), 1)
 
 
 def fetch(url: str, known: Version, start: int, end: int) -> tuple[int, bytes]:
@@ -65,10 +65,10 @@ def fetch(url: str, known: Version, start: int, end: int) -> tuple[int, bytes]:
     return ask(url, attempt)
 
 
-def ask(url: str, call: Callable[[], _Result], pauses: tuple[float, ...] = _PAUSES) -> _Result:
-    """The result of a call, repeated after each of the `pauses` (seconds) where that may help. `UserError` with what is wrong and what to do
-    about it, in one line."""
-    for pause in (*pauses, None):
+def ask(url: str, call: Callable[[], _Result], most: int | None = None) -> _Result:
+    """The result of a call, repeated a few times (`most` at most) where that may help. `UserError` with what is wrong
+    and what to do about it, in one line."""
+    for pause in (*_PAUSES[:most], None):
         try:
             return call()
         except UserError:

@@ -1,0 +1,69 @@
+"""Web servers on this machine with files in memory, some of them with the faults that servers have."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class FileServer(ThreadingHTTPServer):
+    """Files by path. `ranges` off: always the whole file. `cuts`: how many of the next bodies end halfway, `errors`:
+    how many of the next requests for more than a byte get status 503. `asked` counts the requests by range."""
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files = files
+        self.ranges = True
+        self.cuts = self.errors = self.sent = 0
+        self.asked: Counter[str] = Counter()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # 40 ms for each answer otherwise
+    server: FileServer  # pyright: ignore
+
+    def do_GET(self) -> None:
+        server, path = self.server, self.path.partition("?")[0].lstrip("/")
+        asked = self.headers.get("Range", "")
+        server.asked[asked] += 1
+        content = server.files.get(path)
+        if content is None:
+            return self._answer({"private": 403}.get(path, 404), b"")
+        marks = {"ETag": f'"{hashlib.md5(content).hexdigest()}"', "Accept-Ranges": "bytes"}
+        if not server.ranges or not asked:
+            return self._answer(200, content, **marks)
+        start, _, last = asked.removeprefix("bytes=").partition("-")
+        if int(start) >= len(content):
+            return self._answer(416, b"", **marks, **{"Content-Range": f"bytes */{len(content)}"})
+        body = content[int(start) : int(last) + 1]
+        if len(body) > 1 and server.errors:
+            server.errors -= 1
+            return self._answer(503, b"")
+        place = f"bytes {start}-{int(start) + len(body) - 1}/{len(content)}"
+        return self._answer(206, body, **marks, **{"Content-Range": place})
+
+    def _answer(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if len(body) > 1 and self.server.cuts:
+            self.server.cuts -= 1
+            body, self.close_connection = body[: len(body) // 2], True
+        self.server.sent += len(body)
+        try:
+            self.wfile.write(body)
+        except ConnectionError:
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
