@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class FileServer(ThreadingHTTPServer):
@@ -14,8 +16,8 @@ class FileServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, files: dict[str, bytes], handler: type[BaseHTTPRequestHandler] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler or _Handler)
         self.files = files
         self.ranges = True
         self.cuts = self.errors = self.sent = 0
@@ -67,3 +69,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+class Google(_Handler):
+    """The part of Google Cloud Storage that reads: a bucket of any name; one named `private` refuses."""
+
+    def do_GET(self) -> None:
+        address, files = urlsplit(self.path), self.server.files
+        _, _, place = unquote(address.path).partition("/b/")
+        bucket, _, name = place.partition("/o")
+        query = parse_qs(address.query)
+        if bucket == "private":
+            return self._answer(403, b'{"error": {"code": 403, "message": "denied"}}')
+        if not name:
+            prefix = query.get("prefix", [""])[0]
+            items = [self._described(bucket, key) for key in files if key.startswith(prefix)]
+            return self._answer(200, json.dumps({"items": items}).encode())
+        if name[1:] not in files:
+            return self._answer(404, b'{"error": {"code": 404, "message": "not there"}}')
+        if query.get("alt") != ["media"]:
+            return self._answer(200, json.dumps(self._described(bucket, name[1:])).encode())
+        self.path = name
+        return super().do_GET()
+
+    def _described(self, bucket: str, name: str) -> dict[str, str]:
+        content = self.server.files[name]
+        generation = str(int(hashlib.md5(content).hexdigest()[:12], 16))
+        times = dict.fromkeys(("updated", "timeCreated"), "2026-01-01T00:00:00.000Z")
+        return {"name": name, "bucket": bucket, "size": str(len(content)), "generation": generation, **times}

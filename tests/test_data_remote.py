@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from file_server import FileServer
+from file_server import FileServer, Google
 from moto.server import ThreadedMotoServer
 from torch.utils.data import DataLoader, Dataset
 
@@ -70,7 +71,8 @@ def bucket() -> Iterator[Any]:
 
 
 def cached_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*/*"))
+    """Of the files that are complete."""
+    return sum(path.stat().st_size for path in folder.glob("[!.]*/[!.]*"))
 
 
 def message(call: Any) -> str:
@@ -282,6 +284,25 @@ def test_parquet_and_tars_from_a_store(bucket: Any, tmp_path: Path) -> None:
     assert copy.read_bytes() == (tmp_path / "x.tar").read_bytes()
 
 
+def test_google_cloud_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileServer({"set/a.tar": CONTENT, "set/b.tar": b"x", "other/c.tar": b"x"}, Google)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{store.server_port}")
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+    started = time.monotonic()
+    for spec in ("gs://bucket/set/", "gs://bucket/set", "gs://bucket/set/*.tar"):
+        assert expand(spec) == ["gs://bucket/set/a.tar", "gs://bucket/set/b.tar"]
+    assert RemoteFile("gs://bucket/set/b.tar").read() == b"x"
+    file = RemoteFile("gcs://bucket/set/a.tar")
+    assert file.pread(3000, 500) == CONTENT[500:3500]
+    store.files["set/a.tar"] = bytes(reversed(CONTENT))
+    assert "has changed" in message(lambda: file.pread(10, 5000))
+    assert "does not exist" in message(lambda: RemoteFile("gs://bucket/missing.tar"))
+    assert "gcloud auth" in message(lambda: RemoteFile("gs://private/x.tar"))
+    assert time.monotonic() - started < 10
+    store.shutdown()
+    store.server_close()
+
+
 def test_a_local_copy_is_mapped_and_fetched_once(server: FileServer) -> None:
     array = np.arange(50_000, dtype=np.int32).reshape(100, 500)
     saved = io.BytesIO()
@@ -363,7 +384,8 @@ def read_often(url: str, seed: int) -> None:
     for _ in range(150):
         place, size = int(rng.integers(10_007)), int(rng.integers(1, 2500))
         assert file.pread(size, place) == CONTENT[place : place + size]
-        assert cached_bytes(Path(os.environ["FQGAN_CACHE"])) <= 4500
+        with remote._cache()._state():  # nobody removes any meanwhile
+            assert cached_bytes(remote._cache().folder) <= 4500
 
 
 def run_all(*processes: Any) -> None:

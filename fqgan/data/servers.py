@@ -22,7 +22,7 @@ _GS = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CR
 _CREDENTIALS = {"s3": _S3, "gs": _GS, "gcs": _GS}
 _LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 # marks of a content in what fsspec's file systems tell about a file
-_ETAGS = ("ETag", "etag", "generation", "md5Hash", "blob_id")
+_ETAGS = ("generation", "ETag", "etag")
 _TIMES = ("LastModified", "Last-Modified", "mtime", "updated", "created")
 _Result = TypeVar("_Result")
 
@@ -100,6 +100,8 @@ def filesystem(name: str) -> Any:
     """fsspec's file system of a scheme, one for each process: their threads do not outlive a fork."""
     key = os.getpid(), name
     if key not in _filesystems:
+        # gcsfs would ask over gRPC what kind of bucket it is: up to a minute where that is shut, and not fork-safe
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         try:
             importlib.import_module(PACKAGES[name])
             import fsspec
@@ -184,7 +186,8 @@ def _explain(error: Exception, url: str) -> tuple[str, bool]:
         return "is a folder, not a file", False
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return "does not exist: check the address (and, for a private one, who may list it)", False
-    if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in kind:
+    refused = isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden")  # gcsfs
+    if refused or "Credentials" in kind or kind == "RefreshError":
         hint = _CREDENTIALS.get(scheme(url), "its address may lack a login, or a signature that is still valid")
         return f"may not be read ({in_one_line(error)}): {hint}", False
     if isinstance(error, TimeoutError) or "Timeout" in kind:
