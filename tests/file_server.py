@@ -24,6 +24,9 @@ class FileServer(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients that hang up
+
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{path}"
 

@@ -68,6 +68,7 @@ def bucket() -> Iterator[Any]:
     yield client
     store.stop()
     patch.undo()
+    servers._filesystems.clear()  # they go to this store
 
 
 def cached_bytes(folder: Path) -> int:
