@@ -57,14 +57,15 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(206, body, **marks, **{"Content-Range": place})
 
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
+        headers["Content-Length"] = str(len(body))
         if len(body) > 1 and self.server.cuts:
             self.server.cuts -= 1
             body, self.close_connection = body[: len(body) // 2], True
-        self.server.sent += len(body)
+        self.server.sent += len(body)  # before the client can look
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
         try:
             self.wfile.write(body)
         except ConnectionError:

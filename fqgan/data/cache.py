@@ -104,7 +104,8 @@ class Cache:
         self._reserve(temporary, size)
         try:
             yield temporary
-            temporary.replace(path)
+            with self._state():  # a scan at this moment could miss both names
+                temporary.replace(path)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)

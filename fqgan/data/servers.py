@@ -146,10 +146,9 @@ def _described(info: Mapping[str, Any]) -> Version:
 def _web(url: str, start: int, end: int, body: bool) -> tuple[int, bytes, Version]:
     """(place of the first byte, the bytes if `body`, version) from a web server. The version is that of the same
     answer; HEAD is refused for signed addresses."""
+    web = filesystem(scheme(url))  # tells of missing packages
     from fsspec.asyn import sync
     from yarl import URL
-
-    web = filesystem(scheme(url))
 
     async def get() -> tuple[int, Mapping[str, str], bytes]:
         session = await web.set_session()
