@@ -1,0 +1,516 @@
+"""Remote files: right bytes through any server, a cache that stays below its bound, and errors in one line."""
+
+from __future__ import annotations
+
+import errno
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import tarfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import boto3
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from file_server import FileServer, Google
+from moto.server import ThreadedMotoServer
+from torch.utils.data import DataLoader, Dataset
+
+from fqgan.data import cache, remote, servers
+from fqgan.data.remote import RemoteFile, expand, is_remote, local_copy
+from fqgan.errors import UserError
+
+CONTENT = np.random.default_rng(0).bytes(10 * 1000 + 7)
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own with blocks of 1000 bytes, and no long pauses."""
+    monkeypatch.setenv("FQGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "BLOCK", 1000)
+    monkeypatch.setattr(servers, "_PAUSES", (0.01, 0.01))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    made = FileServer({"a.bin": CONTENT})
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """A client of an object store on this machine, with the bucket `bucket`."""
+    patch = pytest.MonkeyPatch()
+    store = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    store.start()
+    host, port = store.get_host_and_port()
+    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    patch.setenv("AWS_ACCESS_KEY_ID", "test")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="bucket")
+    yield client
+    store.stop()
+    patch.undo()
+    servers._filesystems.clear()  # they go to this store
+
+
+def cached_bytes(folder: Path) -> int:
+    """Of the files that are complete."""
+    return sum(path.stat().st_size for path in folder.glob("[!.]*/[!.]*"))
+
+
+def message(call: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 400
+    return text
+
+
+def test_what_is_remote() -> None:
+    for spec in ("s3://bucket/x.tar", "gs://b/x", "gcs://b/x", "http://h/x", "https://h/x.parquet", "memory://x"):
+        assert is_remote(spec)
+    for spec in ("x.tar", "/a/b", "hf:org/name", "C:\\x", Path("s3:/b"), "s4://b/x", "photos"):
+        assert not is_remote(spec)
+
+
+def test_reads_as_a_local_file_does(server: FileServer) -> None:
+    """Random places and sizes, against the bytes themselves; then again, with the server asked for nothing."""
+    file, local = RemoteFile(server.url("a.bin")), io.BytesIO(CONTENT)
+    assert file.size == len(CONTENT)
+    for _ in range(2):
+        rng = np.random.default_rng(1)
+        for _ in range(200):
+            place, size = int(rng.integers(0, 11_000)), int(rng.choice([-1, 0, 1, 7, 999, 1000, 1001, 5000]))
+            assert file.seek(place) == local.seek(place)
+            assert file.read(size) == local.read(size)
+            assert file.tell() == local.tell()
+        assert file.pread(20, 995) == CONTENT[995:1015]
+        assert file.pread(20, len(CONTENT) - 3) == CONTENT[-3:]
+        assert file.pread(20, len(CONTENT)) == b""
+        server.files = {}  # from here on, from the cache
+    assert file.seek(-3, os.SEEK_END) == len(CONTENT) - 3 and io.BufferedReader(file).read() == CONTENT[-3:]
+    with pytest.raises(OSError, match="Invalid argument"):
+        file.seek(-1)
+    file.close()
+    with pytest.raises(ValueError, match="closed"):
+        file.pread(1, 0)
+
+
+def test_missing_blocks_in_a_row_are_one_request(server: FileServer) -> None:
+    file = RemoteFile(server.url("a.bin"))
+    file.pread(10, 4500)
+    assert file.pread(10_000, 0) == CONTENT[:10_000]
+    assert set(server.asked) == {"bytes=0-0", "bytes=4000-4999", "bytes=0-3999", "bytes=5000-9999"}
+    assert server.sent == 10_001
+
+
+def test_an_empty_file(server: FileServer) -> None:
+    server.files["empty"] = b""
+    assert RemoteFile(server.url("empty")).read() == b""
+    assert local_copy(server.url("empty")).read_bytes() == b""
+
+
+def test_a_server_without_ranges(server: FileServer) -> None:
+    """The whole file is there then, and all of it is kept."""
+    server.ranges = False
+    file = RemoteFile(server.url("a.bin"))
+    assert file.pread(50, 4321) == CONTENT[4321:4371]
+    server.files = {}
+    assert file.read() == CONTENT
+    assert local_copy_of(server).read_bytes() == CONTENT
+
+
+def local_copy_of(server: FileServer) -> Path:
+    server.files = {"a.bin": CONTENT}
+    return local_copy(server.url("a.bin"))
+
+
+def test_cut_bodies_are_fetched_again(server: FileServer) -> None:
+    file = RemoteFile(server.url("a.bin"))
+    server.cuts = 2
+    assert file.pread(3000, 500) == CONTENT[500:3500]
+    server.errors = 2
+    assert file.pread(3000, 5500) == CONTENT[5500:8500]
+
+
+def test_bodies_that_are_always_cut_are_an_error(server: FileServer) -> None:
+    file = RemoteFile(server.url("a.bin"))
+    server.cuts = 99
+    assert "cannot be read" in message(lambda: file.pread(3000, 500))
+    assert "cannot be read" in message(lambda: local_copy(server.url("a.bin")))
+    server.cuts = 0
+    assert file.read() == CONTENT
+
+
+def test_a_store_that_returns_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an error of its own: never silently short data."""
+    store = servers.filesystem("memory")
+    store.pipe_file("/a.bin", CONTENT)
+    file, whole = RemoteFile("memory://a.bin"), type(store).cat_file
+    monkeypatch.setattr(type(store), "cat_file", lambda self, *args, **range: whole(self, *args, **range)[:-1])
+    assert "sent 999 bytes of 1000" in message(lambda: file.pread(1, 0))
+    monkeypatch.undo()
+    assert file.read() == CONTENT
+
+
+def test_a_changed_file_is_an_error_and_not_mixed(server: FileServer) -> None:
+    file = RemoteFile(server.url("a.bin"))
+    assert file.pread(10, 0) == CONTENT[:10]
+    for new in (bytes(reversed(CONTENT)), CONTENT[:2000]):
+        server.files["a.bin"] = new
+        assert "has changed" in message(lambda: file.pread(10, 5000))
+        assert RemoteFile(server.url("a.bin")).read() == new
+    assert file.pread(10, 0) == CONTENT[:10]
+
+
+def test_a_changed_file_of_a_store(bucket: Any) -> None:
+    bucket.put_object(Bucket="bucket", Key="changing.bin", Body=CONTENT)
+    file = RemoteFile("s3://bucket/changing.bin")
+    assert file.pread(10, 0) == CONTENT[:10]
+    bucket.put_object(Bucket="bucket", Key="changing.bin", Body=bytes(reversed(CONTENT)))
+    assert "has changed" in message(lambda: file.pread(10, 5000))
+
+
+def test_errors_of_web_servers_in_one_line(server: FileServer) -> None:
+    started = time.monotonic()
+    assert "does not exist: check" in message(lambda: RemoteFile(server.url("missing.tar")))
+    assert "may not be read (403" in message(lambda: local_copy(server.url("private")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert "cannot be reached" in message(lambda: RemoteFile(f"http://127.0.0.1:{port}/x.tar"))
+    assert "host's name is not known" in message(lambda: RemoteFile("http://no-such-host.invalid/x.tar"))
+    assert "cannot be read" in message(lambda: RemoteFile("http://"))
+    text = message(lambda: RemoteFile(f"http://me:secret@127.0.0.1:{port}/x.tar?signature=secret"))
+    assert "secret" not in text
+    assert time.monotonic() - started < 5
+
+
+def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_READ", 0.1)
+    monkeypatch.setattr(servers, "_filesystems", {})
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar"
+        assert "no answer" in message(lambda: RemoteFile(url))
+
+
+def test_errors_of_stores_in_one_line(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = time.monotonic()
+    assert "does not exist" in message(lambda: RemoteFile("s3://bucket/missing.tar"))
+    assert "does not exist" in message(lambda: expand("s3://bucket/missing"))
+    assert "does not exist" in message(lambda: expand("s3://missing-bucket/"))
+    assert "fits the pattern" in message(lambda: expand("s3://bucket/missing-*.tar"))
+    monkeypatch.setattr(servers, "_filesystems", {})
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    assert "set AWS_PROFILE" in message(lambda: RemoteFile("s3://bucket/missing.tar"))
+    monkeypatch.setattr(servers, "_filesystems", {})
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://no-such-host.invalid:1")
+    assert "cannot be reached" in message(lambda: RemoteFile("s3://bucket/x.tar"))
+    assert time.monotonic() - started < 10
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_filesystems", {})
+    monkeypatch.setitem(servers.PACKAGES, "s3", "no_such_package")
+    assert message(lambda: RemoteFile("s3://bucket/x")) == (
+        "s3:// needs the package no_such_package: pip install 'fqgan[remote]'"
+    )
+
+
+def test_expanding_addresses(bucket: Any) -> None:
+    for name in (
+        "set/b.tar",
+        "set/a.tar",
+        "set/notes.txt",
+        "set/deep/c.tar",
+        "mixed/a.tar",
+        "mixed/a.parquet",
+        "x.npy",
+    ):
+        bucket.put_object(Bucket="bucket", Key=name, Body=b"x")
+    tars = ["s3://bucket/set/a.tar", "s3://bucket/set/b.tar"]
+    for spec in ("s3://bucket/set", "s3://bucket/set/", "s3://bucket/set/*.tar", "s3://bucket/set/[ab].tar"):
+        assert expand(spec) == tars
+    assert expand("s3://bucket/*/a.tar") == ["s3://bucket/mixed/a.tar", "s3://bucket/set/a.tar"]
+    assert expand("s3://bucket/x.npy") == ["s3://bucket/x.npy"]
+    assert expand("s3://nowhere/x.tar") == ["s3://nowhere/x.tar"]  # opening tells
+    assert "name one kind, s3://bucket/mixed/*.parquet" in message(lambda: expand("s3://bucket/mixed/"))
+    assert "no parquet file or tar" in message(lambda: expand("s3://bucket/"))
+    assert expand("https://h/x.tar?a=*") == ["https://h/x.tar?a=*"]
+    for spec in ("https://h/x-*.tar", "https://h/folder/"):
+        assert "do not list their files" in message(lambda spec=spec: expand(spec))
+
+
+def test_parquet_and_tars_from_a_store(bucket: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    table = pa.table({"image": [rng.bytes(300) for _ in range(60)], "label": list(range(60))})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=20)
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for row in range(20):
+            member = tarfile.TarInfo(f"{row}.jpg")
+            member.size = 300
+            archive.addfile(member, io.BytesIO(table["image"][row].as_py()))
+    for name in ("x.parquet", "x.tar"):
+        bucket.put_object(Bucket="bucket", Key=f"files/{name}", Body=(tmp_path / name).read_bytes())
+    with pq.ParquetFile(RemoteFile("s3://bucket/files/x.parquet")) as file:
+        assert file.read_row_group(1, use_threads=False).equals(table.slice(20, 20))
+        assert file.read().equals(table)
+    with tarfile.open(fileobj=RemoteFile("s3://bucket/files/x.tar"), mode="r:") as archive:
+        contents = [archive.extractfile(member) for member in archive]
+        assert [c.read() for c in contents if c] == table["image"].to_pylist()[:20]
+    copy = local_copy("s3://bucket/files/x.tar")
+    assert copy.read_bytes() == (tmp_path / "x.tar").read_bytes()
+
+
+def test_google_cloud_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileServer({"set/a.tar": CONTENT, "set/b.tar": b"x", "other/c.tar": b"x"}, Google)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{store.server_port}")
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+    started = time.monotonic()
+    for spec in ("gs://bucket/set/", "gs://bucket/set", "gs://bucket/set/*.tar"):
+        assert expand(spec) == ["gs://bucket/set/a.tar", "gs://bucket/set/b.tar"]
+    assert RemoteFile("gs://bucket/set/b.tar").read() == b"x"
+    file = RemoteFile("gcs://bucket/set/a.tar")
+    assert file.pread(3000, 500) == CONTENT[500:3500]
+    store.files["set/a.tar"] = bytes(reversed(CONTENT))
+    assert "has changed" in message(lambda: file.pread(10, 5000))
+    assert "does not exist" in message(lambda: RemoteFile("gs://bucket/missing.tar"))
+    assert "gcloud auth" in message(lambda: RemoteFile("gs://private/x.tar"))
+    assert time.monotonic() - started < 10
+    store.shutdown()
+    store.server_close()
+
+
+def test_a_local_copy_is_mapped_and_fetched_once(server: FileServer) -> None:
+    array = np.arange(50_000, dtype=np.int32).reshape(100, 500)
+    saved = io.BytesIO()
+    np.save(saved, array)
+    server.files["codes.npy"] = saved.getvalue()
+    path = local_copy(server.url("codes.npy"))
+    assert path.suffix == ".npy" and np.array_equal(np.load(path, mmap_mode="r"), array)
+    sent = server.sent
+    assert local_copy(server.url("codes.npy")) == path
+    assert server.sent == sent + 1
+    path.write_bytes(b"cut")  # not by us: told by its size
+    remote._caches.clear()
+    assert np.array_equal(np.load(local_copy(server.url("codes.npy"))), array)
+
+
+def test_the_cache_stays_below_its_bound(server: FileServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FQGAN_CACHE_BYTES", "4500")
+    server.files = {name: bytes(reversed(CONTENT)) if name == "b" else CONTENT for name in "ab"}
+    files = {name: RemoteFile(server.url(name)) for name in "ab"}
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        name, place, size = str(rng.choice(["a", "b"])), int(rng.integers(10_007)), int(rng.integers(1, 2500))
+        assert files[name].pread(size, place) == server.files[name][place : place + size]
+        assert cached_bytes(folder) <= 4500
+    assert cached_bytes(folder) > 2000
+    assert "FQGAN_CACHE_BYTES" in message(lambda: local_copy(server.url("a")))
+
+
+def test_what_is_used_stays(server: FileServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FQGAN_CACHE_BYTES", "5000")
+    monkeypatch.setattr(cache, "_OPEN", 0)  # as if another process had opened it
+    file = RemoteFile(server.url("a.bin"))
+    for block in (0, 1, 2, 0, 3, 4, 0, 5, 6, 0, 7, 8, 0):
+        file.pread(1, 1000 * block)
+    assert server.asked["bytes=0-999"] == 1
+    assert {path.name for path in folder.glob("*/*")} >= {"0", "8"}
+
+
+@pytest.mark.parametrize("blocks", ["0", "999"])
+def test_a_bound_below_one_block(server: FileServer, blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept on the disk, and small reads in a row do not fetch a block each."""
+    monkeypatch.setenv("FQGAN_CACHE_BYTES", blocks)
+    file = RemoteFile(server.url("a.bin"))
+    assert b"".join(iter(lambda: file.read(100), b"")) == CONTENT
+    assert sum(server.asked.values()) == 12
+
+
+def test_a_full_disk_does_not_stop_reading(server: FileServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: object) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    file = RemoteFile(server.url("a.bin"))
+    for _ in range(2):
+        file.seek(0)
+        assert file.read() == CONTENT
+    assert not list(folder.glob("[!.]*/*"))
+
+
+def test_a_folder_that_cannot_be_made(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FQGAN_CACHE", str(tmp_path / "file" / "cache"))
+    assert RemoteFile(server.url("a.bin")).read() == CONTENT
+
+
+def test_a_file_that_vanishes_or_breaks_is_fetched_again(server: FileServer, folder: Path) -> None:
+    file = RemoteFile(server.url("a.bin"))
+    file.read()
+    for path in folder.glob("*/*"):
+        path.write_bytes(b"broken") if int(path.name) % 2 else path.unlink()
+    assert file.pread(10_007, 0) == CONTENT
+    remote._caches.clear()
+    assert file.pread(10_007, 0) == CONTENT
+
+
+def read_often(url: str, seed: int) -> None:
+    file, rng = RemoteFile(url), np.random.default_rng(seed)
+    for _ in range(150):
+        place, size = int(rng.integers(10_007)), int(rng.integers(1, 2500))
+        assert file.pread(size, place) == CONTENT[place : place + size]
+        with remote._cache()._state():  # nobody removes any meanwhile
+            assert cached_bytes(remote._cache().folder) <= 4500
+
+
+def run_all(*processes: Any) -> None:
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def test_several_processes_below_one_bound(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked after this process has used the file system itself."""
+    monkeypatch.setenv("FQGAN_CACHE_BYTES", "4500")
+    RemoteFile(server.url("a.bin")).read(10)
+    run_all(*(FORK.Process(target=read_often, args=(server.url("a.bin"), seed)) for seed in range(3)))
+
+
+def test_processes_that_begin_together_fetch_once(server: FileServer) -> None:
+    url = server.url("a.bin")
+    run_all(*(FORK.Process(target=lambda: RemoteFile(url).read(900)) for _ in range(4)))
+    assert server.asked["bytes=0-999"] == 1
+
+
+def test_threads_share_one_file(server: FileServer) -> None:
+    file = RemoteFile(server.url("a.bin"))
+    places = [int(place) for place in np.random.default_rng(4).integers(0, 10_000, 400)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda place: file.pread(50, place), places)) == [CONTENT[p : p + 50] for p in places]
+
+
+def test_a_pickled_file_goes_on_where_it_was(server: FileServer) -> None:
+    file = RemoteFile(server.url("a.bin"))
+    file.seek(1234)
+    copy = pickle.loads(pickle.dumps(file))
+    assert copy.read(100) == CONTENT[1234:1334]
+    server.files["a.bin"] = CONTENT[::-1]
+    assert "has changed" in message(lambda: pickle.loads(pickle.dumps(file)).pread(1, 9000))
+
+
+class Pieces(Dataset):
+    """Pieces of 10 bytes of an open remote file."""
+
+    def __init__(self, url: str) -> None:
+        self.file = RemoteFile(url)
+
+    def __len__(self) -> int:
+        return self.file.size // 10
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.file.pread(10, 10 * index)
+
+
+def test_workers_of_a_loader(server: FileServer) -> None:
+    pieces = Pieces(server.url("a.bin"))
+    assert pieces[3] == CONTENT[30:40]  # the file system and the cache are in use before the fork
+    loader = DataLoader(pieces, batch_size=100, num_workers=2, multiprocessing_context=FORK, collate_fn=b"".join)
+    assert b"".join(loader) == CONTENT[:10_000]
+
+
+def test_a_spawned_process(server: FileServer) -> None:
+    file = RemoteFile(server.url("a.bin"))
+    file.pread(1, 0)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(file.pread, (20, 995)) == CONTENT[995:1015]
+
+
+def test_a_kill_leaves_nothing_that_is_trusted(server: FileServer, folder: Path, monkeypatch: Any) -> None:
+    url = server.url("a.bin")
+
+    def killed() -> None:
+        def half(self: Path, data: memoryview) -> None:
+            self.open("wb", buffering=0).write(data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.write_bytes = half  # type: ignore
+        RemoteFile(url).pread(10, 0)
+
+    process = FORK.Process(target=killed)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    (left,) = folder.glob("*/.*.writing")
+    assert left.stat().st_size == 500
+    monkeypatch.setenv("FQGAN_CACHE_BYTES", "4500")
+    file = RemoteFile(url)
+    assert file.read() == CONTENT
+    assert left.exists()  # it might still be written, and counts
+    os.utime(left, (0, 0))
+    assert file.pread(10_007, 0) == CONTENT
+    assert not left.exists()
+    assert cached_bytes(folder) <= 4500
+
+
+def test_a_child_forked_during_a_fetch_blocks_nobody(server: FileServer) -> None:
+    made = remote._cache()
+    with made.alone("x"):
+        child = FORK.Process(target=time.sleep, args=(30,))
+        child.start()
+    started = time.monotonic()
+    with made.alone("x"):
+        assert time.monotonic() - started < 5
+    child.kill()
+
+
+def test_sizes_in_words() -> None:
+    sizes = {
+        "50G": 50e9,
+        "50 gb": 50e9,
+        "1.5T": 1.5e12,
+        "2GiB": 2**31,
+        "3Ki": 3072,
+        "7": 7,
+        "0": 0,
+        "10M": 1e7,
+        "5B": 5,
+    }
+    assert {text: cache.parse_bytes(text) for text in sizes} == sizes
+    for text in ("", "x", "-1", "50X", "G", "1e9", "i"):
+        assert "FQGAN_CACHE_BYTES" in message(lambda text=text: cache.parse_bytes(text))
+
+
+def test_the_default_bound_leaves_half_of_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("usage", (), {"free": 10**9})
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
+    assert remote._cache().bound == 5 * 10**8
+    usage.free = 10**15
+    assert cache.from_environment().bound == 50 * 10**9
