@@ -14,11 +14,15 @@ from typing import Any
 from fqgan.errors import UserError, in_one_line
 
 PREFIX = "hf:"
+DATASETS = "hf:datasets/"
 SECONDS = 1.5
 """To wait for the hub's first answer."""
 
 _ADDRESS = re.compile(r"hf:(?P<repository>[^/@\s]+/[^/@\s]+)(/(?P<file>[^@\s]+))?(@(?P<revision>\S+))?")
 # what makes a model of ours; a repository may hold much else
+_DATASET = re.compile(
+    r"hf:datasets/(?P<repository>[^/@:\s]+/[^/@:\s]+)(@(?P<revision>[^:\s]+))?(:(?P<config>[^/\s]+))?"
+)
 _FILES = ("config.json", "eval.json", "*.safetensors", "tokenizer/config.json")
 _NEEDED = ("config.json", "model.safetensors")
 
@@ -104,6 +108,44 @@ def fetch(text: str) -> Path:
         return get()
     except Exception as error:
         raise UserError(f"the download of {address} failed: {in_one_line(error)}") from None
+
+
+def fetch_dataset(text: str) -> Path:
+    """The local copy of a data set `hf:datasets/org/name[@revision][:config]`, or of one of its configurations (a
+    folder, or a folder in data/); what is missing is downloaded to the hub's cache.
+
+    Where the hub cannot be asked, the copy in the cache is taken. `UserError` where there is none.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    found = _DATASET.fullmatch(text)
+    if not found:
+        raise UserError(
+            f"{text} is no data set on the hub: hf:datasets/org/name, with @revision and :config if need be"
+        )
+    where: dict[str, Any] = {"repo_id": found["repository"], "revision": found["revision"], "repo_type": "dataset"}
+    subject = f"{text} is not in the hub's cache"
+    try:
+        known = Path(snapshot_download(local_files_only=True, **where))
+    except Exception:  # not there, in one of several classes
+        known = None
+    try:
+        info = ask(lambda: HfApi().repo_info(timeout=SECONDS, **where), subject, SECONDS)
+        if known is None or info.sha not in known.parts:
+            known = Path(snapshot_download(**where))
+    except UserError:
+        if known is None:
+            raise
+    except Exception as error:
+        raise UserError(f"the download of {text} failed: {in_one_line(error)}") from None
+    assert known is not None, "a copy was there, or was downloaded"
+    if not found["config"]:
+        return known
+    places = [known / found["config"], known / "data" / found["config"]]
+    folders = sorted(path.name for path in known.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if place := next((path for path in places if path.is_dir()), None):
+        return place
+    raise UserError(f"{text}: the data set has no folder {found['config']}; it has {', '.join(folders) or 'none'}")
 
 
 def upload(folder: Path, repository: str, message: str, **options: Any) -> str:

@@ -24,10 +24,13 @@ import pyarrow.parquet as pq
 import pytest
 from file_server import FileServer, Google
 from moto.server import ThreadedMotoServer
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from fqgan.data import cache, remote, servers
+from fqgan.data.loader import evaluation_batches
 from fqgan.data.remote import RemoteFile, expand, is_remote, local_copy
+from fqgan.data.sources import open_source
 from fqgan.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(10 * 1000 + 7)
@@ -283,6 +286,55 @@ def test_parquet_and_tars_from_a_store(bucket: Any, tmp_path: Path) -> None:
         assert [c.read() for c in contents if c] == table["image"].to_pylist()[:20]
     copy = local_copy("s3://bucket/files/x.tar")
     assert copy.read_bytes() == (tmp_path / "x.tar").read_bytes()
+
+
+def written(tmp_path: Path) -> dict[str, bytes]:
+    """Small parquet files and a tar of pictures, whose label is their grey value."""
+    files = {}
+    for split, values in (("train-0", [1, 2]), ("train-1", [3]), ("test-0", [4])):
+        cells = [{"bytes": picture(value), "path": f"{value}.png"} for value in values]
+        pq.write_table(pa.table({"image": cells, "label": values}), tmp_path / "x.parquet")
+        files[f"set/{split}.parquet"] = (tmp_path / "x.parquet").read_bytes()
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, data in {"a.png": picture(5), "a.cls": b"5", "b.png": picture(6), "b.cls": b"6"}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    files["tars/00000.tar"] = files["tars/00001.tar"] = (tmp_path / "x.tar").read_bytes()
+    return files
+
+
+def picture(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (value, value, value)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def read_whole(spec: str, split: str = "train") -> list[int]:
+    """The labels of a set, after its pictures were read in worker processes and found to agree."""
+    source = open_source(spec, split)
+    for images, labels, _ in evaluation_batches(source, size=8, batch=2, workers=2):
+        assert (images == labels[:, None, None, None]).all()
+    return source.labels.tolist()
+
+
+def test_image_sets_of_a_store(bucket: Any, tmp_path: Path) -> None:
+    for name, data in written(tmp_path).items():
+        bucket.put_object(Bucket="bucket", Key=f"sources/{name}", Body=data)
+    root = "s3://bucket/sources"
+    assert read_whole(f"{root}/set") == [1, 2, 3]
+    assert read_whole(f"{root}/set/*.parquet", "validation") == [4]
+    assert read_whole(f"{root}/tars/{{00000..00001}}.tar") == [5, 6, 5, 6]
+    with pytest.raises(UserError, match=r"^[^\n]*s3://[^\n]*gone\.tar[^\n]*$"):
+        open_source(f"{root}/gone.tar")
+
+
+def test_image_sets_of_a_web_server(server: FileServer, tmp_path: Path) -> None:
+    server.files |= written(tmp_path)
+    assert read_whole(server.url("set/train-0.parquet")) == [1, 2]
+    assert read_whole(server.url("tars/{00000..00001}.tar")) == [5, 6, 5, 6]
+    with pytest.raises(UserError, match="nothing else: copy it"):
+        open_source(server.url("set.zip"))
 
 
 def test_google_cloud_storage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fqgan.config import DataConfig
 from fqgan.data.loader import evaluation_batches, training_batches
-from fqgan.data.sources import Request, open_source, tar
+from fqgan.data.sources import Request, open_source, tar, tar_index
 from fqgan.data.sources.tar import TarSource
 from fqgan.errors import UnreadableError, UserError
 
@@ -266,8 +266,8 @@ def test_broken_pictures_and_vanished_tars(tmp_path: Path) -> None:
 
 def test_the_index_is_cached(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scanned: list[Path] = []
-    scan = tar._scan
-    monkeypatch.setattr(tar, "_scan", lambda path, key: (scanned.append(Path(path)), scan(path, key))[1])
+    scan = tar_index._scan
+    monkeypatch.setattr(tar_index, "_scan", lambda path, key: (scanned.append(Path(path)), scan(path, key))[1])
     path = write_tar(tmp_path / "a.tar", samples(range(3)))
     for _ in range(2):
         assert TarSource([path], Request("a")).describe(2) == f"0002.png of {path}"

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from hub_server import start
 from processes import Started
+from test_data_images import write_parquet
 
 import fqgan
 from fqgan import hub
+from fqgan.data.sources import open_source
 from fqgan.errors import UserError
 from fqgan.tokenizer.model import FactorizedTokenizer
 
@@ -114,3 +116,31 @@ def test_addresses() -> None:
     assert hub.Address.of("hf:org/name@refs/pr/1") == hub.Address("org/name", "refs/pr/1")
     address = hub.Address.of("hf:org/name/far/B.pt@v2")
     assert address == hub.Address("org/name", "v2", "far/B.pt") and str(address) == "hf:org/name/far/B.pt@v2"
+
+
+def test_data_sets_are_read_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Their files lie in the cache as links; a configuration is one of their folders."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    root = tmp_path / "datasets--org--name"
+    snapshot = root / "snapshots" / ("0" * 40)
+    for config, labels in (("small", [1]), ("large", [2, 3])):
+        for split in ("train", "test"):
+            write_parquet(root / f"blobs/{config}-{split}", labels if split == "train" else [9])
+            link = snapshot / config / f"{split}-00000-of-00001.parquet"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(root / f"blobs/{config}-{split}")
+    (snapshot / "README.md").write_text("# set")
+    (root / "refs").mkdir()
+    (root / "refs/main").write_text("0" * 40)
+    assert open_source("hf:datasets/org/name:small").labels.tolist() == [1]
+    assert open_source("hf:datasets/org/name:large").labels.tolist() == [2, 3]
+    assert open_source("hf:datasets/org/name:large", "validation").labels.tolist() == [9]
+    with pytest.raises(UserError, match="holds several sets"):
+        open_source("hf:datasets/org/name")
+    with pytest.raises(UserError, match="no folder huge; it has large, small"):
+        open_source("hf:datasets/org/name:huge")
+    with pytest.raises(UserError, match=r"org/other is not in the hub's cache, and the hub cannot be reached"):
+        open_source("hf:datasets/org/other")
+    with pytest.raises(UserError, match="no data set on the hub"):
+        open_source("hf:datasets/name")

@@ -48,7 +48,8 @@ class DataConfig(SourceOptions):
     source: str = ""
     """`photos` (the packaged photographs), `cifar10` or `cifar100` (as torchvision keeps them); an image folder, a list
     of paths (.csv .tsv .jsonl .txt), parquet or Arrow files, WebDataset tars, a .zip or .npz: a file, a folder, a glob,
-    or a range such as `train-{0000..0099}.tar`."""
+    or a range such as `train-{0000..0099}.tar`; parquet files and tars also at s3:// gs:// https://;
+    `hf:datasets/org/name[@revision][:config]`."""
     validation: str = ""
     """The same for validation; empty: the held-out regions of `photos`, CIFAR's test split, else no validation."""
     crop_min: float = 0.8

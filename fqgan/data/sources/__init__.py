@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from fqgan import hub
 from fqgan.config import DataConfig, SourceOptions
+from fqgan.data import remote
 from fqgan.data.decode import set_ranges
 from fqgan.data.depth import Ranges, parse_range
 from fqgan.data.headers import stored_header
@@ -62,7 +64,8 @@ def open_source(
     spec: str, split: str = "train", options: SourceOptions | None = None, classes: tuple[str, ...] = ()
 ) -> ImageSource:
     """Open a set of images: `photos`, `cifar10`, `cifar100`; an image folder; a list (.csv .tsv .jsonl .txt); parquet,
-    Arrow, tar, .zip or .npz files: one file, a folder of them, a glob, or a range such as `train-{0000..0099}.tar`.
+    Arrow, tar, .zip or .npz files: one file, a folder of them, a glob, or a range such as `train-{0000..0099}.tar`;
+    parquet files and tars also at s3://, gs:// and https://; `hf:datasets/org/name[@revision][:config]`.
 
     Args:
         split: "train" or "validation". It picks regions of the photographs, CIFAR's training or test pictures, and one
@@ -125,6 +128,10 @@ def _found(request: Request) -> ImageSource:
 def find(request: Request, findings: Findings) -> Found:
     """What a spec names. `UserError` where it is not there."""
     spec = request.spec
+    if spec.startswith(hub.DATASETS):
+        return route(Folder(str(hub.fetch_dataset(spec))), request, findings)
+    if remote.is_remote(spec):
+        return _elsewhere(request, findings)
     if re.match(r"[a-z0-9]+://|hf:|pipe:", spec):
         raise UserError(f"{spec} is not on this machine: copy it here (aws s3 cp, curl, hf download) and name the copy")
     path = os.path.expanduser(spec).rstrip("/") or "/"
@@ -140,6 +147,20 @@ def find(request: Request, findings: Findings) -> Found:
             f"{spec} holds {' and '.join(f'.{kind}' for kind in sorted(kinds) if kind)} files: name those of one kind"
         )
     return Found(tuple(files))
+
+
+def _elsewhere(request: Request, findings: Findings) -> Found:
+    """The files that an address, a folder, a pattern or a range of them names; parquet files and tars only."""
+    spec = request.spec
+    names = [name for each in _expand(spec) for name in remote.expand(each)]
+    if "{" not in spec:
+        names = of_split(names, request, findings, spec.partition("*")[0].rpartition("/")[0])
+    found = Found(names)
+    if found.suffix not in (".parquet", ".tar"):
+        raise UserError(
+            f"{spec}: parquet files and tars are read from elsewhere, nothing else: copy it and name the copy"
+        )
+    return found
 
 
 def route(place: Folder, request: Request, findings: Findings) -> Found:

@@ -71,7 +71,7 @@ class Found(NamedTuple):
     @property
     def suffix(self) -> str:
         """Of the first file, in lower case."""
-        return os.path.splitext(self.files[0])[1].lower() if self.files else ""
+        return os.path.splitext(self.files[0].partition("?")[0])[1].lower() if self.files else ""
 
     @property
     def head(self) -> bytes:

@@ -2,62 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
-import tarfile
-import zipfile
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.progress import track
 
 from fqgan.data.formats import EXTENSIONS
+from fqgan.data.remote import RemoteFile, is_remote
+from fqgan.data.sources import tar_index
 from fqgan.data.sources.base import Findings, Found, ImageSource, Request, Stored, listed
 from fqgan.data.sources.folder import texts
 from fqgan.data.sources.labels import columns_by_name, follow, ordered, to_labels
-from fqgan.data.sources.listing import CAPTION_COLUMNS, LABEL_COLUMNS
-from fqgan.data.sources.place import KINDS, SPLITS, count_ignored, extension_of, is_system
+from fqgan.data.sources.listing import CAPTION_COLUMNS
+from fqgan.data.sources.place import SPLITS
+from fqgan.data.sources.tar_index import TarIndex
 from fqgan.errors import UserError
 
 FORM = "WebDataset tars"
 SPAN = 1000
 """Samples of a block at most: a larger tar is cut into several, or shuffling would mix few neighbours only."""
 _THREADS = 16  # they wait for storage, most of all over a network
-_FORMAT = 2  # of a cached index
-_CAPTIONS = ("txt", "caption", "text")
-_LABELS = ("cls", "label")
-_LONGEST = 2**26  # bytes of a member that is no picture
-
-
-class TarIndex(NamedTuple):
-    """The samples of one tar: where their pictures lie in the file, in bytes, and what else they hold."""
-
-    names: npt.NDArray[np.bytes_]
-    offsets: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    """-1: none, or a name."""
-    words: npt.NDArray[np.bytes_]
-    """Labels that are names."""
-    captions: npt.NDArray[np.int64]
-    """(n, 3): place and size of the member that holds the caption, and 1 if that is JSON; size 0: none."""
-    findings: npt.NDArray[np.bytes_]
-    """As JSON: what was ignored, merged and warned of."""
 
 
 class TarSource(ImageSource):
     """The samples of tars, in the order of the files, whose blocks are spans of up to `SPAN`.
 
     Members are one sample if their paths agree up to the first dot of the file name, as in WebDataset, wherever they
-    stand; up to the last dot where the names themselves hold dots (`_samples`). A sample's picture is its member with
+    stand; up to the last dot where the names themselves hold dots (see `fqgan.data.sources.tar_index`).
+    A sample's picture is its member with
     a picture's extension; samples without one are left out and counted. The label is the number or name in the member
     `.cls`, or in `.json`; where a set has none, folders inside the tars are classes as those on disk are. Captions are
     in `.txt` or `.json`. Only headers, labels and names are read to find them, once: the index is kept in
@@ -71,17 +48,19 @@ class TarSource(ImageSource):
         self.name = request.spec
         self.findings = findings or Findings()
         self.findings.form = FORM
-        self._paths = [str(path) for path in paths]
+        self._remote = {number: RemoteFile(str(path)) for number, path in enumerate(paths) if is_remote(path)}
+        self._paths = [self._remote[i].name if i in self._remote else str(path) for i, path in enumerate(paths)]
         key = request.options.label_column
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = pool.map(lambda path: _index_of(path, key), self._paths)
+            given = [self._remote.get(number, path) for number, path in enumerate(self._paths)]
+            found = pool.map(lambda file: tar_index.index_of(file, key), given)
             indices = list(track(found, "indexing tars", len(self._paths), transient=True, disable=len(paths) < 8))
         self._names = [index.names for index in indices]
         self._offsets = np.concatenate([index.offsets for index in indices])
         self._sizes = np.concatenate([index.sizes for index in indices])
         self._captions = np.concatenate([index.captions for index in indices])
         for index in indices:
-            _add(self.findings, index)
+            tar_index.add(self.findings, index)
         self._ends = np.cumsum([len(names) for names in self._names])
         if not len(self._offsets):
             raise UserError(f"{self.name} holds no picture: no sample of its tars has one ({' '.join(EXTENSIONS)})")
@@ -108,7 +87,7 @@ class TarSource(ImageSource):
             yield from (bytes(name).decode("utf-8", "surrogateescape") for name in names)
 
     def files(self) -> Iterable[Path]:
-        return map(Path, self._paths)
+        return [Path(path) for number, path in enumerate(self._paths) if number not in self._remote]
 
     def captions(self) -> list[list[str]] | None:
         if not self.findings.captions_from:
@@ -126,7 +105,7 @@ class TarSource(ImageSource):
         data = self._pread(index, size, offset)
         if not is_json:
             return [data.decode("utf-8", "replace").strip()]
-        content = _json(data)
+        content = tar_index.read_json(data)
         keys = columns_by_name(list(content), CAPTION_COLUMNS)
         return texts(content[keys[0]]) if keys else []
 
@@ -179,6 +158,8 @@ class TarSource(ImageSource):
     def _pread(self, index: int, size: int, offset: int) -> bytes:
         """Bytes of the tar that holds a sample."""
         tar = self._tar(index)
+        if tar in self._remote:
+            return self._remote[tar].pread(size, offset)
         try:
             # at a place of its own in the file: forked processes share the handle and its position
             data = os.pread(self._file(tar).fileno(), size, offset)
@@ -202,187 +183,6 @@ def _spans(count: int) -> list[int]:
     """`count` cut into the fewest spans of `SPAN` at most, of nearly equal lengths."""
     parts = -(-count // SPAN)
     return [(i + 1) * count // parts - i * count // parts for i in range(parts)]
-
-
-def _index_of(path: str, label_key: str) -> TarIndex:
-    """The index of a tar, from the cache if it is there."""
-    try:
-        status = os.stat(path)
-        key = f"{_FORMAT} {label_key} {os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    cached = Path("~/.cache/fqgan/tar-index").expanduser() / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.npz"
-    with suppress(OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile), np.load(cached) as arrays:
-        return TarIndex(**arrays)
-    index = _scan(path, label_key)
-    with suppress(OSError):  # a cache that cannot be written costs time only
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cached.with_name(f".{os.getpid()}-{cached.name}")
-        np.savez(temporary, **index._asdict())
-        temporary.replace(cached)
-    return index
-
-
-def _scan(path: str, label_key: str) -> TarIndex:
-    """Read the headers and labels of a tar."""
-    findings = Findings()
-    rows: list[tuple[bytes, int, int, int, bytes, tuple[int, int, int]]] = []
-    try:
-        with Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            members = list(archive)
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any end for the end
-                raise tarfile.ReadError("its end mark is missing")
-            for sample in _samples(members, path, findings):
-                picture = _picture(sample, findings)
-                if picture is None:
-                    findings.without_picture += 1
-                    count_ignored((member.name for member in sample.values()), findings)
-                    continue
-                name = picture.name.encode("utf-8", "surrogateescape")
-                number, word, caption = _texts_of(file, sample, path, label_key)
-                rows.append((name, picture.offset_data, picture.size, number, word, caption))
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a tar (cut short, or another format?): {error}") from None
-    names, offsets, sizes, numbers, words, captions = zip(*rows, strict=True) if rows else ((), (), (), (), (), ())
-    said = {"ignored": findings.ignored, "merged": findings.merged, "without": findings.without_picture}
-    return TarIndex(
-        np.array(names, dtype=np.bytes_),
-        np.array(offsets, dtype=np.int64),
-        np.array(sizes, dtype=np.int64),
-        np.array(numbers, dtype=np.int64),
-        np.array(words, dtype=np.bytes_),
-        np.array(captions, dtype=np.int64).reshape(-1, 3),
-        np.array(json.dumps({**said, "warnings": findings.warnings}).encode()),
-    )
-
-
-def _add(findings: Findings, index: TarIndex) -> None:
-    """Add what one tar's index says to the findings of all."""
-    said = json.loads(bytes(index.findings[()]))
-    findings.ignored.update(said["ignored"])
-    findings.merged += said["merged"]
-    findings.without_picture += said["without"]
-    for warning in said["warnings"]:
-        findings.warn(warning)
-
-
-def _samples(members: Iterable[tarfile.TarInfo], path: str, findings: Findings) -> list[dict[str, tarfile.TarInfo]]:
-    """The samples of a tar as extension -> member, in the order of their first members. Hidden and system files belong
-    to none, nor do files without a dot and the tar's own notes, such as `__index__/...`.
-
-    A name is cut at its first dot. Names that hold dots themselves (`IMG.0001.jpg`, `v1.0_7.png`) are cut at their
-    last: those of a key under which no member has a plain extension, unless all keys of the tar have the same ones.
-    """
-    groups: dict[str, list[tuple[str, tarfile.TarInfo]]] = {}
-    for member in members:
-        if not member.isreg():
-            continue
-        stem, extension = _key(member.name)
-        if not stem:
-            findings.ignored["files that belong to no sample"] += 1
-            continue
-        groups.setdefault(stem, []).append((extension, member))
-    layouts = {frozenset(extension for extension, _ in group) for group in groups.values()}
-    uniform = len(layouts) == 1 and len(groups) > 1
-    last: dict[str, tuple[str, int]] = {}  # key -> the sample that its latest member joined, and when
-    samples: list[dict[str, tarfile.TarInfo]] = []
-    current: dict[str, int] = {}
-    number = 0
-    for stem, group in groups.items():
-        middles = {extension.rpartition(".")[0] for extension, _ in group}
-        words = uniform and len(middles) > 1 and not all(map(str.isdecimal, middles))  # such as input.png, target.png
-        dotted = not words and "" not in middles
-        for extension, member in group:
-            key, own = (
-                (f"{stem}.{extension.rpartition('.')[0]}", extension.rpartition(".")[2])
-                if dotted
-                else (stem, extension)
-            )
-            number = current.get(key, -1)
-            if number >= 0 and own in samples[number]:
-                if samples[number][own].name == member.name and last[key][1] == samples[number][own].offset:
-                    raise UserError(f"{path} holds {member.name} twice in one sample")
-                number = -1  # the numbering starts anew, as in tars that were joined
-            if number < 0:
-                samples.append({})
-                number = current[key] = len(samples) - 1
-            samples[number][own] = member
-            last[key] = own, member.offset
-    samples.sort(key=lambda sample: min(member.offset for member in sample.values()))
-    findings.merged += _apart(samples)
-    return samples
-
-
-def _apart(samples: list[dict[str, tarfile.TarInfo]]) -> int:
-    """How many samples have members of others between their own."""
-    owner = sorted((member.offset, number) for number, sample in enumerate(samples) for member in sample.values())
-    runs = Counter(number for i, (_, number) in enumerate(owner) if not i or owner[i - 1][1] != number)
-    return sum(count > 1 for count in runs.values())
-
-
-def _key(name: str) -> tuple[str, str]:
-    """Path of a member -> (path up to the first dot of the file name, the rest in lower case), or empty texts."""
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, dot, extension = file.partition(".")
-    if not stem or not dot or re.match("__[^/]*__/", name) or any(map(is_system, filter(None, folder.split("/")))):
-        return "", ""
-    return f"{folder}{slash}{stem}", extension.lower()
-
-
-def _picture(sample: dict[str, tarfile.TarInfo], findings: Findings) -> tarfile.TarInfo | None:
-    """A sample's picture: `x.jpg` rather than `x.mask.jpg`."""
-    names = [name for name in sample if KINDS.get(extension_of(f".{name}")) == "picture"]
-    if len(names) > 1:
-        findings.ignored["further pictures of samples"] += len(names) - 1
-        chosen = min(names, key=lambda name: name.count("."))
-        others = sorted(set(names) - {chosen})
-        findings.warn(f"samples hold several pictures: .{chosen} is read, .{' .'.join(others[:3])} not")
-    return sample[min(names, key=lambda name: name.count("."))] if names else None
-
-
-def _texts_of(
-    file: IO[bytes], sample: dict[str, tarfile.TarInfo], path: str, label_key: str
-) -> tuple[int, bytes, tuple[int, int, int]]:
-    """The label of a sample as a number (-1: none) and as a name, and where its caption lies."""
-    value: Any = None
-    caption = (0, 0, 0)
-    for extension in ("json", *_LABELS):
-        if not (member := sample.get(extension)):
-            continue
-        if member.size > _LONGEST:
-            raise UserError(f"{path}: {member.name} has {member.size:,} bytes: no label")
-        file.seek(member.offset_data)
-        data = file.read(member.size)
-        if extension in _LABELS:
-            text = data.decode("utf-8", "replace").strip()
-            value = int(text) if re.fullmatch(r"-?\d{1,12}", text, re.ASCII) else text or value
-            continue
-        content = _json(data, f"{path}: {member.name}")
-        keys = [label_key] if label_key else columns_by_name(list(content), LABEL_COLUMNS)
-        value = next((content[key] for key in keys if content.get(key) is not None), value)
-        if columns_by_name(list(content), CAPTION_COLUMNS):
-            caption = (member.offset_data, member.size, 1)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    for extension in _CAPTIONS:
-        if (member := sample.get(extension)) and member.size:
-            caption = (member.offset_data, member.size, 0)
-    if isinstance(value, str) and "\x00" not in value and len(value) < 1000:
-        return -1, value.encode(), caption
-    if value is not None and (type(value) is not int or not -1 <= value < 2**31):
-        name = next(iter(sample.values())).name
-        raise UserError(f"{path}: the label of {name} must be a number from 0 on or a name, not {value!r:.40}")
-    return -1 if value is None else value, b"", caption
-
-
-def _json(data: bytes, where: str = "") -> dict[str, Any]:
-    """A JSON object; empty for other JSON. `UserError` that names the member for what is none."""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        raise UserError(f"{where} is no readable JSON: {data[:40]!r}") from None
-    return content if isinstance(content, dict) else {}
 
 
 def claims(found: Found) -> bool:
