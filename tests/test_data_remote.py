@@ -22,16 +22,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from file_server import FileServer, Google
 from moto.server import ThreadedMotoServer
 from PIL import Image
+from stores import make_store
 from torch.utils.data import DataLoader, Dataset
 
 from fqgan.data import cache, remote, servers
 from fqgan.data.loader import evaluation_batches
 from fqgan.data.remote import RemoteFile, expand, is_remote, local_copy
 from fqgan.data.sources import open_source
+from fqgan.data.tokens import TokenStore
 from fqgan.errors import UserError
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 CONTENT = np.random.default_rng(0).bytes(10 * 1000 + 7)
 FORK = multiprocessing.get_context("fork")
@@ -335,6 +339,27 @@ def test_image_sets_of_a_web_server(server: FileServer, tmp_path: Path) -> None:
     assert read_whole(server.url("tars/{00000..00001}.tar")) == [5, 6, 5, 6]
     with pytest.raises(UserError, match="nothing else: copy it"):
         open_source(server.url("set.zip"))
+
+
+def test_a_token_store_elsewhere(
+    bucket: Any, tmp_path: Path, tokenizer: FactorizedTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BLOCK", 2**20)
+    near = make_store(tmp_path / "store", tokenizer)
+    for file in (tmp_path / "store").rglob("*"):
+        if file.is_file():
+            key = f"stores/{file.relative_to(tmp_path / 'store')}"
+            bucket.put_object(Bucket="bucket", Key=key, Body=file.read_bytes())
+    far = TokenStore.open("s3://bucket/stores")
+    indices = list(range(len(near)))
+    for ours, theirs in zip(far.take(indices, [0] * len(near)), near.take(indices, [0] * len(near)), strict=True):
+        assert torch.equal(ours, theirs)
+    assert far.data_fingerprint() == near.data_fingerprint()
+    names = sorted(path.name for path in near.tokenizer_path.iterdir())
+    assert sorted(path.name for path in far.tokenizer_path.iterdir()) == names
+    assert all((far.tokenizer_path / name).read_bytes() == (near.tokenizer_path / name).read_bytes() for name in names)
+    with pytest.raises(UserError, match=r"nowhere/manifest\.json"):
+        TokenStore.open("s3://bucket/nowhere")
 
 
 def test_google_cloud_storage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -190,6 +191,31 @@ def local_copy(url: str) -> Path:
                 start, body = fetch(url, found, done, min(done + _RUN * BLOCK, found.size))
                 file.write(memoryview(body)[done - start :])
     return path
+
+
+class RemoteFolder:
+    """A folder elsewhere: `folder / name` is the local copy of one of its files, fetched where it is not there yet."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def __truediv__(self, name: str) -> Path:
+        return local_copy(f"{self.url}/{name}")
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    def linked(self, names: Iterable[str], key: str) -> Path:
+        """A local folder, called `key` in the cache, in which links to the local copies of some files stand."""
+        place = _cache().folder / "folders" / key
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                link = place / Path(name).name
+                temporary = place / f".{os.getpid()}-{link.name}"
+                temporary.symlink_to(self / name)
+                temporary.replace(link)
+        return place
 
 
 def _cache() -> Cache:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import mmap
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from torch import Tensor
 from fqgan import schema
 from fqgan.config.data import Small, small_of_upscale
 from fqgan.data.fingerprint import digest
+from fqgan.data.remote import RemoteFolder, is_remote
 from fqgan.data.transforms import CENTER, NUM_CROPS, CropKind
 from fqgan.errors import UserError
 
@@ -154,7 +156,7 @@ class TokenStore:
         manifest: its manifest, checked.
     """
 
-    def __init__(self, folder: Path, manifest: StoreManifest) -> None:
+    def __init__(self, folder: Path | RemoteFolder, manifest: StoreManifest) -> None:
         options = manifest.options
         self.path, self.manifest = folder, manifest
         self.name = f"token store {folder}"
@@ -166,8 +168,6 @@ class TokenStore:
         self.label_names, self.num_classes = manifest.label_names, manifest.num_classes
         self.fingerprint = options.tokenizer
         """The tokenizer's."""
-        self.tokenizer_path = folder / TOKENIZER
-        """An exported tokenizer for `fqgan.load_tokenizer`: the one that encoded."""
         self.blocks = [manifest.count]
         """One, as any image can be read at any time (`fqgan.data.order`)."""
         self._ends = np.cumsum([shard.images for shard in manifest.shards])
@@ -175,12 +175,21 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = False) -> TokenStore:
-        """Open a store; `verify` also reads all of it and checks the sums.
+        """Open a store, here or at s3://, gs:// or https://; `verify` also reads all of it and checks the sums.
+
+        Of a store elsewhere, shards come to the local cache when their codes are asked for.
 
         `UserError` for what is no store, not finished, of another format, truncated or damaged.
         """
-        folder = Path(path)
-        manifest = read_manifest(folder)
+        if is_remote(path):
+            folder = RemoteFolder(str(path))
+            file = folder / MANIFEST
+            manifest = parse_manifest(schema.load_json(file), file)
+            if not verify:
+                return cls(folder, manifest)
+        else:
+            folder = Path(path)
+            manifest = read_manifest(folder)
         if problem := next((text for _, text in problems(folder, manifest, verify)), ""):
             raise UserError(f"token store {folder}: {problem}: extract it again, with the same command and --verify")
         return cls(folder, manifest)
@@ -210,6 +219,13 @@ class TokenStore:
             here = np.flatnonzero(shards == shard)
             codes[here] = self._codes(int(shard))[images[here] - self._first(int(shard)), chosen[here]]
         return torch.from_numpy(codes).unflatten(2, self.grid), torch.from_numpy(self.labels[images])
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """An exported tokenizer for `fqgan.load_tokenizer`: the one that encoded."""
+        if isinstance(self.path, Path):
+            return self.path / TOKENIZER
+        return self.path.linked([file.name for file in self.manifest.tokenizer_files], self.fingerprint[:32])
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -245,6 +261,8 @@ class TokenStore:
             shard, options = self.manifest.shards[number], self.manifest.options
             shape = options.shape(shard.images)
             with (self.path / shard.codes.name).open("rb") as file:
+                if os.fstat(file.fileno()).st_size != shard.codes.bytes:
+                    raise UserError(f"{self.name}: {shard.codes.name} has another size than {MANIFEST} tells")
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if hasattr(mmap, "MADV_RANDOM"):
                 mapped.madvise(mmap.MADV_RANDOM)  # without it the system reads up to megabytes ahead for each image
@@ -278,7 +296,7 @@ def parse_manifest(content: dict[str, Any], file: Path) -> StoreManifest:
     return schema.from_dict(StoreManifest, content, str(file))
 
 
-def problems(folder: Path, manifest: StoreManifest, verify: bool = False) -> Iterable[tuple[File, str]]:
+def problems(folder: Path | RemoteFolder, manifest: StoreManifest, verify: bool = False) -> Iterable[tuple[File, str]]:
     """Files of a store that are missing, of a wrong size or no array of the right shape, each with what is wrong.
     `verify`: or of a wrong sum."""
     for file in manifest.tokenizer_files:
@@ -291,7 +309,7 @@ def problems(folder: Path, manifest: StoreManifest, verify: bool = False) -> Ite
                 yield file, problem
 
 
-def problem_of(folder: Path, file: File, header: bytes = b"", verify: bool = False) -> str:
+def problem_of(folder: Path | RemoteFolder, file: File, header: bytes = b"", verify: bool = False) -> str:
     """What is wrong with a file; empty if nothing is."""
     try:
         with (folder / file.name).open("rb") as handle:

@@ -146,7 +146,7 @@ class GeneratorTask(Task):
             for file in self.store.tokenizer_path.iterdir():
                 with writing(temporary):
                     try:
-                        os.link(file, temporary / file.name)
+                        os.link(file.resolve(), temporary / file.name)
                     except OSError:
                         shutil.copyfile(file, temporary / file.name)
         with writing(folder):
