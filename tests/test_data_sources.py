@@ -70,7 +70,10 @@ def refusal(path: Path, split: str = "train", **options: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("words", [("train", "test"), ("training", "testing"), ("train", "dev"), ("Train", "Valid")])
+@pytest.mark.parametrize(
+    "words",
+    [("train", "test"), ("training", "testing"), ("train", "dev"), ("Train", "Valid"), ("train2017", "val2017")],
+)
 def test_split_folders_are_splits_where_they_cover_all_pictures(words: tuple[str, str], tmp_path: Path) -> None:
     train, other = words
     put(tmp_path, f"{train}/cat/1.png", f"{train}/dog/2.png", f"{other}/dog/3.png", "annotations/x.xml", "README.md")
@@ -105,7 +108,7 @@ def test_folders_inside_class_folders_and_wrapping_folders(tmp_path: Path) -> No
 def test_a_stray_picture_above_class_folders_takes_no_label_away(tmp_path: Path) -> None:
     source = opened(put(tmp_path, "cover.jpg", "cat/1.png", "cat/2.png", "dog/3.png"))
     assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [-1, 0, 0, 1])
-    assert "1 pictures lie above the class folders" in source.findings.warnings[0]
+    assert "1 of the pictures lie above the class folders" in source.findings.warnings[0]
 
 
 def test_what_systems_leave_behind_is_no_class(tmp_path: Path) -> None:
@@ -227,6 +230,9 @@ def test_lists(tmp_path: Path) -> None:
     assert source.captions() == [["one"], ["two"]]
     assert opened(tmp_path / "l.tsv").labels.tolist() == [1]
     assert opened(tmp_path / "l.jsonl").labels.tolist() == [4, -1]
+    (tmp_path / "s.csv").write_text("file,label,split\nd/a.png,cat,train\nd/b.png,dog,test\n")
+    test = opened(tmp_path / "s.csv", "validation")
+    assert (names(test), test.classes, test.labels.tolist()) == (["b.png"], ("cat", "dog"), [1])
     (tmp_path / "l.txt").write_text("d/a.png\nd/x.png\n")
     assert "d/x.png" in refusal(tmp_path / "l.txt")
 
@@ -255,6 +261,9 @@ def test_zip_archives(method: int, tmp_path: Path) -> None:
         archive.writestr("00000/img1.png", png())
         archive.writestr("dataset.json", json.dumps({"labels": [["00000/img0.png", 3], ["00000/img1.png", 1]]}))
     assert opened(tmp_path / "style.zip").labels.tolist() == [3, 1]
+    with zipfile.ZipFile(tmp_path / "flat.zip", "w", method) as archive:
+        archive.writestr("pets/1.png", png())
+    assert opened(tmp_path / "flat.zip").classes == ()
     (tmp_path / "cut.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:100])
     assert "cannot be read as a zip archive" in refusal(tmp_path / "cut.zip")
 

@@ -52,6 +52,8 @@ class ZipSource(FileSource):
         try:
             with zipfile.ZipFile(path) as archive:
                 root, entries = _tree(archive.infolist())
+                while len(root.inner) == 1 and not root.files:  # what was packed lies in a folder of its own
+                    root = root.folders[0]
                 place, known = settle(root, request, findings)
                 assert isinstance(place, ArchivePlace), "an archive holds its own folders"
                 directories = list(walk(place, findings))

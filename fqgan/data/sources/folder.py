@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +128,12 @@ def match(source: FileSource, rows: Rows, names: Sequence[str], request: Request
 def open_list(path: Path, request: Request, findings: Findings) -> FileSource:
     """The pictures that a list names, in its order."""
     findings.form = listing.FORM
-    rows = listing.of_split(listing.read_list(path, request), request, findings)
+    whole = listing.read_list(path, request)
+    rows = listing.of_split(whole, request, findings)
     files = listing.resolve(rows, path)
+    if whole is not rows and whole.labels is not None and not request.classes:  # all splits' labels have one meaning
+        names = to_labels(whole.labels, (), str(path), Findings())[1]
+        request = replace(request, classes=names)
     source = FileSource(files, str(path.parent), request.spec, findings)
     if rows.ignored:
         findings.ignored.update(f"column {name}" for name in rows.ignored)

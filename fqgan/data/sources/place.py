@@ -185,6 +185,11 @@ def choose_split(names: dict[T, str], request: Request, findings: Findings, what
     return [thing for thing, word in split_by.items() if word == wanted]
 
 
+def split_named(name: str) -> str:
+    """The split that a folder is named after, as `train` or `val2017`, or ""."""
+    return SPLITS.get(re.sub(r"[-_ ]?\d+$", "", name.lower()), "")
+
+
 def word_of(name: str) -> str:
     """The split that a file's or folder's name tells, or ""."""
     return next((SPLITS[word] for word in re.split("[^a-z]", name.lower()) if word in SPLITS), "")
@@ -233,7 +238,7 @@ def step(place: Place, request: Request, findings: Findings) -> tuple[Place, tup
     """
     children = {child: kind for child in place.folders if (kind := kind_below(child))} if _may_settle(place) else {}
     own = Counter(KINDS.get(extension_of(name), "") for name in place.files)
-    named = {child: child.name for child in children if child.name.lower() in SPLITS}
+    named = {child: child.name for child in children if split_named(child.name)}
     if named and len(named) == len(children):
         chosen = choose_split(named, request, findings, "folders")
         if len(chosen) > 1:
@@ -241,7 +246,7 @@ def step(place: Place, request: Request, findings: Findings) -> tuple[Place, tup
         if own["picture"]:
             findings.warn(f"{own['picture']:,} pictures beside the folders of splits are not read")
         count_ignored(place.files, findings)
-        train = next((child for child in named if SPLITS[child.name.lower()] == "train"), chosen[0])
+        train = next((child for child in named if split_named(child.name) == "train"), chosen[0])
         return chosen[0], tuple(class_folders(train)) if train is not chosen[0] else ()
     if len(children) == 1 and not any(own[kind] for kind in ("picture", "parquet", "arrow", "tar")):
         (child,) = children
@@ -254,7 +259,7 @@ def step(place: Place, request: Request, findings: Findings) -> tuple[Place, tup
 def _may_settle(place: Place) -> bool:
     """Whether looking below is worth it: not for a thousand class folders."""
     folders = place.folders
-    return len(folders) < 32 or any(folder.name.lower() in SPLITS for folder in folders)
+    return len(folders) < 32 or any(split_named(folder.name) for folder in folders)
 
 
 def class_folders(place: Place) -> list[str]:
@@ -290,10 +295,10 @@ def labels_of(
     names = ordered([*filled, *empty], findings, insist)
     if names is None:
         return flat, ()
-    if like := [name for name in names if name.lower() in SPLITS]:
+    if like := [name for name in names if split_named(name)]:
         findings.warn(f"the class folders {listed(like)} are named like splits, but others beside them are not")
     if above:
-        findings.warn(f"{above:,} pictures lie above the class folders: they have no label")
+        findings.warn(f"{above:,} of the pictures lie above the class folders: they have no label")
     numbers, classes = follow(names, known, findings)
     label_of = dict(zip(names, numbers, strict=True))
     findings.labels_from = "folder names"

@@ -19,7 +19,7 @@ from fqgan.data.sources.base import Findings, Found, ImageSource, Request, Store
 from fqgan.data.sources.folder import texts
 from fqgan.data.sources.labels import columns_by_name, follow, ordered, to_labels
 from fqgan.data.sources.listing import CAPTION_COLUMNS
-from fqgan.data.sources.place import SPLITS
+from fqgan.data.sources.place import split_named
 from fqgan.data.sources.tar_index import TarIndex
 from fqgan.errors import UserError
 
@@ -135,7 +135,7 @@ class TarSource(ImageSource):
         classes = [folder.removeprefix(common).lstrip("/").partition("/")[0] for folder in folders]
         if len(set(classes)) < 2 or not all(classes):
             return
-        if like := [name for name in set(classes) if name.lower() in SPLITS]:
+        if like := [name for name in set(classes) if split_named(name)]:
             self.findings.warn(
                 f"the folders {listed(sorted(like))} in the tars are named like splits: all are read as one"
             )
