@@ -138,10 +138,15 @@ def test_many_end_the_run() -> None:
 def test_the_meter_adds_up_over_ranks_and_restarts() -> None:
     first, second = meter(0.1, 50, 3, before=4), meter(0.1, 50, 2)
     together = first.state() + second.state()
-    assert together.tolist() == [9]
-    both = torch.tensor([4 + 0, 3 + 2])
+    assert together.tolist() == [9, 0]
+    both = torch.tensor([4 + 0, 0, 3 + 2, 0])
     assert first.compute(lambda sums: both) == {"unreadable": 9}
-    assert meter(0.1, 0, 0, int(together)).compute(lambda sums: sums) == {"unreadable": 9}
+    resumed = UnreadableMeter(0.1)
+    resumed.load_state(together)
+    assert resumed.compute(lambda sums: sums) == {"unreadable": 9}
+    resumed.update(0, 1, small=6)
+    assert resumed.compute(lambda sums: sums) == {"unreadable": 10, "small": 6}
+    assert resumed.state().tolist() == [10, 6]
 
 
 @pytest.fixture

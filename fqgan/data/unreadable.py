@@ -67,7 +67,7 @@ class Omissions:
 
 
 class UnreadableMeter:
-    """Counts the reads that failed, over all ranks and restarts of a run.
+    """Counts the reads that failed, and the pictures below the size, over all ranks and restarts of a run.
 
     A run is judged by what it read since it was last started, so that it goes on once its pictures are repaired.
 
@@ -77,19 +77,22 @@ class UnreadableMeter:
 
     def __init__(self, limit: float, device: torch.device | str = "cpu"):
         self.limit, self.device = limit, device
-        self._before = 0
-        self._failed = self._seen = 0
+        self._before = (0, 0)  # failed, small
+        self._failed = self._small = self._seen = 0
         self._failed_anywhere = 0
 
-    def update(self, seen: int, failed: int) -> None:
-        """Since this start: images seen by all ranks, and reads of this rank that failed."""
-        self._seen, self._failed = seen, failed
+    def update(self, seen: int, failed: int, small: int = 0) -> None:
+        """Since this start: images seen by all ranks, reads of this rank that failed, and pictures of this rank that
+        were enlarged or skipped."""
+        self._seen, self._failed, self._small = seen, failed, small
 
     def compute(self, all_reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """`unreadable`: reads that failed since the run began, over all ranks."""
-        sums = all_reduce(torch.tensor([self._before, self._failed], device=self.device))
-        before, self._failed_anywhere = sums.tolist()
-        return {"unreadable": before + self._failed_anywhere}
+        """`unreadable`: reads that failed since the run began, over all ranks; `small`: pictures below the size, where
+        there were any."""
+        sums = all_reduce(torch.tensor([*self._before, self._failed, self._small], device=self.device))
+        before, small_before, self._failed_anywhere, small = sums.tolist()
+        small += small_before
+        return {"unreadable": before + self._failed_anywhere, **({"small": small} if small else {})}
 
     def check(self) -> None:
         """`UserError` where too many reads failed as of the last `compute`."""
@@ -102,8 +105,9 @@ class UnreadableMeter:
 
     def state(self) -> Tensor:
         """What `load_state` takes; adds up over ranks."""
-        return torch.tensor([self._before + self._failed], device=self.device)
+        return torch.tensor([self._before[0] + self._failed, self._before[1] + self._small], device=self.device)
 
     def load_state(self, state: Tensor) -> None:
-        """Go on from a checkpoint."""
-        self._before = int(state)
+        """Go on from a checkpoint; those of version 0.1 did not count small pictures."""
+        failed, small = (*state.tolist(), 0)[:2]
+        self._before = int(failed), int(small)

@@ -149,7 +149,8 @@ class TokenizerTask(Task):
             pin_memory=self.world.device.type == "cuda",
         )
         for raw, _ in loader:
-            self.unreadable.update(config.train.batch * (self.step - start_step + 1), loader.unreadable)
+            seen = config.train.batch * (self.step - start_step + 1)
+            self.unreadable.update(seen, loader.unreadable, loader.small)
             images = normalize(raw.to(self.world.device, non_blocking=True))
             yield Batch(images.contiguous(memory_format=self._memory_format))
 

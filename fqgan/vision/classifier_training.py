@@ -59,7 +59,8 @@ class ClassifierTask(Task):
             pin_memory=self.world.device.type == "cuda",
         )
         for raw, labels in loader:
-            self.unreadable.update(config.train.batch * (self.step - start_step + 1), loader.unreadable)
+            seen = config.train.batch * (self.step - start_step + 1)
+            self.unreadable.update(seen, loader.unreadable, loader.small)
             yield self._place(raw), labels.to(self.world.device)
 
     def _place(self, raw: Tensor) -> Tensor:
