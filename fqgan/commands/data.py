@@ -108,10 +108,11 @@ def _info(argv: list[str]) -> None:
     from rich import print as say
 
     from fqgan.data.sources import open_source
+    from fqgan.data.sources.base import in_plain
     from fqgan.data.survey import survey
 
     source = open_source(arguments.source, arguments.split, SourceOptions.of(arguments))
-    print(source.summary(max(arguments.size, default=0)), flush=True)
+    print(in_plain(source.summary(max(arguments.size, default=0))), flush=True)
     with image_bar("reading", min(arguments.scan or len(source), len(source))) as advance:
         numbers = survey(
             source,
@@ -123,7 +124,7 @@ def _info(argv: list[str]) -> None:
         )
     say(table(numbers))
     for warning in source.findings.warnings:
-        print(f"warning: {warning}")
+        print(in_plain(f"warning: {warning}"))
     problems = numbers["unreadable"]
     for problem in problems[:LISTED]:
         print(f"unreadable: {problem}")

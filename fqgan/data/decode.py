@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -195,6 +195,19 @@ class SetRanges:
     ranges: Ranges | None
     """None where the values do not tell; then `problem` says so in one line."""
     problem: str = ""
+    darkest: dict[str, float] = field(default_factory=dict)
+    """"integer" and "float" -> the smallest of the decoded pictures' largest values."""
+
+    @property
+    def mixed(self) -> str:
+        """What is odd about pictures of very different depths in one set; empty where nothing is."""
+        for kind, (_, high) in self.found.items():
+            if high > 8 * self.darkest.get(kind, high):
+                return (
+                    f"some deep pictures reach {self.darkest[kind]:.7g} only, others {high:.7g}: if they are of "
+                    "different depths, the first come out nearly black; read them as sets of their own"
+                )
+        return ""
 
     def describe(self) -> str:
         """In one sentence, as "12-bit values 0 to 4095 (largest of 32 pictures looked at: 3980)"."""
@@ -235,7 +248,8 @@ def set_ranges(pictures: Iterable[Path | bytes], look: int = 300, decode: int = 
         for kind in dict.fromkeys(entry[0] for entry in samples)
     }
     counts = (looked_at, modes.total(), dict(modes), len(samples), found)
+    darkest = {kind: min(high for k, _, high in samples if k == kind) for kind in found}
     try:
-        return SetRanges(*counts, Ranges(guessed=depth.guess(samples)))
+        return SetRanges(*counts, Ranges(guessed=depth.guess(samples)), darkest=darkest)
     except UserError as error:
         return SetRanges(*counts, None, str(error))

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from fqgan import hub
@@ -34,7 +35,18 @@ from fqgan.data.sources.base import (
     listed,
     read_classes,
 )
-from fqgan.data.sources.place import KINDS, Folder, count_ignored, extension_of, kind_below, of_split, step
+from fqgan.data.sources.place import (
+    FOLDER_NAMES,
+    KINDS,
+    Folder,
+    choose_split,
+    count_ignored,
+    extension_of,
+    kind_below,
+    of_split,
+    step,
+    word_of,
+)
 from fqgan.errors import UnreadableError, UserError
 from fqgan.schema import did_you_mean
 
@@ -61,7 +73,11 @@ _MOST_FILES = 10**6
 
 
 def open_source(
-    spec: str, split: str = "train", options: SourceOptions | None = None, classes: tuple[str, ...] = ()
+    spec: str,
+    split: str = "train",
+    options: SourceOptions | None = None,
+    classes: tuple[str, ...] = (),
+    ranges: Ranges | None = None,
 ) -> ImageSource:
     """Open a set of images: `photos`, `cifar10`, `cifar100`; an image folder; a list (.csv .tsv .jsonl .txt); parquet,
     Arrow, tar, .zip or .npz files: one file, a folder of them, a glob, or a range such as `train-{0000..0099}.tar`;
@@ -72,6 +88,7 @@ def open_source(
             of several splits that lie side by side (`train/` and `val/`, or `train-0.tar` and `test-0.tar`; `test`
             serves as validation where nothing else does). Otherwise it has no meaning.
         classes: names whose order the labels follow, such as a training set's; `options.classes` comes first.
+        ranges: of deep pictures, such as a training set's; `options.range` comes first.
 
     Raises:
         UserError: what is missing, empty, broken, or cannot be told.
@@ -81,11 +98,26 @@ def open_source(
         raise UserError("no image source is set: name photos, cifar10, an image folder, parquet files or tars")
     given = parse_range(options.range)
     request = Request(spec, split, options, read_classes(options.classes) or classes)
-    source = _named(request) or _found(request)
+    try:
+        source = _named(request) or _found(request)
+        if names := _training_classes(source, request):
+            source = _found(replace(request, classes=names))
+    except RecursionError:
+        raise UserError(f"{spec}: its folders are nested too deeply") from None
     source.options = options
-    source.ranges = Ranges(given=given) if given else None
+    source.ranges = Ranges(given=given) if given else ranges
     _look(source)
     return source
+
+
+def _training_classes(source: ImageSource, request: Request) -> tuple[str, ...]:
+    """The class names of the training split that lies beside the one that was opened, where its numbers are others'."""
+    found = source.findings
+    chosen = request.spec not in BY_NAME and found.split in ("validation", "test") and request.split == "validation"
+    if not chosen or request.classes or not source.classes or found.labels_from == FOLDER_NAMES:
+        return ()
+    train = _found(replace(request, split="train"))
+    return train.classes if train.findings.split == "train" and train.classes != source.classes else ()
 
 
 def open_data(config: DataConfig) -> tuple[ImageSource, ImageSource | None]:
@@ -94,7 +126,9 @@ def open_data(config: DataConfig) -> tuple[ImageSource, ImageSource | None]:
     spec = config.validation or default_validation(config.source)
     if not spec:
         return source, None
-    validation = open_source(spec, "validation", SourceOptions.of(config), source.classes)
+    validation = open_source(spec, "validation", SourceOptions.of(config), source.classes, source.ranges)
+    if not source.classes and validation.classes and source.labels.max(initial=-1) >= 0:
+        validation.findings.warn("it names its classes, and the training pictures have numbers: they may not agree")
     if source.classes and not validation.classes and validation.findings.labels_from == "nothing":
         validation.findings.warn("it has no labels, where the training pictures have some")
     return source, validation
@@ -138,6 +172,8 @@ def find(request: Request, findings: Findings) -> Found:
     if os.path.isdir(path):
         return route(Folder(path), request, findings)
     files = [*_matches(path, spec)]
+    if not files:
+        raise UserError(f"{spec} fits folders only: name one, or the files in them")
     if "{" not in path and len(files) > 1:
         base = re.split(r"[*?\[]", path)[0]
         files = of_split(files, request, findings, os.path.dirname(base))
@@ -182,7 +218,8 @@ def route(place: Folder, request: Request, findings: Findings) -> Found:
     def files(kind: str) -> Found:
         names = [f"{place.path}/{name}" for name in place.files if extension_of(name) == kind]
         count_ignored((name for name in place.files if extension_of(name) != kind), findings)
-        findings.ignored.update(f"folder {child.name}" for child, found in below.items() if found)
+        if deeper := [child.name for child, found in below.items() if found]:
+            findings.warn(f"the folders {listed(deeper)} beside the .{kind} files hold data, too, and are not read")
         return Found(tuple(of_split(names, request, findings, place.path)))
 
     if own["parquet"]:
@@ -218,18 +255,26 @@ def _saved(place: Folder, request: Request, findings: Findings) -> Found | None:
         names = {child: child.name for child in place.folders if child.files}
         if not names:
             raise UserError(f"{place.path} has a dataset_dict.json, but none of its splits")
-        from fqgan.data.sources.place import choose_split
-
-        return _saved(choose_split(names, request, findings, "folders")[0], request, findings)
-    arrows = [name for name in place.files if extension_of(name) == "arrow"]
-    if not arrows or not {"state.json", "dataset_info.json"} & set(place.files):
-        return Found(tuple(f"{place.path}/{name}" for name in arrows)) if arrows else None
+        if unknown := [name for name in names.values() if not word_of(name)]:
+            raise UserError(
+                f"{request.spec} holds the splits {listed(sorted(names.values()))}: name one, {place.path}/{unknown[0]}"
+            )
+        chosen = choose_split(names, request, findings, "folders")
+        if len(chosen) > 1:
+            raise UserError(f"{request.spec} holds several such splits ({listed([c.name for c in chosen])}): name one")
+        return _saved(chosen[0], request, findings)
+    arrows = [name for name in place.files if extension_of(name) == "arrow" and not name.startswith("cache-")]
+    known = {"state.json", "dataset_info.json"} & set(place.files)
+    if not arrows or (not known and kind_below(place) == "picture"):
+        return None
     try:
         state = json.loads(Path(place.path, "state.json").read_text())
         listed_files = [str(each["filename"]) for each in state.get("_data_files", ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         listed_files = []
-    return Found(tuple(f"{place.path}/{name}" for name in listed_files or arrows))
+    if listed_files:
+        return Found([f"{place.path}/{name}" for name in listed_files])
+    return Found(of_split([f"{place.path}/{name}" for name in arrows], request, findings, place.path))
 
 
 def _forget(findings: Findings) -> None:
@@ -291,12 +336,13 @@ def _look(source: ImageSource) -> None:
     headers = [found for item in stored if (found := stored_header(item))]
     source.findings.sides = [min(found.width, found.height) for found in headers]
     if source.ranges is not None:
-        source.findings.values = (
-            f"deep pictures from {source.options.range[0]} (black) to {source.options.range[1]} (white)"
-        )
+        words = " to ".join(source.options.range) if source.ranges.given else "training's"
+        source.findings.values = f"deep pictures by the range {words}"
         return
     looked = set_ranges([item.data for item in stored if item is not None])
     if looked.problem and looked.deep:
         raise UserError(f"{source.name}: {looked.problem}")
     if looked.deep:
         source.ranges, source.findings.values = looked.ranges, looked.describe()
+        if looked.mixed:
+            source.findings.warn(looked.mixed)

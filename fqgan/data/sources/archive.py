@@ -6,7 +6,8 @@ import os
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy as np
 from fqgan.data.sources import listing
 from fqgan.data.sources.base import Findings, Found, Request, Stored
 from fqgan.data.sources.folder import FileSource, match
-from fqgan.data.sources.place import extension_of, is_system, labels_of, settle, walk
+from fqgan.data.sources.place import is_system, labels_of, settle, split_named, walk
 from fqgan.errors import UnreadableError, UserError, in_one_line
 
 FORM = "zip archive"
 _LOCAL_HEADER = 30  # bytes before an entry's name
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LARGEST = 2**30  # bytes of a picture, unpacked
 
 
@@ -52,31 +54,35 @@ class ZipSource(FileSource):
         try:
             with zipfile.ZipFile(path) as archive:
                 root, entries = _tree(archive.infolist())
-                while len(root.inner) == 1 and not root.files:  # what was packed lies in a folder of its own
-                    root = root.folders[0]
+                while len(root.inner) == 1 and not root.files and not split_named(next(iter(root.inner))):
+                    root = root.folders[0]  # what was packed lies in a folder of its own
                 place, known = settle(root, request, findings)
                 assert isinstance(place, ArchivePlace), "an archive holds its own folders"
                 directories = list(walk(place, findings))
                 names = [f"{d.where}{name}" for d in directories for name in d.pictures]
                 if not names:
                     raise UserError(f"{path} holds no picture")
-                rows = listing.metadata_of(place.files, lambda name: archive.read(place.where + name), request)
-        except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, zlib.error) as error:
+                request = replace(request, classes=request.classes or known)
+                table = listing.metadata_of(
+                    place.files, lambda name: archive.read(place.where + name), request, findings
+                )
+        except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, zlib.error, UnicodeError) as error:
             raise UserError(f"{path} cannot be read as a zip archive: {in_one_line(error)}") from None
         super().__init__(names, "", request.spec, findings)
         found = [entries[place.where + name] for name in names]
         if locked := next((entry for entry in found if entry.flag_bits & 1), None):
             raise UserError(f"{path} is encrypted ({locked.filename}): unpack it first")
+        if strange := next((entry for entry in found if entry.compress_type not in _METHODS), None):
+            raise UserError(
+                f"{path} is compressed in a way that is not read ({strange.filename}): unpack it, or pack anew"
+            )
         numbers = [(e.header_offset, e.compress_size, e.file_size, e.compress_type) for e in found]
         self._places = np.array(numbers, np.int64)
         labels, self.classes = labels_of(place, directories, known, request, findings)
         self.labels = np.repeat(np.array(labels, np.int64), [len(d.pictures) for d in directories])
-        if rows is not None:
-            name = next(each for each in listing.METADATA if each in place.files)
-            findings.ignored[f".{extension_of(name)}"] -= 1
-            findings.ignored += Counter[str]()
-            match(self, rows, names, request, f"{path}/{name}")
         self._handle: int | None = None
+        if table is not None:
+            match(self, table[1], names, request, f"{path}/{table[0]}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}  # a spawned worker opens its own
@@ -98,6 +104,10 @@ class ZipSource(FileSource):
             raise UserError(f"{self._path} has become shorter since it was opened")
         return Stored(self._unpacked(data, size, kind, index), self._files[index])
 
+    def select(self, indices: Sequence[int]) -> None:
+        super().select(indices)
+        self._places = self._places[list(indices)]
+
     def describe(self, index: int) -> str:
         return f"{self._files[index]} of {self._path}"
 
@@ -110,8 +120,6 @@ class ZipSource(FileSource):
     def _unpacked(self, data: bytes, size: int, kind: int, index: int) -> bytes:
         if kind == zipfile.ZIP_STORED:
             return data
-        if kind != zipfile.ZIP_DEFLATED:
-            raise UnreadableError(f"{self.describe(index)} is compressed in a way that is not supported: pack it again")
         try:
             return zlib.decompressobj(-15).decompress(data, size)
         except zlib.error as error:
@@ -123,7 +131,8 @@ def _tree(entries: Iterable[zipfile.ZipInfo]) -> tuple[ArchivePlace, dict[str, z
     root = ArchivePlace("", "")
     by_path: dict[str, zipfile.ZipInfo] = {}
     for entry in entries:
-        *folders, name = entry.filename.removeprefix("./").split("/")
+        path = entry.filename if "/" in entry.filename else entry.filename.replace("\\", "/")  # of some Windows tools
+        *folders, name = path.removeprefix("./").lstrip("/").split("/")
         place = root
         hidden = next((each for each in folders if is_system(each)), "")
         if hidden or name.startswith("."):
@@ -132,7 +141,10 @@ def _tree(entries: Iterable[zipfile.ZipInfo]) -> tuple[ArchivePlace, dict[str, z
         for each in folders:
             place = place.inner.setdefault(each, ArchivePlace(each, f"{place.where}{each}/"))
         if name:
-            place.files.append(name)
+            if place.where + name in by_path:
+                root.odd["entries of a name that comes again"] += 1
+            else:
+                place.files.append(name)
             by_path[place.where + name] = entry
     for place in _all(root):
         place.files.sort()

@@ -220,9 +220,14 @@ class ImageSource:
 
 def announce(source: ImageSource, size: int = 0) -> None:
     """Print what was understood of a set, and its warnings."""
-    print(source.summary(size), flush=True)
+    print(in_plain(source.summary(size)), flush=True)
     for warning in source.findings.warnings:
-        print(f"warning: {source.name}: {warning}", flush=True)
+        print(in_plain(f"warning: {source.name}: {warning}"), flush=True)
+
+
+def in_plain(text: str) -> str:
+    """A line that any terminal can show: names may hold line breaks, escape sequences or bytes of no encoding."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def listed(names: Sequence[str]) -> str:

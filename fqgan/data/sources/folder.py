@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import posixpath
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,10 @@ import numpy as np
 
 from fqgan.data.formats import EXTENSIONS
 from fqgan.data.sources import listing
-from fqgan.data.sources.base import Findings, Found, ImageSource, Request, Stored
+from fqgan.data.sources.base import Findings, Found, ImageSource, Request, Stored, listed
 from fqgan.data.sources.labels import to_labels
 from fqgan.data.sources.listing import Rows
-from fqgan.data.sources.place import KINDS, Directory, Folder, count_ignored, extension_of, labels_of, settle, walk
+from fqgan.data.sources.place import KINDS, Folder, count_ignored, extension_of, labels_of, settle, walk
 from fqgan.errors import UserError
 
 FORM = "image folder"
@@ -47,6 +49,16 @@ class FileSource(ImageSource):
 
     def captions(self) -> list[list[str]] | None:
         return self._captions
+
+    def paths(self) -> Sequence[str]:
+        """Of the pictures, in order."""
+        return self._files
+
+    def select(self, indices: Sequence[int]) -> None:
+        """Keep some of the pictures, in this order."""
+        self._files = [self._files[i] for i in indices]
+        self.labels = self.labels[list(indices)]
+        self.blocks = [len(self._files)]
 
     def adopt(self, rows: Rows, places: Sequence[int], request: Request, where: str) -> None:
         """Take labels and captions from rows of a list; `places` are the pictures that they stand for."""
@@ -82,47 +94,68 @@ def open_pictures(folder: Folder, request: Request, findings: Findings) -> FileS
     source = FileSource(files, root.path, request.spec, findings)
     source.classes = classes
     source.labels = np.repeat(np.array(numbers, np.int64), [len(d.pictures) for d in directories])
-    _add_metadata(source, root, directories, request)
+    _add_metadata(source, root, folder, known, request)
     return source
 
 
-def _add_metadata(source: FileSource, root: Folder, directories: list[Directory], request: Request) -> None:
-    """Labels and captions of a metadata file in the folder; of Kaggle's table, where the pictures have no label."""
+def _add_metadata(source: FileSource, root: Folder, above: Folder, known: tuple[str, ...], request: Request) -> None:
+    """Labels, captions and splits of a metadata file in the folder where the pictures begin, or in the one that the
+    user named; of Kaggle's table, where the pictures have no label."""
+    request = replace(request, classes=request.classes or known)
+    for place in dict.fromkeys((root, above)):
 
-    def read(name: str) -> bytes:
-        return Path(root.path, name).read_bytes()
+        def read(name: str, place: Folder = place) -> bytes:
+            try:
+                return Path(place.path, name).read_bytes()
+            except OSError as error:
+                raise UserError(f"{place.path}/{name} cannot be read: {error.strerror}") from None
 
-    rows = listing.metadata_of(root.files, read, request)
-    name = next((each for each in listing.METADATA if each in root.files), "")
-    if rows is None and not source.classes and len(directories) == 1:
-        rows = listing.kaggle_labels(root.path, request)
-        name = rows.label_column if rows else ""
-    if rows is None:
-        return
-    source.findings.ignored[f".{extension_of(name)}"] -= name in root.files
-    source.findings.ignored += type(source.findings.ignored)()  # drops what is zero now
-    match(source, rows, list(source.names()), request, f"{request.spec}/{name}")
+        if found := listing.metadata_of(place.files, read, request, source.findings):
+            names = [file.removeprefix(f"{place.path}/") for file in source.paths()]
+            match(source, found[1], names, request, f"{request.spec}/{found[0]}")
+            return
+    if not source.classes and (rows := listing.kaggle_labels(root.path, request)):
+        names = [os.path.basename(file) for file in source.paths()]
+        if set(names) & set(rows.paths):
+            match(source, rows, names, request, f"{request.spec}/{rows.label_column}")
 
 
 def match(source: FileSource, rows: Rows, names: Sequence[str], request: Request, where: str) -> None:
-    """Give pictures (called `names`, one each) what the rows of a metadata file say; rows without a picture, and
-    pictures without a row, are told."""
-    place_of = {name: i for i, name in enumerate(names)} | {
-        f"images/{os.path.basename(n)}": i for i, n in enumerate(names)
-    }
-    by_base = {os.path.basename(name): i for i, name in enumerate(names)}
-    found = [place_of.get(path, by_base.get(path, -1) if "/" not in path else -1) for path in rows.paths]
+    """Give pictures (called `names`, one each) what the rows of a metadata file say, and keep those of the split where
+    it tells of several; rows without a picture, and pictures without a row, are told."""
+    findings, base = source.findings, os.path.basename(where)
+    findings.ignored[f".{extension_of(base)}"] -= 1
+    findings.ignored = +findings.ignored  # drops what is zero now
+    findings.ignored.update(f"column {name} of {base}" for name in rows.ignored)
+    whole = rows
+    rows = listing.of_split(rows, request, findings)
+    if whole.splits is not None and whole.labels is not None and not request.classes:
+        # the labels of all splits have one meaning
+        request = replace(request, classes=to_labels(whole.labels, (), where, Findings())[1])
+    place_of = {name: i for i, name in enumerate(names)}
+    shared = Counter(map(os.path.basename, names))
+    by_base = {base: i for name, i in place_of.items() if shared[base := os.path.basename(name)] == 1}
+    found = [
+        place_of.get(path := posixpath.normpath(row), by_base.get(path.removeprefix("images/"), -1))
+        for row in rows.paths
+    ]
     kept = [row for row, place in enumerate(found) if place >= 0]
-    base = os.path.basename(where)
+    if twice := [names[place] for place, count in Counter(found).items() if count > 1 and place >= 0]:
+        raise UserError(f"{where} names {listed(twice)} twice")
     if len(kept) < len(rows.paths):
         absent = next(path for path, place in zip(rows.paths, found, strict=True) if place < 0)
-        source.findings.warn(
-            f"{base} names {len(rows.paths) - len(kept):,} pictures that are not there, such as {absent}"
-        )
-    if (without := len(names) - len({found[row] for row in kept})) and kept:
-        source.findings.warn(f"{without:,} pictures do not stand in {base}")
-    if kept:
-        source.adopt(rows.take(kept), [found[row] for row in kept], request, where)
+        findings.warn(f"{base} names {len(rows.paths) - len(kept):,} pictures that are not there, such as {absent}")
+    if not kept:
+        return
+    if whole.splits is not None:
+        if strangers := len(names) - len({posixpath.normpath(row) for row in whole.paths} & set(names)):
+            findings.warn(f"{strangers:,} pictures do not stand in {base}, which tells of splits: they are not read")
+        source.select([found[row] for row in kept])
+        source.adopt(rows.take(kept), range(len(kept)), request, where)
+        return
+    if without := len(names) - len(kept):
+        findings.warn(f"{without:,} pictures do not stand in {base}")
+    source.adopt(rows.take(kept), [found[row] for row in kept], request, where)
 
 
 def open_list(path: Path, request: Request, findings: Findings) -> FileSource:

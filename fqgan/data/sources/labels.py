@@ -15,7 +15,10 @@ from fqgan.errors import UserError
 
 # numbers of five digits or more, or a word for a part and a number: what tools call the folders they cut a set into
 _SHARD = re.compile(r"\d{5,}|(shard|part|chunk|batch|bucket|block)[-_ ]?\d+", re.IGNORECASE)
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"[0-9]+")
+_DECIMAL = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+LARGEST = 2**31
+"""No label is as large."""
 
 
 def to_labels(
@@ -27,7 +30,9 @@ def to_labels(
     `where` for numbers beside names, lists of several labels, fractions, and numbers that are no class.
     """
     plain = [_plain(value, where) for value in values]
-    words = sorted({value for value in plain if isinstance(value, str)})
+    words = sorted({value for value in plain if isinstance(value, str)}, key=_in_order)
+    if not words and (by_name := _by_number(plain, known)) is not None:
+        return by_name, known
     if not words:
         labels = np.array([-1 if value is None else value for value in plain], dtype=np.int64)
         check_labels(labels, known, where)
@@ -44,6 +49,23 @@ def to_labels(
     return np.array([-1 if value is None else number_of.get(str(value), -1) for value in plain], dtype=np.int64), names
 
 
+def _in_order(word: str) -> tuple[bool, float, str]:
+    """Numbers before words, and by their value."""
+    number = _DECIMAL.fullmatch(word) is not None
+    return (not number, float(word) if number else 0.0, word)
+
+
+def _by_number(values: Sequence[Any], known: tuple[str, ...]) -> npt.NDArray[np.int64] | None:
+    """Labels of numbers that are names of classes, as where training's folders are called 1, 2 and 3; None where the
+    classes are not called by numbers."""
+    if not known or not all(_NUMBER.fullmatch(name) for name in known):
+        return None
+    number_of = {int(name): label for label, name in enumerate(known)}
+    if any(value is not None and value != -1 and value not in number_of for value in values):
+        return None
+    return np.array([-1 if value is None else number_of.get(value, -1) for value in values], np.int64)
+
+
 def _plain(value: Any, where: str) -> int | str | None:
     """A raw label as a number, a name, or None."""
     if isinstance(value, list | tuple) and len(value) == 1:
@@ -57,7 +79,7 @@ def _plain(value: Any, where: str) -> int | str | None:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        if not -(2**31) <= value < 2**31:
+        if not -LARGEST <= value < LARGEST:
             raise UserError(f"{where} holds {value!r:.30}, which is no class: labels are whole numbers from 0 on")
         return int(value)
     if isinstance(value, float) and value != value:  # tables write a missing value so
@@ -71,7 +93,7 @@ def _plain(value: Any, where: str) -> int | str | None:
 
 def check_labels(labels: npt.NDArray[np.int64], classes: tuple[str, ...], where: str) -> None:
     """`UserError` for the first label that is neither -1 (none) nor the number of a class."""
-    wrong = (labels < -1) | (labels >= (len(classes) or np.iinfo(np.int64).max))
+    wrong = (labels < -1) | (labels >= (len(classes) or LARGEST))
     if wrong.any():
         row = int(wrong.argmax())
         known = f"the {len(classes)} classes are 0 to {len(classes) - 1}, and " if classes else ""

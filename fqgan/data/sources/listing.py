@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,10 +44,11 @@ LABEL_COLUMNS = (
     "class_label",
     "category",
     "target",
-    "y",
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentences", "description", "prompt")
 _SPLIT_COLUMNS = ("split", "subset", "partition")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,15}(\.0+)?")
+_MISSING = ("", "nan", "null", "none", "n/a", "<na>")  # as tables write a value that is not there
 _LONGEST = 2**31  # bytes of a list
 _KAGGLE = "LOC_val_solution.csv"
 
@@ -84,22 +87,25 @@ def read_list(path: Path, request: Request, data: bytes | None = None) -> Rows:
                 raise UserError(f"{path} is larger than {_LONGEST >> 30} GiB: no list of pictures")
             data = path.read_bytes()
         text = data.decode("utf-8-sig")
-        reader = {".csv": _table, ".tsv": _table, ".jsonl": _json_lines, ".json": _stylegan}.get(path.suffix, _lines)
+        if not text.strip():
+            raise UserError(f"{path} names no picture: it is empty")
+        readers = {".csv": _table, ".tsv": _table, ".jsonl": _json_lines, ".json": _stylegan}
+        reader = readers.get(path.suffix.lower(), _lines)
         rows = reader(text, path, request)
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8") from None
-    except (OSError, csv.Error, ValueError, RecursionError, KeyError, TypeError) as error:
+    except (OSError, csv.Error, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read as a list of pictures: {in_one_line(error)}") from None
-    if not rows.paths:
+    if not rows.paths and path.name != "dataset.json":
         raise UserError(f"{path} names no picture")
     return rows
 
 
 def of_split(rows: Rows, request: Request, findings: Findings) -> Rows:
     """The rows of one split, where a column tells of several."""
-    if rows.splits is None or len({word.lower() for word in rows.splits}) < 2:
+    if rows.splits is None:
         return rows
     unknown = sorted({word for word in rows.splits if word.lower() not in SPLITS})
     if unknown:
@@ -109,12 +115,18 @@ def of_split(rows: Rows, request: Request, findings: Findings) -> Rows:
     return rows.take([i for i, word in enumerate(rows.splits) if word in chosen])
 
 
-def metadata_of(names: Sequence[str], read: Callable[[str], bytes], request: Request) -> Rows | None:
-    """What the metadata file among a folder's file names says of its pictures; None where there is none that is a list
-    of pictures. `read` gives a file's content."""
+def metadata_of(
+    names: Sequence[str], read: Callable[[str], bytes], request: Request, findings: Findings
+) -> tuple[str, Rows] | None:
+    """What the metadata file among a folder's file names says of its pictures; None where there is none, or one of
+    another kind, which is told. `read` gives a file's content."""
     for name in METADATA:
-        if name in names:
-            return read_list(Path(name), request, read(name))
+        if name not in names:
+            continue
+        try:
+            return name, read_list(Path(name), request, read(name))
+        except UserError as error:
+            findings.warn(f"{error}: it is not used")
     return None
 
 
@@ -148,19 +160,23 @@ def resolve(rows: Rows, list_path: Path) -> list[str]:
 
 
 def _table(text: str, path: Path, request: Request) -> Rows:
-    lines = text.splitlines()
-    separator = "\t" if path.suffix == ".tsv" or ("\t" in lines[0] and "," not in lines[0]) else ","
-    if separator == "," and ";" in lines[0] and "," not in lines[0]:
+    head = text.lstrip().split("\n", 1)[0]
+    separator = "\t" if path.suffix.lower() == ".tsv" or ("\t" in head and "," not in head) else ","
+    if separator == "," and ";" in head and "," not in head:
         separator = ";"
-    rows = list(csv.DictReader(lines, delimiter=separator))
-    header = next(csv.reader(lines[:1], delimiter=separator))
+    # strict: a quote that is never closed would swallow the rows behind it
+    reader = csv.DictReader(
+        io.StringIO(text.lstrip(), newline=""), delimiter=separator, skipinitialspace=True, strict=True
+    )
+    header = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    rows = list(reader)
     if broken := next((i for i, row in enumerate(rows, 2) if None in row or None in row.values()), 0):
         raise UserError(f"line {broken} of {path} has more or fewer fields than its heading ({len(header)})")
     return _columns(header, {name: [row[name] for row in rows] for name in header}, path, request)
 
 
 def _json_lines(text: str, path: Path, request: Request) -> Rows:
-    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} does not hold one JSON object a line")
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -191,8 +207,8 @@ def _columns(names: list[str], columns: dict[str, list[Any]], path: Path, reques
         raise UserError(f"row {empty} of {path} has no path")
     labels = columns[first["label"]] if "label" in first else None
     if labels is not None and path.name == _KAGGLE:
-        labels = [str(label).split()[0] for label in labels]
-    elif labels is not None and path.suffix != ".jsonl":
+        labels = [(str(label).split() or [None])[0] for label in labels]
+    elif labels is not None and path.suffix.lower() != ".jsonl":
         labels = numbers_where_all(labels)
     return Rows(
         paths,
@@ -207,10 +223,10 @@ def _columns(names: list[str], columns: dict[str, list[Any]], path: Path, reques
 
 def numbers_where_all(words: Sequence[Any]) -> list[Any]:
     """Words as whole numbers where all of them (but the empty ones) are some: tables hold text only."""
-    filled = [word.strip() for word in words if word and word.strip()]
-    if filled and all(word.lstrip("-").isdecimal() and word.isascii() for word in filled):
-        return [int(word) if word and word.strip() else None for word in words]
-    return list(words)
+    filled = [None if not word or word.strip().lower() in _MISSING else word.strip() for word in words]
+    if all(word is None or _WHOLE.fullmatch(word) for word in filled):
+        return [None if word is None else int(float(word)) for word in filled]
+    return filled
 
 
 def _lines(text: str, path: Path, request: Request) -> Rows:
@@ -231,7 +247,9 @@ def _lines(text: str, path: Path, request: Request) -> Rows:
 
 
 def _stylegan(text: str, path: Path, request: Request) -> Rows:
-    labels = json.loads(text).get("labels")
+    labels = json.loads(text).get("labels", ())
+    if labels is None:  # as StyleGAN's tool writes a set without labels
+        return Rows([])
     if not isinstance(labels, list) or not all(isinstance(row, list) and len(row) == 2 for row in labels):
         raise UserError(f"{path} holds no labels as StyleGAN has them: a list of [picture, number]")
     return Rows([str(name) for name, _ in labels], [label for _, label in labels], label_column="labels")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ from fqgan.data.sources.tables import (
     features,
     image_column,
     image_columns,
+    is_told,
     name_of,
     opened,
     opened_arrow,
@@ -29,7 +30,7 @@ from fqgan.data.sources.tables import (
     schema_of,
     shape_of,
 )
-from fqgan.errors import UnreadableError, UserError
+from fqgan.errors import UnreadableError, UserError, in_one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,15 +78,23 @@ class ParquetSource(ImageSource):
         self._paths = list(map(name_of, self._open))
         self._arrow = self._paths[0].endswith(".arrow")
         self.findings.form = ARROW_FORM if self._arrow else FORM
-        schema = schema_of(self._open[0])
+        shapes = [shape_of(file) for file in self._open]
+        for (schema, _), path in zip(shapes, self._paths, strict=True):
+            if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+                raise UserError(f"{path} has several columns of one name: {', '.join(twice)}")
+        schema = shapes[0][0]
         self._column_name = image_column(schema, self._paths[0], request.options.image_column)
-        self._label_name = _label_column(schema, self._paths[0], request)
+        if self._column_name != request.options.image_column and not is_told(schema, self._column_name):
+            self.findings.warn(f"the column {self._column_name} is taken for the pictures by its type alone")
+        # a label column may begin with a later file
+        columns = (_label_column(each, path, request) for (each, _), path in zip(shapes, self._paths, strict=True))
+        self._label_name = next(filter(None, columns), "")
         captions = columns_by_name(schema.names, CAPTION_COLUMNS)
         self._caption_name = captions[0] if captions else ""
         self._say(schema)
         self._blocks: list[Block] = []
         self.blocks = []
-        tables = [self._index(number, file) for number, file in enumerate(self._open)]
+        tables = [self._index(number, schema, rows) for number, (schema, rows) in enumerate(shapes)]
         self._set_labels(tables, request)
         if not len(self.labels):
             raise UserError(f"{self.name} holds no picture: its {self.findings.form} have no rows")
@@ -121,7 +130,13 @@ class ParquetSource(ImageSource):
     def captions(self) -> list[list[str]] | None:
         if not self._caption_name:
             return None
-        return [texts(cell) for file in self._open for cell in read_column(file, self._caption_name).to_pylist()]
+        found: list[list[str]] = []
+        for file in self._open:
+            schema, rows = shape_of(file)
+            there = self._caption_name in schema.names
+            cells = read_column(file, self._caption_name).to_pylist() if there else [None] * sum(rows)
+            found += map(texts, cells)
+        return found
 
     def reserve(self, blocks: int) -> None:
         """Keep the encoded images of `blocks` row groups in memory. Shuffled reading needs as many as its window."""
@@ -137,9 +152,8 @@ class ParquetSource(ImageSource):
         if self._label_name:
             self.findings.labels_from = f"column {self._label_name}"
 
-    def _index(self, number: int, file: File) -> Table:
+    def _index(self, number: int, schema: pa.Schema, rows: list[int]) -> Table:
         """Note the row groups of one file; returns what is in it beside the pictures."""
-        schema, rows = shape_of(file)
         path = self._paths[number]
         image_column(schema, path, self._column_name)
         first_row = 0
@@ -149,7 +163,7 @@ class ParquetSource(ImageSource):
                 self.blocks.append(count)
                 first_row += count
         there = self._label_name in schema.names
-        labels = read_column(file, self._label_name) if there else None
+        labels = read_column(self._open[number], self._label_name) if there else None
         if self._label_name and not there:
             self.findings.warn(f"{os.path.basename(path)} has no column {self._label_name}: no labels there")
         return Table(rows, labels, class_names(schema, self._label_name))
@@ -162,22 +176,19 @@ class ParquetSource(ImageSource):
             _numbers(table, path, given) if table.labels is not None else np.full(sum(table.rows), -1, np.int64)
             for table, path in zip(tables, self._paths, strict=True)
         ]
-        if any(isinstance(column, list) for column in columns):  # names: one list of classes for all files
+        where = f"the column {self._label_name} of {self.name}"
+        named = any(isinstance(column, list) for column in columns)
+        if named or (request.classes and given != request.classes):  # one list of classes for all files, by name
             values = [
                 value for column in columns for value in (column if isinstance(column, list) else column.tolist())
             ]
-            values = [None if value == -1 else value for value in values]
-            where = f"the column {self._label_name} of {self.name}"
+            if given:
+                values = [given[value] if type(value) is int and value >= 0 else value for value in values]
+            values = [None if type(value) is int and value == -1 else value for value in values]
             self.labels, self.classes = to_labels(values, known, where, self.findings)
             return
         self.labels = np.concatenate([*map(np.asarray, columns), np.empty(0, np.int64)]).astype(np.int64)
         self.classes = given
-        if request.classes and given and request.classes != given:  # by name
-            values = [None if label < 0 else given[label] for label in self.labels]
-            self.labels, self.classes = to_labels(values, request.classes, self.name, self.findings)
-        elif request.classes and self._label_name:
-            check_labels(self.labels, request.classes, self.name)
-            self.classes = request.classes
 
     def _locate(self, index: int) -> tuple[int, int]:
         block = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -224,8 +235,11 @@ def _numbers(table: Table, path: str, given: tuple[str, ...]) -> npt.NDArray[np.
     kind = table.labels.type
     if not pa.types.is_integer(kind):
         return [None if value is None else value for value in table.labels.to_pylist()]
-    labels = table.labels.cast(pa.int64()).fill_null(-1).to_numpy()
-    check_labels(labels, table.classes, path)
+    try:
+        labels = table.labels.cast(pa.int64()).fill_null(-1).to_numpy()
+    except pa.ArrowInvalid as error:
+        raise UserError(f"the labels of {path} are no whole numbers below 2^31: {in_one_line(error)}") from None
+    check_labels(labels, table.classes or given, path)
     if table.classes and table.classes != given:
         order = np.array([*(given.index(name) for name in table.classes), -1])
         labels = order[labels]
@@ -233,8 +247,9 @@ def _numbers(table: Table, path: str, given: tuple[str, ...]) -> npt.NDArray[np.
 
 
 def has_pictures(path: str) -> bool:
-    """Whether a parquet file has a column that may hold pictures."""
-    return bool(image_columns(schema_of(path)))
+    """Whether a parquet file has a column that is said to hold pictures, by its feature or its name."""
+    schema = schema_of(path)
+    return any(is_told(schema, name) for name in image_columns(schema))
 
 
 def claims(found: Found) -> bool:

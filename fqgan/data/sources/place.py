@@ -20,12 +20,13 @@ SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """What a file or folder is called -> the split it holds."""
+FOLDER_NAMES = "folder names"
 KINDS = {**dict.fromkeys((e[1:] for e in EXTENSIONS), "picture"), **{k: k for k in ("parquet", "tar", "zip", "arrow")}}
 """Extension -> what a file holds."""
 # left by systems and programs, beside names that begin with a dot
 _SYSTEM = re.compile(
     r"\..*|@eadir|#recycle|__macosx|\$recycle\.bin|system volume information|lost\+found|__pycache__|"
-    r"thumb(nail)?s?([-_ ]?\d+(x\d+)?)?",
+    r"thumb(nail)?s([-_ ]?\d+(x\d+)?)?|\.thumb",
     re.IGNORECASE,
 )
 _CONTAINER = re.compile(r"(jpeg)?(images?|imgs?|pictures?|pics?|photos?|files?|data|samples?)", re.IGNORECASE)
@@ -66,7 +67,10 @@ class Folder:
 
     @property
     def key(self) -> object:
-        status = os.stat(self.path)
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error.strerror}") from None
         return status.st_dev, status.st_ino
 
     @property
@@ -88,7 +92,12 @@ class Folder:
             with os.scandir(self.path) as entries:
                 for entry in entries:
                     name = entry.name
-                    if entry.is_dir():
+                    try:
+                        is_folder = entry.is_dir()
+                    except OSError:  # a link to itself
+                        odd["broken links"] += 1
+                        continue
+                    if is_folder:
                         folders.append(name) if not is_system(name) else odd.update([f"folder {name}"])
                     elif not entry.is_file():
                         odd["broken links" if entry.is_symlink() else "pipes and devices"] += 1
@@ -186,8 +195,8 @@ def choose_split(names: dict[T, str], request: Request, findings: Findings, what
 
 
 def split_named(name: str) -> str:
-    """The split that a folder is named after, as `train` or `val2017`, or ""."""
-    return SPLITS.get(re.sub(r"[-_ ]?\d+$", "", name.lower()), "")
+    """The split that a folder is named after, as `train`, `val2017` or `test_images`, or ""."""
+    return SPLITS.get(re.sub(r"([-_ ]?(images?|imgs?|pictures|photos|data|set))?([-_ ]?\d+)?$", "", name.lower()), "")
 
 
 def word_of(name: str) -> str:
@@ -265,7 +274,7 @@ def _may_settle(place: Place) -> bool:
 def class_folders(place: Place) -> list[str]:
     """Names of the sub-folders that stand for classes, in the order of labels: those that hold pictures, and empty
     ones, so that the labels of several splits agree."""
-    names = [child.name for child in place.folders if not child.files or kind_below(child)]
+    names = [child.name for child in place.folders if not (child.files or child.folders) or kind_below(child)]
     return ordered(names, Findings()) or []
 
 
@@ -291,15 +300,15 @@ def labels_of(
         return flat, ()
     if len(filled) == 1 and not insist and _CONTAINER.fullmatch(filled[0]):
         return flat, ()
-    empty = [child.name for child in place.folders if not counts[child.name] and not child.files]
+    empty = [child.name for child in place.folders if not (counts[child.name] or child.files or child.folders)]
     names = ordered([*filled, *empty], findings, insist)
     if names is None:
         return flat, ()
-    if like := [name for name in names if split_named(name)]:
+    if like := [name for name in names if word_of(name)]:
         findings.warn(f"the class folders {listed(like)} are named like splits, but others beside them are not")
     if above:
         findings.warn(f"{above:,} of the pictures lie above the class folders: they have no label")
     numbers, classes = follow(names, known, findings)
     label_of = dict(zip(names, numbers, strict=True))
-    findings.labels_from = "folder names"
+    findings.labels_from = FOLDER_NAMES
     return [label_of.get(directory.where.partition("/")[0], -1) for directory in directories], classes

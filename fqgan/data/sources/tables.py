@@ -106,6 +106,11 @@ def image_columns(schema: pa.Schema) -> list[str]:
     )
 
 
+def is_told(schema: pa.Schema, column: str) -> bool:
+    """Whether a column's feature or name says that it holds pictures."""
+    return features(schema).get(column, {}).get("_type") == "Image" or bool(columns_by_name([column], IMAGE_COLUMNS))
+
+
 def image_column(schema: pa.Schema, path: str, wanted: str = "") -> str:
     """The column that holds the pictures; `UserError` where there is none, or several of equal rank."""
     columns = image_columns(schema)

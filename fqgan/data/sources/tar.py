@@ -129,17 +129,18 @@ class TarSource(ImageSource):
         self.labels, self.classes = to_labels(values, request.classes, self.name, self.findings)
 
     def _label_by_folder(self, request: Request) -> None:
-        folders = [self._member(index).removeprefix("./").rpartition("/")[0] for index in range(len(self))]
+        members = (self._member(index).removeprefix("./").lstrip("/") for index in range(len(self)))
+        folders = [member.rpartition("/")[0] for member in members]
         tops = sorted(set(folders))
         common = os.path.commonpath(tops) if all(tops) else ""
         classes = [folder.removeprefix(common).lstrip("/").partition("/")[0] for folder in folders]
         if len(set(classes)) < 2 or not all(classes):
             return
         if like := [name for name in set(classes) if split_named(name)]:
-            self.findings.warn(
-                f"the folders {listed(sorted(like))} in the tars are named like splits: all are read as one"
+            raise UserError(
+                f"{self.name} holds the folders {listed(sorted(like))}, which are splits, in one: pack a tar for each, "
+                "or unpack it and name the folder; --data.labels none reads all as one set"
             )
-            return
         names = ordered(set(classes), self.findings, request.options.labels == "folders")
         if names is None:
             return
@@ -150,7 +151,7 @@ class TarSource(ImageSource):
 
     def _member(self, index: int) -> str:
         tar = self._tar(index)
-        return bytes(self._names[tar][index - self._ends[tar]]).decode(errors="replace")
+        return bytes(self._names[tar][index - self._ends[tar]]).decode(errors="backslashreplace")
 
     def _tar(self, index: int) -> int:
         return int(np.searchsorted(self._ends, index, side="right"))

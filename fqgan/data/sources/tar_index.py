@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -24,9 +25,10 @@ from fqgan.data.sources.listing import CAPTION_COLUMNS, LABEL_COLUMNS
 from fqgan.data.sources.place import KINDS, count_ignored, extension_of, is_system
 from fqgan.errors import UserError
 
-_FORMAT = 2  # of a cached index
+_FORMAT = 3  # of a cached index
 _CAPTIONS = ("txt", "caption", "text")
 _LABELS = ("cls", "label")
+_PADDING = 2**20  # bytes behind the end mark that are looked at: tars are filled up to a whole number of blocks
 _LONGEST = 2**26  # bytes of a member that is no picture
 
 
@@ -54,7 +56,8 @@ def index_of(tar: str | RemoteFile, label_key: str) -> TarIndex:
             key = f"{_FORMAT} {label_key} {tar.url} {tar.version}"
         else:
             status = os.stat(path)
-            key = f"{_FORMAT} {label_key} {os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
+            state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+            key = f"{_FORMAT} {label_key} {os.path.realpath(path)} {state}"
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     cached = Path("~/.cache/fqgan/tar-index").expanduser() / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.npz"
@@ -80,7 +83,11 @@ def _scan(tar: str | RemoteFile, label_key: str) -> TarIndex:
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any end for the end
                 raise tarfile.ReadError("its end mark is missing")
-            for sample in _samples(members, path, findings):
+            if file.read(_PADDING).strip(b"\0"):
+                raise UserError(
+                    f"{path} holds more behind its end mark, as tars do that were joined with cat: unpack each"
+                )
+            for sample in _samples(_resolved(members, findings), path, findings):
                 picture = _picture(sample, findings)
                 if picture is None:
                     findings.without_picture += 1
@@ -114,6 +121,20 @@ def add(findings: Findings, index: TarIndex) -> None:
         findings.warn(warning)
 
 
+def _resolved(members: list[tarfile.TarInfo], findings: Findings) -> Iterator[tarfile.TarInfo]:
+    """The files among the members; a hard link, as tar writes for the second name of a file, stands for that file."""
+    files = {member.name: member for member in members if member.isreg()}
+    for member in members:
+        if member.isreg():
+            yield member
+        elif member.islnk() and (target := files.get(member.linkname)):
+            linked = copy.copy(target)
+            linked.name, linked.offset = member.name, member.offset
+            yield linked
+        elif not member.isdir():
+            findings.ignored["links and devices in tars"] += 1
+
+
 def _samples(members: Iterable[tarfile.TarInfo], path: str, findings: Findings) -> list[dict[str, tarfile.TarInfo]]:
     """The samples of a tar as extension -> member, in the order of their first members. Hidden and system files belong
     to none, nor do files without a dot and the tar's own notes, such as `__index__/...`.
@@ -123,8 +144,6 @@ def _samples(members: Iterable[tarfile.TarInfo], path: str, findings: Findings) 
     """
     groups: dict[str, list[tuple[str, tarfile.TarInfo]]] = {}
     for member in members:
-        if not member.isreg():
-            continue
         stem, extension = _key(member.name)
         if not stem:
             findings.ignored["files that belong to no sample"] += 1
@@ -203,19 +222,24 @@ def _texts_of(
         data = file.read(member.size)
         if extension in _LABELS:
             text = data.decode("utf-8", "replace").strip()
-            value = int(text) if re.fullmatch(r"-?\d{1,12}", text, re.ASCII) else text or value
+            value = int(float(text)) if re.fullmatch(r"-?[0-9]+(\.0+)?", text) else text or value
             continue
         content = read_json(data, f"{path}: {member.name}")
+        if not isinstance(content, dict):
+            value = content if type(content) is int else value  # a list is no label
+            continue
         keys = [label_key] if label_key else columns_by_name(list(content), LABEL_COLUMNS)
         value = next((content[key] for key in keys if content.get(key) is not None), value)
         if columns_by_name(list(content), CAPTION_COLUMNS):
             caption = (member.offset_data, member.size, 1)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     for extension in _CAPTIONS:
         if (member := sample.get(extension)) and member.size:
             caption = (member.offset_data, member.size, 0)
-    if isinstance(value, str) and "\x00" not in value and len(value) < 1000:
+    if isinstance(value, str) and value.isprintable() and len(value) < 1000:
         return -1, value.encode(), caption
     if value is not None and (type(value) is not int or not -1 <= value < 2**31):
         name = next(iter(sample.values())).name
@@ -223,13 +247,12 @@ def _texts_of(
     return -1 if value is None else value, b"", caption
 
 
-def read_json(data: bytes, where: str = "") -> dict[str, Any]:
-    """A JSON object; empty for other JSON. `UserError` that names the member for what is none."""
+def read_json(data: bytes, where: str = "") -> Any:
+    """What JSON says. `UserError` that names the member for what is none."""
     try:
-        content = json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError):
         raise UserError(f"{where} is no readable JSON: {data[:40]!r}") from None
-    return content if isinstance(content, dict) else {}
 
 
 @contextmanager
