@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from test_data_sources import names, opened, png, put, refusal, table, tarred
+from test_data_sources import names, opened, png, put, refusal, table
+from test_data_tar import write_tar
 
 from fqgan.config import DataConfig
 from fqgan.data.sources import open_data, open_source
@@ -117,7 +118,7 @@ def test_a_validation_split_alone_has_the_numbers_of_training(form: str, tmp_pat
         elif form == "tar":
             members = {f"{i}.{kind}": data for i, word in enumerate(words) for kind, data in
                        (("png", png()), ("cls", word.encode()))}  # fmt: skip
-            tarred(tmp_path / f"{split}-0.tar", members)
+            write_tar(tmp_path / f"{split}-0.tar", members)
         elif form == "arrow":
             content = pa.table({"image": [{"bytes": png(), "path": ""}] * len(words), "label": list(words)})
             (tmp_path / split).mkdir()
@@ -152,7 +153,7 @@ def test_depths_mixed_in_one_set_are_told(tmp_path: Path) -> None:
 
 
 def test_joined_tars_are_refused_and_hard_links_are_files(tmp_path: Path) -> None:
-    one = tarred(tmp_path / "one.tar", {"a.png": png()}).read_bytes()
+    one = write_tar(tmp_path / "one.tar", {"a.png": png()}).read_bytes()
     (tmp_path / "two.tar").write_bytes(one + one)
     assert "joined with cat" in refusal(tmp_path / "two.tar")
     with tarfile.open(tmp_path / "links.tar", "w") as archive:
@@ -170,7 +171,7 @@ def test_joined_tars_are_refused_and_hard_links_are_files(tmp_path: Path) -> Non
 
 
 def test_splits_in_folders_of_a_tar_are_refused(tmp_path: Path) -> None:
-    path = tarred(tmp_path / "a.tar", {"train/cat/1.png": png(), "val/cat/2.png": png()})
+    path = write_tar(tmp_path / "a.tar", {"train/cat/1.png": png(), "val/cat/2.png": png()})
     assert "--data.labels none" in refusal(path)
     assert len(opened(path, labels="none")) == 2
 
@@ -292,11 +293,11 @@ def test_more_refusals_in_one_line(tmp_path: Path) -> None:
     assert len(opened(tmp_path / "loop")) == 1
     with pytest.raises(UserError, match="fits folders only"):
         open_source(f"{tmp_path}/d/*")
-    path = tarred(tmp_path / "a.tar", {"/data/cat/1.png": png(), "dog/2.png": png()})
+    path = write_tar(tmp_path / "a.tar", {"/data/cat/1.png": png(), "dog/2.png": png()})
     assert len(opened(path)) == 2
-    path = tarred(tmp_path / "b.tar", {"1.png": png(), "1.json": json.dumps({"label": "\ud800"}).encode()})
+    path = write_tar(tmp_path / "b.tar", {"1.png": png(), "1.json": json.dumps({"label": "\ud800"}).encode()})
     assert "must be a number from 0 on or a name" in refusal(path)
-    path = tarred(tmp_path / "c.tar", {"1.png": png(), "1.json": b"3"})
+    path = write_tar(tmp_path / "c.tar", {"1.png": png(), "1.json": b"3"})
     assert opened(path).labels.tolist() == [3]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from test_data_tar import write_tar
 
 from fqgan.config import DataConfig, SourceOptions
 from fqgan.data.sources import ImageSource, open_data, open_source
@@ -34,16 +34,6 @@ def put(root: Path, *names: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png() if path.suffix in (".png", ".jpg", ".JPEG") else b"")
     return root
-
-
-def tarred(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-    return path
 
 
 def table(path: Path, features: dict[str, Any] | None = None, **columns: Any) -> Path:
@@ -174,7 +164,7 @@ def test_a_class_list_orders_labels_and_validation_follows_training(tmp_path: Pa
 
 def test_unpacked_pictures_go_before_archives_beside_them(tmp_path: Path) -> None:
     put(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg", "val/b/4.jpg")
-    tarred(tmp_path / "ILSVRC2012_img_train.tar", {"n01.tar": b"x"})
+    write_tar(tmp_path / "ILSVRC2012_img_train.tar", {"n01.tar": b"x"})
     source = opened(tmp_path)
     assert (names(source), source.findings.ignored[".tar"]) == (["1.jpg", "2.jpg"], 1)
     assert names(opened(tmp_path, "validation")) == ["3.jpg", "4.jpg"]
@@ -208,7 +198,7 @@ def test_clones_of_hub_data_sets(layout: tuple[str, ...], tmp_path: Path) -> Non
 
 
 def test_metadata_tables_beside_tars_are_no_pictures(tmp_path: Path) -> None:
-    tarred(tmp_path / "00000.tar", {"0.jpg": png(), "0.txt": b"a cat", "1.jpg": png(), "1.txt": b"a dog"})
+    write_tar(tmp_path / "00000.tar", {"0.jpg": png(), "0.txt": b"a cat", "1.jpg": png(), "1.txt": b"a dog"})
     table(tmp_path / "00000.parquet", url=["u"], caption=["c"])
     put(tmp_path, "00000_stats.json")
     source = opened(tmp_path)
@@ -341,20 +331,20 @@ def test_saved_data_sets(tmp_path: Path) -> None:
 
 def test_names_with_dots_inside_tars(tmp_path: Path) -> None:
     members = {f"IMG.{i:04d}.jpg": png() for i in range(20)}
-    assert len(opened(tarred(tmp_path / "a.tar", members))) == 20
+    assert len(opened(write_tar(tmp_path / "a.tar", members))) == 20
     members = {name: png() for name in ("v1.0_1.jpg", "v1.0_2.jpg", "22.05.png", "22.06.png")}
-    assert len(opened(tarred(tmp_path / "b.tar", members))) == 4
+    assert len(opened(write_tar(tmp_path / "b.tar", members))) == 4
     members = {"v1.1.jpg": png(), "v1.1.cls": b"3", "v1.2.jpg": png(), "v1.2.cls": b"4"}
-    assert opened(tarred(tmp_path / "c.tar", members)).labels.tolist() == [3, 4]
+    assert opened(write_tar(tmp_path / "c.tar", members)).labels.tolist() == [3, 4]
     pairs = {f"{i}.{kind}.png": png() for i in range(3) for kind in ("input", "target")}
-    source = opened(tarred(tmp_path / "d.tar", pairs))
+    source = opened(write_tar(tmp_path / "d.tar", pairs))
     assert len(source) == 3
     assert "several pictures" in source.findings.warnings[0]
 
 
 def test_members_that_stand_apart_are_one_sample_and_told(tmp_path: Path) -> None:
     members = {"1.jpg": png(), "2.jpg": png(), "1.cls": b"dog", "2.cls": b"cat"}
-    source = opened(tarred(tmp_path / "a.tar", members))
+    source = opened(write_tar(tmp_path / "a.tar", members))
     assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [1, 0])
     assert source.findings.merged == 2
 
@@ -362,10 +352,10 @@ def test_members_that_stand_apart_are_one_sample_and_told(tmp_path: Path) -> Non
 def test_labels_of_tars_by_name_and_by_folder(tmp_path: Path) -> None:
     members = {f"{i}.{kind}": data for i, word in enumerate("ba") for kind, data in
                (("jpg", png()), ("json", json.dumps({"class": word, "caption": f"a {word}"}).encode()))}  # fmt: skip
-    source = opened(tarred(tmp_path / "a.tar", members))
+    source = opened(write_tar(tmp_path / "a.tar", members))
     assert (source.classes, source.labels.tolist()) == (("a", "b"), [1, 0])
     assert source.captions() == [["a b"], ["a a"]]
-    source = opened(tarred(tmp_path / "b.tar", {"s/cat/1.jpg": png(), "s/dog/2.jpg": png()}))
+    source = opened(write_tar(tmp_path / "b.tar", {"s/cat/1.jpg": png(), "s/dog/2.jpg": png()}))
     assert (source.classes, source.labels.tolist()) == (("cat", "dog"), [0, 1])
 
 
