@@ -84,7 +84,14 @@ def compared(
     head += f" at {size} pixels" if size else ""
     if not scores:
         raise UserError("the two sets have nothing in common that could be compared")
-    result = {"reference": reference.name, "samples": samples.name, "metrics": scores, "protocol": protocol}
+    sources = {"reference": reference.source, "samples": samples.source}
+    result = {
+        "reference": reference.name,
+        "samples": samples.name,
+        "understood": {name: source.explain(size) for name, source in sources.items() if source is not None},
+        "metrics": scores,
+        "protocol": protocol,
+    }
     return result, table(head, rows_of(scores, network.name)), warnings
 
 
