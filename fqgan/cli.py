@@ -11,6 +11,8 @@ from importlib import import_module
 from fqgan import __version__
 from fqgan.errors import UserError
 from fqgan.files import SURROUNDINGS, reason
+from fqgan.printing import refuse, say, steady_streams
+from fqgan.ranks import ranks_or_one
 from fqgan.schema import did_you_mean
 
 COMMANDS = {
@@ -41,34 +43,32 @@ def main(argv: list[str] | None = None) -> int:
         if not argv or argv[0] in ("-h", "--help", "help"):
             print(_help())
         elif argv[0] in ("-V", "--version"):
-            print(f"fqgan {__version__}")
+            say(f"fqgan {__version__}")
         elif argv[0] not in COMMANDS:
             raise UserError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; see fqgan --help")
         else:
             import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     except UserError as error:
-        return _refuse(str(error))
+        return refuse(str(error))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:  # the last net: what writes files says more
         if error.errno not in SURROUNDINGS:
             raise
-        return _refuse(f"{error.filename or 'a file'}: {reason(error.errno)}")
+        return refuse(f"{error.filename or 'a file'}: {reason(error.errno)}")
     return 0
 
 
 def run() -> None:
     """The console script: `main`, then the end of the process with its status."""
+    steady_streams()
     try:
         status = main()
     except SystemExit as end:
         if not isinstance(end.code, int):
             raise
         status = end.code
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks_or_one().size > 1:
         # gloo's threads may outlive the process group, and one that lets go of a tensor while the interpreter is torn
         # down aborts the process (pytorch#179291): a rank whose work is done would count as failed
         atexit._run_exitfuncs()
@@ -77,12 +77,6 @@ def run() -> None:
             sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def _refuse(message: str) -> int:
-    # one line, whatever the message quotes
-    print(f"fqgan: error: {' '.join(line.strip() for line in message.splitlines())}", file=sys.stderr)
-    return 2
 
 
 def _help() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fqgan.errors import UserError, in_one_line
+from fqgan.printing import say
 
 PREFIX = "hf:"
 DATASETS = "hf:datasets/"
@@ -92,9 +92,7 @@ def fetch(text: str) -> Path:
         if known is None:
             raise
         if not _offline():
-            print(
-                f"fqgan: warning: no answer from the hub about {address}: taking the copy in its cache", file=sys.stderr
-            )
+            say(f"fqgan: warning: no answer from the hub about {address}: taking the copy in its cache", error=True)
         return known
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if missing := [name for name in ((address.file,) if address.file else _NEEDED) if name not in files]:

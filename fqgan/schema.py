@@ -6,13 +6,14 @@ import dataclasses
 import difflib
 import json
 import math
+import stat
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fqgan.errors import UserError
+from fqgan.errors import UserError, in_one_line
 
 FORMAT_VERSION = 1
 _LONGEST = 2**26  # bytes of a JSON file
@@ -28,6 +29,7 @@ def from_dict(cls: type[T], data: dict[str, Any], source: str = "config") -> T:
     """Build a config from `to_dict`'s form. Unknown keys and wrong types raise `UserError`, which names `source`."""
     data = dict(data)
     version = data.pop("format_version", FORMAT_VERSION)
+    data.pop("history", None)  # of a run: told beside its settings
     if version != FORMAT_VERSION:
         raise UserError(f"{source}: format_version {version} is not {FORMAT_VERSION}: of another version of fqgan")
     try:
@@ -107,16 +109,63 @@ def load(cls: type[T], path: Path) -> T:
 def load_json(path: Path, longest: int = _LONGEST) -> dict[str, Any]:
     """A JSON object from a file of at most `longest` bytes; `UserError` when it is missing or broken."""
     try:
-        if (size := path.stat().st_size) > longest:
-            raise UserError(f"{path} has {size:,} bytes: no JSON file of fqgan")
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no readable JSON file: {error}") from None
+        data = json.loads(read_text(path, longest))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no readable JSON file: {in_one_line(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no JSON object")
     return data
+
+
+def read_text(path: Path, longest: int = _LONGEST) -> str:
+    """The text of a file of at most `longest` bytes; `UserError` for anything else, a pipe or folder among it."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is no file")
+        if status.st_size > longest:
+            raise UserError(f"{path} has {status.st_size:,} bytes: no file of fqgan")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8") from None
+    except ValueError:
+        raise UserError(f"{str(path)!r} is no name of a file") from None
+
+
+def entry(
+    data: dict[str, Any],
+    name: str,
+    kind: type[T],
+    source: Path | str,
+    holds: Callable[[T], Any] = lambda value: True,
+    rule: str = "",
+    default: T | None = None,
+) -> T:
+    """An entry of what was read from a file. `UserError` names the file and the entry where it is missing, of another
+    type, or not as it must be.
+
+    Args:
+        holds: whether a value is as it must be.
+        rule: how that is told.
+        default: of a file without this entry, as older versions wrote.
+    """
+    value = data.get(name, default)
+    if value is None:
+        raise UserError(f"{source}: {name} is missing")
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or not holds(value):
+        raise UserError(f"{source}: {name} must be {kind.__name__} {rule}".rstrip() + f", got {str(value)[:40]}")
+    return value
+
+
+def history(path: Path) -> list[Any]:
+    """What earlier resumes changed, as a run's config.json keeps it."""
+    return entry(load_json(path), "history", list, path, default=[])
 
 
 def finite(value: Any) -> Any:

@@ -19,8 +19,8 @@ from test_data_tar import write_tar
 
 from fqgan.config import DataConfig
 from fqgan.data.sources import open_data, open_source
-from fqgan.data.sources.base import in_plain
 from fqgan.errors import UserError
+from fqgan.printing import in_plain
 
 
 def arrow(path: Path, labels: list[int]) -> None:

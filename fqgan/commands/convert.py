@@ -12,6 +12,7 @@ from fqgan import hub
 from fqgan.commands.arguments import check_output, parse
 from fqgan.errors import UserError
 from fqgan.files import make_folder, making_folder
+from fqgan.printing import say
 
 if TYPE_CHECKING:
     from fqgan.pretrained import Pretrained
@@ -56,10 +57,9 @@ def main(argv: list[str]) -> None:
     model = cls.from_pretrained(source.path, weights=arguments.weights, **options)
     k = model.num_factors if isinstance(model, FactorizedTokenizer) else model.config.num_factors
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(
+    say(
         f"{arguments.source}: {source.kind} of {k} factor(s), {parameters:,} parameters, "
-        f"{source.choose(arguments.weights)} weights, fingerprint {model.fingerprint()}",
-        flush=True,
+        f"{source.choose(arguments.weights)} weights, fingerprint {model.fingerprint()}"
     )
     # a trained run keeps its raw weights itself
     both = arguments.weights == "auto" and {"ema", "raw"} <= set(source.weights) and not source.trained
@@ -67,10 +67,10 @@ def main(argv: list[str]) -> None:
     discriminator = source.discriminator() if source.discriminator else {}
     kept = [*(["raw weights"] if both else []), *(["discriminator"] if discriminator else [])]
     if kept:
-        print(f"with its {' and '.join(kept)}", flush=True)
+        say(f"with its {' and '.join(kept)}")
     write = _write_folder if arguments.to == "folder" else _write_released
     write(arguments.out, source, model, raw, discriminator)
-    print(arguments.out)
+    say(arguments.out)
 
 
 def _write_folder(out: Path, source: Source, model: Pretrained, raw: Pretrained | None, discriminator: dict) -> None:

@@ -17,6 +17,7 @@ from fqgan.commands.progress import image_bar, readable_bytes
 from fqgan.config import SourceOptions
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError, make_folder, write_text
+from fqgan.printing import say
 from fqgan.schema import did_you_mean
 
 if TYPE_CHECKING:
@@ -105,14 +106,13 @@ def _info(argv: list[str]) -> None:
     at_least(1, size=min(arguments.size, default=1))
     if arguments.json != Path():
         check_output(arguments.json, folder=False, option="--json")
-    from rich import print as say
+    from rich import print as show
 
     from fqgan.data.sources import open_source
-    from fqgan.data.sources.base import in_plain
     from fqgan.data.survey import survey
 
     source = open_source(arguments.source, arguments.split, SourceOptions.of(arguments))
-    print(in_plain(source.summary(max(arguments.size, default=0))), flush=True)
+    say(source.summary(max(arguments.size, default=0)))
     with image_bar("reading", min(arguments.scan or len(source), len(source))) as advance:
         numbers = survey(
             source,
@@ -122,18 +122,18 @@ def _info(argv: list[str]) -> None:
             workers=arguments.workers,
             advance=advance,
         )
-    say(table(numbers))
+    show(table(numbers))
     for warning in source.findings.warnings:
-        print(in_plain(f"warning: {warning}"))
+        say(f"warning: {warning}")
     problems = numbers["unreadable"]
     for problem in problems[:LISTED]:
-        print(f"unreadable: {problem}")
+        say(f"unreadable: {problem}")
     if len(problems) > LISTED:
-        print(f"and {len(problems) - LISTED:,} more (--json names them all)")
+        say(f"and {len(problems) - LISTED:,} more (--json names them all)")
     if arguments.json != Path():
         make_folder(arguments.json.parent)
         write_text(arguments.json, json.dumps(numbers, indent=2) + "\n")
-        print(arguments.json)
+        say(arguments.json)
 
 
 def table(numbers: dict[str, Any]) -> Any:
@@ -236,37 +236,36 @@ def _pack(argv: list[str]) -> None:
     _announce(source, packer)
     try:
         with image_bar("packing", len(source), before) as advance:
-            manifest = packer.run(advance, lambda text: print(text, flush=True))
+            manifest = packer.run(advance, lambda text: say(text))
     except KeyboardInterrupt:
-        print(f"stopped with {len(packer.manifest.shards)} of {shards} files finished; the same command resumes")
+        say(f"stopped with {len(packer.manifest.shards)} of {shards} files finished; the same command resumes")
         raise
     except UnwritableError as error:
         raise UserError(f"{error}; the same command resumes") from None
     seconds = time.monotonic() - began
     if packer.done > before:
-        print(f"{packer.done - before:,} pictures in {seconds:.1f} s, {(packer.done - before) / seconds:.1f} images/s")
+        say(f"{packer.done - before:,} pictures in {seconds:.1f} s, {(packer.done - before) / seconds:.1f} images/s")
     left_out = f", {len(manifest.unreadable):,} unreadable ones left out" if manifest.unreadable else ""
-    print(f"{manifest.rows:,} pictures in {shards:,} files, {readable_bytes(manifest.bytes)}{left_out}")
+    say(f"{manifest.rows:,} pictures in {shards:,} files, {readable_bytes(manifest.bytes)}{left_out}")
     if below := sum(shard.below_size for shard in manifest.shards):
-        print(
+        say(
             f"warning: {below:,} pictures have a shorter side below {options.size} pixels and stay as they are: "
             "training and measuring enlarge them, unless --small (in training --data.small) says skip or refuse"
         )
-    print(arguments.out)
+    say(arguments.out)
 
 
 def _announce(source: ImageSource, packer: Packer) -> None:
     """What there is to do, and the space it takes."""
     if packer.manifest.complete:
-        print(f"{packer.folder} is packed already")
+        say(f"{packer.folder} is packed already")
         return
     place = next(parent for parent in (packer.folder, *packer.folder.absolute().parents) if parent.exists())
     free, needed = shutil.disk_usage(place).free, packer.bytes_needed
     rest = f", {packer.done:,} of them done" if packer.done else ""
-    print(
+    say(
         f"{len(source):,} pictures of {source.name}{rest}; about {readable_bytes(needed)} to write "
-        f"({packer.bytes_each / 1e3:.1f} kB a picture), {readable_bytes(free)} free",
-        flush=True,
+        f"({packer.bytes_each / 1e3:.1f} kB a picture), {readable_bytes(free)} free"
     )
     if needed > free:
-        print("warning: that is more than there is room for", flush=True)
+        say("warning: that is more than there is room for")

@@ -11,6 +11,7 @@ import tyro
 
 from fqgan.commands.arguments import parse
 from fqgan.errors import UserError
+from fqgan.printing import say
 
 PROG = "fqgan evaluate compare"
 
@@ -34,11 +35,11 @@ def main(argv: list[str]) -> None:
 
     first, second = read_result(arguments.first), read_result(arguments.second)
     changed = differences(first, second, arguments.allow)
-    print(_table(_numbers(first), _numbers(second)))
+    say(_table(_numbers(first), _numbers(second)))
     if changed:
         told = "; ".join(f"{name}: {a!r} against {b!r}" for name, (a, b) in changed.items())
         raise UserError(f"not the same protocol, so these numbers do not compare: {told}")
-    print("the same protocol" + (f" but for {', '.join(arguments.allow)}" if arguments.allow else ""))
+    say("the same protocol" + (f" but for {', '.join(arguments.allow)}" if arguments.allow else ""))
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from fqgan.commands.evaluate_samples import compared
 from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path, run_of
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
+from fqgan.printing import say
 
 PROG = "fqgan evaluate generator"
 
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> None:
         arguments = replace(arguments, size=size)
         result, text, warnings = compared(reference, open_set(str(folder)), network, arguments, world, arguments.cache)
         if world.is_main:
-            print(folder)
+            say(folder)
             models = {"checkpoint": name, "generator": settings.generator}
             result["protocol"]["samples"]["draw"] = arguments.labels
             conclude({"subject": "generator", **models, **result}, text, warnings, path)

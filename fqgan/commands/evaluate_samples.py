@@ -12,6 +12,7 @@ from fqgan.commands.arguments import check_output, parse
 from fqgan.commands.measuring import MeasuringOptions, conclude, features_of, measuring, scores_of, size_of
 from fqgan.config import SourceOptions
 from fqgan.errors import UserError
+from fqgan.printing import say
 
 if TYPE_CHECKING:
     from fqgan.data.sources import ImageSource
@@ -129,4 +130,4 @@ def _write_npz(arguments: Arguments, source: ImageSource | None) -> None:
 
         shape = (len(indices), reading.size, reading.size, 3)
         write_images(arguments.npz, pictures(), shape, np.asarray(source.labels[indices]))
-    print(arguments.npz)
+    say(arguments.npz)

@@ -12,6 +12,7 @@ from fqgan.commands.arguments import parse
 from fqgan.commands.measuring import MeasuringOptions, features_of, measuring, size_of
 from fqgan.config import SourceOptions
 from fqgan.errors import UserError
+from fqgan.printing import say
 
 PROG = "fqgan evaluate statistics"
 
@@ -53,7 +54,5 @@ def main(argv: list[str]) -> None:
             made = features_protocol(network, size, arguments)
             make_folder(arguments.out.parent)
             save_statistics(features, {**made, "set": side}, arguments.out)
-            print(
-                f"{side['count']:,} images of {given.name} at {size} pixels, {network.dim} features of {network.name}"
-            )
-            print(arguments.out)
+            say(f"{side['count']:,} images of {given.name} at {size} pixels, {network.dim} features of {network.name}")
+            say(arguments.out)

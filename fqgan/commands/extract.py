@@ -15,6 +15,7 @@ from fqgan.commands.progress import image_bar, readable_bytes
 from fqgan.config import SourceOptions
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
+from fqgan.printing import say
 
 if TYPE_CHECKING:
     from fqgan.data.sources import ImageSource
@@ -114,7 +115,7 @@ def _extract(arguments: Arguments, world: World, given: ImageSource | None) -> N
     writer = TokenWriter(arguments.out, manifest, len(source))
 
     def note(text: str) -> None:
-        print(text, flush=True)
+        say(text)
 
     def begin() -> list[int]:
         announce(source, manifest.options.image_size)
@@ -146,27 +147,26 @@ def _extract(arguments: Arguments, world: World, given: ImageSource | None) -> N
         writer.close(keep=world.size > 1)
     if world.is_main:
         _summarize(writer, images, time.monotonic() - began)
-        print(arguments.out)
+        say(arguments.out)
 
 
 def _announce(writer: TokenWriter, missing: list[int], world: World) -> None:
     """What there is to do."""
     manifest = writer.manifest
     if not missing:
-        print(f"{writer.folder} is extracted already")
+        say(f"{writer.folder} is extracted already")
         return
     shards, options = len(writer.ranges), manifest.options
     done = f", {shards - len(missing):,} of them done" if len(missing) < shards else ""
     crops = "1 crop" if options.num_crops == 1 else f"{options.num_crops} crops"
-    print(
+    say(
         f"{writer.images:,} images of {manifest.source} with {crops} each in {shards:,} shards{done}; "
         f"tokenizer {options.tokenizer[:12]} ({manifest.weights} weights, {options.precision}) on "
-        f"{world.size} x {options.device}",
-        flush=True,
+        f"{world.size} x {options.device}"
     )
     if len(missing) < world.size:
         idle = f"{world.size - len(missing)} of {world.size} ranks have nothing to do"
-        print(f"warning: {idle}: a new store with fewer --shard-images has more shards", flush=True)
+        say(f"warning: {idle}: a new store with fewer --shard-images has more shards")
 
 
 def _summarize(writer: TokenWriter, images: int, seconds: float) -> None:
@@ -174,11 +174,11 @@ def _summarize(writer: TokenWriter, images: int, seconds: float) -> None:
     options, crops = manifest.options, manifest.count * manifest.num_crops
     if images:
         rate = f"{images / seconds:.1f} images/s, {images * options.num_crops / seconds:.1f} crops/s"
-        print(f"{images:,} images in {seconds:.1f} s, {rate}")
+        say(f"{images:,} images in {seconds:.1f} s, {rate}")
     left_out = f", {len(manifest.unreadable):,} unreadable ones left out" if manifest.unreadable else ""
     size = readable_bytes(sum(file.bytes for shard in manifest.shards for file in (shard.codes, shard.labels)))
     h, w = options.grid
-    print(
+    say(
         f"{manifest.count:,} images{left_out}, {crops:,} crops of {manifest.num_factors} x {h} x {w} codes: {size} in "
         f"{len(manifest.shards):,} shards"
     )

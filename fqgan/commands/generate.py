@@ -17,6 +17,7 @@ from fqgan.commands.progress import image_bar
 from fqgan.config import SamplingConfig
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
+from fqgan.printing import say
 from fqgan.schema import did_you_mean
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _generate(arguments: Arguments, world: World) -> None:
     settings = from_main(lambda: settings_of(arguments, generator, world))
     make(generator, settings, arguments.out, str(arguments.checkpoint), arguments.npz, world)
     if world.is_main:
-        print(arguments.out)
+        say(arguments.out)
 
 
 def load(arguments: Arguments, world: World) -> FAR:
@@ -141,7 +142,7 @@ def make(generator: FAR, settings: SampleSettings, out: Path, source: str, npz: 
         if world.is_main:
             if made := sum(map(len, missing)):
                 seconds = time.monotonic() - began
-                print(f"{made:,} pictures in {seconds:.1f} s, {made / seconds:.2f} images/s")
+                say(f"{made:,} pictures in {seconds:.1f} s, {made / seconds:.2f} images/s")
             folder.finish(npz)
         barrier()
     finally:
@@ -186,10 +187,9 @@ def _announce(folder: SampleFolder, missing: list[range], world: World) -> None:
     count = len(set(settings.classes))
     classes = f"{count} class" + "es" * (count > 1)
     told = f", {done:,} of them there already" if done else ""
-    print(
+    say(
         f"{settings.num:,} pictures of {classes}{told}; generator {settings.generator[:12]}, "
-        f"tokenizer {settings.tokenizer[:12]}, {settings.precision} on {world.size} x {settings.device}",
-        flush=True,
+        f"tokenizer {settings.tokenizer[:12]}, {settings.precision} on {world.size} x {settings.device}"
     )
 
 

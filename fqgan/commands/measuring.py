@@ -13,6 +13,7 @@ from fqgan.commands.arguments import at_least, check_output
 from fqgan.commands.progress import image_bar
 from fqgan.config import PictureOptions
 from fqgan.errors import UserError
+from fqgan.printing import say
 
 if TYPE_CHECKING:
     from fqgan.engine.distributed import World
@@ -109,7 +110,7 @@ def features_of(
     if found:
         features, side = found[0], found[1]["set"]
         if world.is_main:
-            print(f"{label}: {side['count']:,} images of {given.name}, from {place}", flush=True)
+            say(f"{label}: {side['count']:,} images of {given.name}, from {place}")
     else:
         if world.is_main:
             announce(source, reading.size)
@@ -152,11 +153,11 @@ def conclude(result: dict[str, Any], text: str, warnings: list[str], path: Path)
     """Print a table and its warnings, write the result, and print where."""
     from fqgan.evaluation.protocol import write_result
 
-    print(text)
+    say(text)
     for warning in warnings:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
     write_result({**result, "warnings": warnings}, path)
-    print(path)
+    say(path)
 
 
 def result_path(checkpoint: Path, out: Path) -> Path:

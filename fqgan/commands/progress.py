@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fqgan.printing import say
+
 LINE_SECONDS = 30.0
 """Between two lines of progress where there is no terminal for a bar."""
 
@@ -49,7 +51,7 @@ def _lines(label: str, total: int, done: int) -> Callable[[int], None]:
         if now - told >= LINE_SECONDS:
             told, rate = now, (done - first) / (now - began)
             left = elapsed((total - done) / rate)
-            print(f"{label}: {done:,}/{total:,} images  {rate:.1f} images/s  ETA {left}", flush=True)
+            say(f"{label}: {done:,}/{total:,} images  {rate:.1f} images/s  ETA {left}")
 
     return advance
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from fqgan.commands.arguments import at_least, parse
 from fqgan.config import TokenizerRunConfig
 from fqgan.errors import UserError
 from fqgan.files import write_text
+from fqgan.printing import say
+from fqgan.ranks import ranks
 from fqgan.schema import finite
 
 if TYPE_CHECKING:
@@ -113,9 +114,9 @@ def main(argv: list[str]) -> None:
     report = _report(run, tokenizer, evaluation, evidence, command, steps_before, time.monotonic() - began)
     report = replace(report, generation=generation)
     write_text(path, page(report))
-    print(summary(report))
-    print(evaluation_path)
-    print(path)
+    say(summary(report))
+    say(evaluation_path)
+    say(path)
 
 
 def _check_surroundings() -> None:
@@ -125,7 +126,7 @@ def _check_surroundings() -> None:
     from fqgan.report.figures import require_matplotlib
     from fqgan.vision.efficientnet import load_efficientnet_lite0
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks().size > 1:
         raise UserError(f"{PROG} runs as one process: for several, torchrun fqgan train-tokenizer {PRESET} ...")
     require_matplotlib()
     load_efficientnet_lite0()
@@ -227,4 +228,4 @@ def _device_name(device: torch.device) -> str:
 
 
 def _say(step: int, text: str) -> None:
-    print(f"[{step}/6] {text}", flush=True)
+    say(f"[{step}/6] {text}")

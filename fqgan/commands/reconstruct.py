@@ -13,6 +13,7 @@ from fqgan import hub
 from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.errors import UserError
 from fqgan.files import make_folder, write_bytes
+from fqgan.printing import say
 
 PROG = "fqgan reconstruct"
 
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
     make_folder(arguments.out)
     names = [factor.name for factor in tokenizer.config.factors]
     columns = ["original", "reconstruction", *([f"{name} alone" for name in names] if len(names) > 1 else [])]
-    print(f"columns: {', '.join(columns)}")
+    say(f"columns: {', '.join(columns)}")
     stems = _distinct(arguments.images)
     for stem, image in zip(stems, images.split(1), strict=True):
         image = image.to(device)
@@ -81,8 +82,8 @@ def main(argv: list[str]) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, codes=codes[0].cpu().numpy(), factors=np.array(names))
         write_bytes(arguments.out / f"{stem}.npz", buffer.getvalue())
-        print(f"{arguments.out / stem}.png  PSNR {psnr(image, rows[0]).item():.2f} dB")
-    print(arguments.out)
+        say(f"{arguments.out / stem}.png  PSNR {psnr(image, rows[0]).item():.2f} dB")
+    say(arguments.out)
 
 
 def _distinct(paths: tuple[Path, ...]) -> list[str]:

@@ -14,6 +14,7 @@ from fqgan.commands.arguments import at_least, check_output, parse
 from fqgan.config import SamplingConfig
 from fqgan.config.data import Small
 from fqgan.errors import UserError
+from fqgan.printing import say
 
 if TYPE_CHECKING:
     from fqgan.studies.comparison import Compared
@@ -95,9 +96,9 @@ def main(name: str, argv: list[str]) -> None:
         name, models, heads, command, request, options.features, paper if options.paper else [], options.out
     )
     files = [*found.write(options.out), *files]
-    print(files[0].read_text())
+    say(files[0].read_text())
     for file in files:
-        print(file)
+        say(file)
 
 
 def _texts(value: Any) -> list[str]:

@@ -16,6 +16,7 @@ from fqgan.commands.progress import image_bar
 from fqgan.config import SourceOptions
 from fqgan.config.data import Small
 from fqgan.errors import UserError
+from fqgan.printing import say
 from fqgan.studies.tables import file_stem
 
 if TYPE_CHECKING:
@@ -130,9 +131,9 @@ def main(name: str, argv: list[str]) -> None:
     models = {n: load_tokenizer(path, device, options.weights, options.precision) for n, path in checkpoints.items()}
     table, files = run(options, models)
     files = [*table.write(options.out), *files]
-    print(files[0].read_text())
+    say(files[0].read_text())
     for file in files:
-        print(file)
+        say(file)
 
 
 def check_names(options: Any) -> None:

@@ -12,6 +12,7 @@ from fqgan.commands.training import TrainingCommand
 from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.config.data import Small
 from fqgan.errors import UserError
+from fqgan.printing import say
 from fqgan.schema import did_you_mean
 from fqgan.studies import generators, tokenizers
 from fqgan.studies.plan import Study, load_rows
@@ -102,9 +103,9 @@ def main(name: str, argv: list[str]) -> None:
     files = run_study(
         study, base, arguments.out, arguments.seeds, measuring, arguments.processes, tuple(arguments.only)
     )
-    print((arguments.out / "table.md").read_text())
+    say((arguments.out / "table.md").read_text())
     for file in files:
-        print(file)
+        say(file)
 
 
 def _check(arguments: Any) -> None:

@@ -22,6 +22,7 @@ from fqgan.config import (
 )
 from fqgan.config.data import Small
 from fqgan.errors import UserError
+from fqgan.printing import say
 
 if TYPE_CHECKING:
     from fqgan.data.captions import CaptionSet
@@ -97,9 +98,9 @@ def main(argv: list[str]) -> None:
     tokenizer = str(hub.local(arguments.tokenizer))
     subsets = [_subset(text) for text in arguments.factors]
     files = _run(arguments, tokenizer, base, subsets)
-    print((arguments.out / "table.md").read_text())
+    say((arguments.out / "table.md").read_text())
     for file in files:
-        print(file)
+        say(file)
 
 
 def _check(arguments: Arguments, base: ProjectorRunConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,8 @@ from fqgan import schema
 from fqgan.commands.arguments import parse
 from fqgan.config import ClassifierRunConfig, GeneratorRunConfig, TokenizerRunConfig
 from fqgan.errors import UserError
+from fqgan.printing import say
+from fqgan.ranks import ranks
 
 Run = TypeVar("Run", TokenizerRunConfig, GeneratorRunConfig, ClassifierRunConfig)
 
@@ -77,8 +78,8 @@ class TrainingCommand(Generic[Run]):
 
 def print_last(run: Path) -> None:
     """The run's folder, once for all ranks."""
-    if os.environ.get("RANK", "0") == "0":
-        print(run)
+    if ranks().is_main:
+        say(run)
 
 
 def value_of(argv: list[str], option: str) -> str:

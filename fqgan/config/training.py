@@ -51,6 +51,9 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = False
     """Deterministic kernels on a GPU, for bit-exact resume there."""
+    skip_nonfinite: int = 0
+    """Steps in a row that may be left out, and are counted, where a loss or gradient is not finite; one more stops the
+    training."""
     log_every: int = 50
     """Steps between lines of stats.jsonl."""
     image_every: int = 1000

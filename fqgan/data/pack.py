@@ -161,13 +161,6 @@ class Packer:
                 self.manifest = replace(self.manifest, shards=tuple(shards))
                 self._record()
                 note(f"{shard.file}: {finished.rows} pictures, {finished.bytes / 1e6:.1f} MB")
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                "a worker process ended without a word, perhaps for lack of memory: the same command resumes, and "
-                "fewer --workers need less"
-            ) from None
         finally:
             batches.close()
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
+import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fqgan.data.unreadable import NAMED, Note
 from fqgan.errors import UserError
+from fqgan.printing import say
 
 T = TypeVar("T")
 Read = Callable[[Any], tuple[tuple[Any, ...] | None, list[Note]]]
@@ -43,7 +47,16 @@ class Batches(Iterator[T]):
 
     def __next__(self) -> T:
         while True:
-            batch, notes = next(self._batches)
+            try:
+                batch, notes = next(self._batches)
+            except (RuntimeError, OSError, EOFError) as error:
+                if not _tells_of_a_dead_worker(error):
+                    raise
+                self.close()
+                raise UserError(
+                    "a loader process ended without a word, perhaps for lack of memory: fewer workers, or smaller "
+                    "batches, need less"
+                ) from None
             self.small += sum(note.small for note in notes)
             self.unreadable += sum(not note.small for note in notes)
             _warn([note.text for note in notes if note.text])
@@ -66,7 +79,7 @@ def load(read: Read, keys: Iterable[list[Any]], workers: int, pin_memory: bool) 
     loader_options: dict[str, Any] = {
         "num_workers": workers,
         "pin_memory": pin_memory,
-        "worker_init_fn": _block_signals,
+        "worker_init_fn": _begin,
         # a loader without its own generator draws from torch's global one: a resumed run would draw once more
         "generator": torch.Generator(),
     }
@@ -74,7 +87,8 @@ def load(read: Read, keys: Iterable[list[Any]], workers: int, pin_memory: bool) 
         # more workers than cores is the user's choice: it helps where storage is slow
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         loader = DataLoader(_Reader(read), batch_sampler=keys, collate_fn=_collate, **loader_options)
-        return Batches(iter(loader))
+        with _child_signals_kept():
+            return Batches(iter(loader))
 
 
 class _Reader(Dataset[Any]):
@@ -104,7 +118,7 @@ def _warn(unreadable: list[str]) -> None:
             continue
         _named.add(message)
         text = f"skipped: {message}" if len(_named) <= NAMED else "more pictures are skipped"
-        print(f"warning: {text}", flush=True)
+        say(f"warning: {text}")
 
 
 @contextmanager
@@ -119,8 +133,42 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _block_signals(worker: int = 0) -> set[Any]:
+def _block_signals() -> set[Any]:
     return signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+def _begin(worker: int) -> None:
+    """Start of a worker."""
+    _block_signals()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker soon after its parent: one that waits for room in a queue would never look for it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+@contextmanager
+def _child_signals_kept() -> Iterator[None]:
+    """Torch would have a dead worker raise an error wherever the main thread is, in the middle of an update of weights
+    as well. Without that, the next batch tells of it, within five seconds."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
+def _tells_of_a_dead_worker(error: Exception) -> bool:
+    """Also where a batch was on its way in shared memory, which went with its worker."""
+    if "Caught" in str(error):
+        return False
+    return "DataLoader worker" in str(error) or isinstance(error, ConnectionError | EOFError | FileNotFoundError)
 
 
 @atexit.register

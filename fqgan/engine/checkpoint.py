@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich import print as say
-from rich.markup import escape
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fqgan.engine.optim import state_entries
 from fqgan.engine.sharding import sharded_like
-from fqgan.errors import UserError
+from fqgan.errors import UserError, in_one_line
 from fqgan.files import replacing, sync, writing
-from fqgan.schema import load_json
+from fqgan.printing import say
+from fqgan.schema import entry, load_json
 
 Tensors = Mapping[str, Tensor]
 _TEMPORARY = ".writing-"
 
 
 def save(root: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str, Any], keep_last: int) -> Path:
-    """Write `root/step-NNNNNNNN` and delete all but the last `keep_last` checkpoints.
+    """Write `root/step-NNNNNNNN` and delete all but the last `keep_last` checkpoints up to it. Folders of other names,
+    such as copies that a user made, are left alone.
 
     Every file is written and synced under a temporary name; the rename at the end makes the checkpoint exist.
     `UnwritableError` where that fails, with nothing left of this checkpoint and all of the earlier ones.
@@ -38,12 +40,15 @@ def save(root: Path, step: int, tensors: Mapping[str, Tensors], state: dict[str,
     try:
         with writing(final):
             _write(folder, step, tensors, state)
-            if final.exists():
+            if final.is_symlink():
+                final.unlink()
+            elif final.exists():
                 shutil.rmtree(final)
             folder.rename(final)
             sync(root)
-            for old in list(_steps(root))[keep_last:]:
-                shutil.rmtree(old)
+            before = [old for old in folders(root) if _number(old) < step]
+            for old in before[keep_last - 1 :]:
+                old.unlink() if old.is_symlink() else shutil.rmtree(old)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -71,11 +76,11 @@ def latest(root: Path) -> Path | None:
     None where there is no checkpoint at all; `UserError` when there are some but none is whole.
     """
     broken = []
-    for folder in _steps(root):
+    for folder in folders(root):
         problem = problem_of(folder)
         if not problem:
             return folder
-        say(f"[yellow]warning:[/] skipping checkpoint {escape(f'{folder}: {problem}')}")
+        say(f"warning: skipping checkpoint {folder}: {problem}")
         broken.append(folder)
     if broken:
         raise UserError(f"no whole checkpoint in {root}: {problem_of(broken[0])}")
@@ -85,11 +90,9 @@ def latest(root: Path) -> Path | None:
 def problem_of(folder: Path) -> str:
     """What is wrong with a checkpoint's files; empty if nothing is."""
     try:
-        files = load_json(folder / "state.json").get("files")
+        files = load_state(folder)["files"]
     except UserError as error:
         return str(error)
-    if not files:
-        return "state.json lists no files"
     for name, size in files.items():
         path = folder / name
         if not path.is_file():
@@ -99,9 +102,39 @@ def problem_of(folder: Path) -> str:
     return ""
 
 
+def load_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's state.json. `UserError` names the entry that is missing or of another form."""
+    path = folder / "state.json"
+    state = load_json(path)
+    entry(state, "step", int, path, lambda step: 0 <= step < 2**53)
+    names = "of plain file names and their bytes"
+    entry(state, "files", dict, path, lambda files: files and all(_is_file(*item) for item in files.items()), names)
+    entry(state, "config", dict, path)
+    entry(state, "data", dict, path, lambda data: all(isinstance(v, int | str) for v in data.values()), default={})
+    state.setdefault("data", {})
+    counts = entry(state, "nonfinite_steps", list, path, default=[0, 0])
+    if len(counts) != 2 or not all(isinstance(n, int) and 0 <= n < 2**53 for n in counts):
+        raise UserError(f"{path}: nonfinite_steps must be two counts, got {str(counts)[:40]}")
+    return state
+
+
+def _is_file(name: str, size: Any) -> bool:
+    return Path(name).name == name and "\0" not in name and isinstance(size, int)
+
+
 def step_of(folder: Path) -> int:
     """Optimizer steps behind a checkpoint."""
-    return load_json(folder / "state.json")["step"]
+    return load_state(folder)["step"]
+
+
+def folders(root: Path) -> list[Path]:
+    """The checkpoints under `root`, newest first."""
+    found = [path for path in root.glob("step-*") if re.fullmatch(r"step-[0-9]{8,15}", path.name) and path.is_dir()]
+    return sorted(found, key=_number, reverse=True)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def save_tensors(tensors: Tensors, path: Path) -> None:
@@ -112,12 +145,12 @@ def save_tensors(tensors: Tensors, path: Path) -> None:
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Tensors of a safetensors file; `UserError` when it is missing, truncated or something else."""
+    if not path.is_file():
+        raise UserError(f"{path} {'is no file' if path.exists() else 'does not exist'}")
     try:
         return load_file(path, device=str(device))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
+        raise UserError(f"{path} is truncated or no safetensors file ({in_one_line(error)})") from None
 
 
 def load_module(module: nn.Module, tensors: Tensors, where: str) -> None:
@@ -128,14 +161,22 @@ def load_module(module: nn.Module, tensors: Tensors, where: str) -> None:
 
 
 def check_fit(module: nn.Module, tensors: Tensors, where: str) -> None:
-    """`UserError` names the first tensor that a module lacks, does not know or has in another shape."""
-    own = module.state_dict()
+    """`check_like` of a module's tensors."""
+    check_like(module.state_dict(), tensors, where)
+
+
+def check_like(own: Tensors, tensors: Tensors, where: str) -> None:
+    """`UserError` names the first tensor that is missing, not known, or of another shape or kind of numbers than its
+    namesake in `own`."""
     for name, tensor in own.items():
         if name not in tensors:
             raise UserError(f"{where} has no tensor {name}: it belongs to another model")
-        if tensors[name].shape != tensor.shape:
-            shapes = f"{tuple(tensors[name].shape)}, the model wants {tuple(tensor.shape)}"
+        found = tensors[name]
+        if found.shape != tensor.shape:
+            shapes = f"{tuple(found.shape)}, the model wants {tuple(tensor.shape)}"
             raise UserError(f"{where}: tensor {name} has shape {shapes}")
+        if found.is_floating_point() != tensor.is_floating_point():
+            raise UserError(f"{where}: tensor {name} holds {found.dtype}, the model wants {tensor.dtype}")
     if unknown := set(tensors) - set(own):
         raise UserError(f"{where} has an unknown tensor {min(unknown)}: it belongs to another model")
 
@@ -149,25 +190,33 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Tensors) -> None:
-    """Restore what `optimizer_tensors` gave. Learning rates come from the schedule, not from the file."""
+def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Tensors, where: str) -> None:
+    """Restore what `optimizer_tensors` gave. Learning rates come from the schedule, not from the file. `UserError` for
+    what is not this optimizer's: its kernels go through the memory of parameter and moments side by side."""
     index = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     parameters = dict(module.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
+    found: dict[str, set[str]] = {}
+    for key in tensors:
         name, _, entry = key.rpartition("/")
-        parameter = parameters[name]
-        if value.shape == parameter.shape:
-            value = sharded_like(value, parameter)
-            # fused kernels go through the memory of both: the layouts must agree
-            value = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
-        state.setdefault(index[id(parameter)], {})[entry] = value
+        found.setdefault(name, set()).add(entry)
+    for name, entries in found.items():
+        if name not in parameters:
+            raise UserError(f"{where} has an unknown tensor {name}: it belongs to another model")
+        wanted = state_entries(optimizer, parameters[name])
+        if odd := min(wanted ^ entries, default=""):
+            raise UserError(f"{where}: {name} {'has an unknown' if odd in entries else 'lacks its'} {odd}")
+        shapes = {
+            entry: torch.empty(() if entry == "step" else parameters[name].shape, device="meta") for entry in wanted
+        }
+        check_like(shapes, {entry: tensors[f"{name}/{entry}"] for entry in entries}, f"{where}: {name}")
+        for entry in entries:
+            value, parameter = tensors[f"{name}/{entry}"], parameters[name]
+            if entry != "step":
+                value = sharded_like(value, parameter)
+                value = torch.empty_like(parameter, device=value.device).copy_(value)
+            state.setdefault(index[id(parameter)], {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _steps(root: Path) -> Iterator[Path]:
-    """Checkpoint folders, newest first."""
-    return iter(sorted(root.glob("step-*"), reverse=True))
 
 
 def _save_file(tensors: Tensors, path: Path) -> None:

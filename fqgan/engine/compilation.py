@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from fqgan.engine.distributed import all_reduce_sum
+from fqgan.printing import say
 
 
 def compile_parts(parts: Iterable[nn.Module], device: torch.device) -> bool:
@@ -21,7 +21,7 @@ def compile_parts(parts: Iterable[nn.Module], device: torch.device) -> bool:
     problem = compile_problem(device)
     if all_reduce_sum(torch.tensor(float(bool(problem)), device=device)):
         reason = problem or "it fails on another rank"
-        print(f"fqgan: warning: train.compile has no effect here, torch.compile fails: {reason}", file=sys.stderr)
+        say(f"fqgan: warning: train.compile has no effect here, torch.compile fails: {reason}", error=True)
         return False
     for part in parts:
         part.compile()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fqgan.engine.sharding import sharded_parts
-from fqgan.errors import UserError
+from fqgan.errors import UserError, in_one_line
+from fqgan.ranks import meeting_place, ranks
 
 T = TypeVar("T")
 
@@ -43,25 +43,67 @@ def pick_device(name: str) -> torch.device:
 
 
 def start(name: str = "auto") -> World:
-    """Join the process group that torchrun's environment describes, if any, and pick this rank's device."""
-    device = pick_device(name).type
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+    """Join the process group that torchrun's environment describes, if any, and pick this rank's device. `UserError`
+    where the environment contradicts itself, the ranks cannot meet, or there is no GPU for this one."""
+    place, device = ranks(), pick_device(name).type
+    chosen = torch.device(device, place.local) if device == "cuda" else torch.device(device)
     if device == "cuda":
+        if place.local >= torch.cuda.device_count():
+            raise UserError(
+                f"LOCAL_RANK is {place.local}, and this machine has {torch.cuda.device_count()} CUDA device(s): start "
+                "no more ranks than GPUs"
+            )
         torch.cuda.set_device(chosen)
-    if size > 1:
+    if place.size > 1:
+        _meet("nccl" if device == "cuda" else "gloo")
+    return World(place.rank, place.size, chosen)
+
+
+def _meet(backend: str) -> None:
+    global _control
+    where = meeting_place()
+    try:
         # the first collective waits for rank 0's slow start (weights, compilation), so the limit is generous
-        backend = "nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
-    return World(int(os.environ.get("RANK", "0")), size, chosen)
+        _control = dist.new_group(backend="gloo", timeout=timedelta(minutes=30)) if backend != "gloo" else None
+    except (dist.DistError, ValueError) as error:
+        raise UserError(
+            f"the ranks cannot meet at {where}: {in_one_line(error)}; a port in use needs another --master-port"
+        ) from None
+
+
+_control: Any = None
+"""A group for a few numbers that no GPU has to wait for; None: the group of all else."""
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """In here this rank is by itself: after another one was lost, nothing may wait for it."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+
+
+def agree(value: int) -> int:
+    """The largest of the ranks' values, on all of them; waits for no GPU."""
+    if not is_distributed():
+        return value
+    box = torch.tensor(value)
+    dist.all_reduce(box, op=dist.ReduceOp.MAX, group=_control)
+    return int(box)
 
 
 def stop() -> None:
     """Leave the process group, if there is one."""
+    global _control
     if is_distributed():
         with suppress(RuntimeError):
             dist.destroy_process_group()
+        _control = None
 
 
 def wrap(module: nn.Module, world: World) -> nn.Module:
@@ -89,7 +131,7 @@ def no_sync(network: nn.Module) -> Iterator[None]:
 
 def is_distributed() -> bool:
     """Whether more than one rank takes part."""
-    return dist.is_available() and dist.is_initialized()
+    return not _alone and dist.is_available() and dist.is_initialized()
 
 
 def barrier() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from fqgan import schema
 from fqgan.config import TrainConfig
@@ -17,6 +18,7 @@ from fqgan.engine.distributed import World
 from fqgan.engine.run import RunFolder
 from fqgan.errors import UserError
 from fqgan.files import writing
+from fqgan.printing import in_plain, say
 
 _SHOWN = ("reconstruction_loss", "perceptual_loss", "loss", "val_psnr", "val_loss")
 
@@ -63,9 +65,9 @@ class Log:
         if not self.active:
             return
         if self._bar:
-            self._bar.console.print(text)
+            self._bar.console.print(Text(in_plain(text)))
         elif not text.startswith("validating"):
-            print(text, flush=True)
+            say(text)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Record one step's statistics."""

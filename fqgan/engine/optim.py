@@ -23,6 +23,13 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     return torch.optim.AdamW(groups, config.lr, betas, fused=True)
 
 
+def state_entries(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> set[str]:
+    """Names of what an optimizer of `make_optimizer` keeps of a parameter: tensors of its shape, but for `step`."""
+    if isinstance(optimizer, Muon) and any(parameter is other for other in optimizer.param_groups[1]["params"]):
+        return {"momentum"}
+    return {"step", "exp_avg", "exp_avg_sq"}
+
+
 def align_gradients(module: nn.Module) -> None:
     """Give each gradient the strides of its parameter: fused Adam on CUDA refuses all others.
 

@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from fqgan import schema
 from fqgan.engine import checkpoint
 from fqgan.errors import UserError
-from fqgan.files import UnwritableError, lock, make_folder, write_text, writing
+from fqgan.files import write_text, writing
+from fqgan.printing import say
+from fqgan.resumable import ResumableFolder, told
 
-# what a resumed run may change: how long, where and how it is watched, but nothing that it computes
-CHANGEABLE = {
-    "data",  # of a generator: where its token store is; its content is compared
-    "data.max_unreadable",
-    "data.small",
-    "data.workers",
-    "tokenizer",
-    "train.activation_checkpointing",
-    "train.checkpoint_every",
-    "train.device",
-    "train.epochs",
-    "train.fsdp",  # where weights lie, as the number of ranks
-    "train.image_every",
-    "train.keep_last",
-    "train.log_every",
-    "train.micro_batch",
-    "train.sample_images",
-    "train.steps",
-    "train.validate_every",
-    "train.validation_images",
-    "train.wandb",
-}
-PICTURES = "sampling."
-"""Settings that pictures alone depend on."""
+CHANGEABLE = re.compile(
+    # how long, where and how it is watched
+    r"train\.(activation_checkpointing|checkpoint_every|channels_last|compile|deterministic|device|epochs|fsdp|"
+    r"image_every|keep_last|log_every|micro_batch|precision|sample_images|skip_nonfinite|steps|validate_every|"
+    r"validation_images|wandb)|sampling\..*|"
+    # what a user who sees it go wrong must be able to change
+    r"optimizer\.(?!kind).*|loss\..*|label_smoothing|discriminator\.(?!kind|channels|layers|norm|lecam_weight).*|"
+    # where the same data lie, whose content is compared, and how accidents in them are taken
+    r"data|validation|tokenizer|data\.(source|validation|image_column|label_column|max_unreadable|small|workers)"
+)
+"""What a resumed run may change: never architecture, order of the data, or what its random numbers are drawn from."""
 
 
 class RunFolder:
@@ -44,14 +35,9 @@ class RunFolder:
     def __init__(self, path: Path, config: Any):
         self.path = path
         self.config = config
-        self._lock: IO[str] | None = None
         self._stats: IO[str] | None = None
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--run {path} is a file, not a folder")
-        if path.is_dir() and any(path.iterdir()) and not ((path / "lock").exists() or self.checkpoints.is_dir()):
-            raise UserError(f"--run {path} exists and is no run folder: choose another name")
-        if not self.fresh:
-            self._check_unchanged()
+        self._folder = ResumableFolder(path, kind="run folder", option="--run", known=self._known, lock="lock")
+        self._changed = {} if self.fresh else self._changes()
 
     @property
     def checkpoints(self) -> Path:
@@ -60,41 +46,57 @@ class RunFolder:
     @property
     def fresh(self) -> bool:
         """Whether there is nothing to go on with, as before the first checkpoint."""
-        return not any(self.checkpoints.glob("step-*"))
+        return not any(checkpoint.folders(self.checkpoints))
 
-    def _check_unchanged(self) -> None:
+    def _known(self) -> bool:
+        """Whether the folder has a training run's config.json. A broken one is told where there are checkpoints."""
+        file = self.path / "config.json"
+        if not file.exists():
+            if self.fresh:
+                return False
+            raise UserError(f"--run {self.path} has checkpoints, but no config.json: copy that of its last checkpoint")
+        try:
+            return "train" in schema.load_json(file)
+        except UserError:
+            if self.fresh:
+                return False
+            raise
+
+    def _changes(self) -> dict[str, tuple[Any, Any]]:
+        """What a resume changes; `UserError` for what it must not."""
         old = schema.load(type(self.config), self.path / "config.json")
-        changed = {
-            k: v for k, v in schema.diff(old, self.config).items() if k not in CHANGEABLE and not k.startswith(PICTURES)
-        }
-        if changed:
-            changes = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items())
-            raise UserError(f"{self.path} was started with other settings ({changes}): restore them or use a new --run")
+        advice = f"; --init {self.path} with a new --run starts from these weights"
+        changed = self._folder.changed(old, self.config, lambda name: bool(CHANGEABLE.fullmatch(name)), advice)
+        weights = changed.get("discriminator.weight", (1, 1))
+        if not all(weights):  # with 0 there is no discriminator
+            name = "discriminator.weight"
+            self._folder.changed({name: weights[0]}, {name: weights[1]}, advice=advice)
+        return changed
 
     def open(self) -> Path | None:
-        """Take the lock, write the config, and return the checkpoint to resume from, if there is one."""
-        try:
-            make_folder(self.path)
-            self._lock = lock(self.path / "lock")
-        except UnwritableError as error:
-            raise UserError(f"--run {error}") from None
-        except BlockingIOError:
-            raise UserError(f"{self.path} is in use by another process: wait for it or use a new --run") from None
+        """Take the lock, write the config, and return the checkpoint to resume from, if there is one. What it goes on
+        with differently is told, and kept in config.json's history."""
+        self._folder.take()
         found = checkpoint.latest(self.checkpoints)
-        write_text(self.path / "config.json", json.dumps(schema.to_dict(self.config), indent=2) + "\n")
+        history = []
+        if (file := self.path / "config.json").exists() and found:
+            history = schema.history(file)
+        if found and self._changed:
+            say(f"changed from now on: {told(self._changed)}")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            changes = {name: list(values) for name, values in self._changed.items()}
+            history.append({"step": checkpoint.step_of(found), "date": now, "changed": changes})
+        content = schema.to_dict(self.config) | ({"history": history} if history else {})
+        write_text(file, json.dumps(content, indent=2) + "\n")
         return found
 
     def open_stats(self, step: int) -> None:
-        """Continue stats.jsonl after `step`: later lines, of steps that are done again, are dropped."""
+        """Continue stats.jsonl after `step`: later lines, of steps that are done again, are dropped. A resume that
+        changed settings leaves a line `{"step": ..., "changed": {...}}`."""
         path = self.path / "stats.jsonl"
-        lines = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        lines.append(line + "\n")
-                except (ValueError, KeyError):
-                    break  # a line that a kill cut off; nothing after it counts
+        lines = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step] if path.exists() else []
+        if self._changed and step:
+            lines.append(json.dumps({"step": step, "changed": {k: list(v) for k, v in self._changed.items()}}) + "\n")
         write_text(path, "".join(lines))
         with writing(path):
             self._stats = path.open("a")
@@ -108,12 +110,26 @@ class RunFolder:
 
     def close(self) -> None:
         """Give the lock back."""
-        for handle in (self._stats, self._lock):
-            if handle is not None:
-                with suppress(OSError):  # a line that found no room, and was told, would be written again
-                    handle.close()
+        if self._stats is not None:
+            with suppress(OSError):  # a line that found no room, and was told, would be written again
+                self._stats.close()
+        self._folder.release()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a stats.jsonl up to one that a kill cut off, or that is of something else."""
+    lines: list[dict[str, Any]] = []
+    for text in schema.read_text(path).splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            break
+        lines.append(line)
+    return lines
 
 
 def read_stats(path: Path) -> list[dict[str, Any]]:
-    """All lines of a run's stats.jsonl."""
-    return [json.loads(line) for line in (path / "stats.jsonl").read_text().splitlines()]
+    """All lines of statistics of a run's stats.jsonl; `UserError` where it cannot be read."""
+    return [line for line in read_lines(path / "stats.jsonl") if "changed" not in line]

@@ -16,6 +16,7 @@ from fqgan.engine.distributed import World
 from fqgan.engine.precision import has_bf16
 from fqgan.engine.run import RunFolder
 from fqgan.engine.trainer import Task, Trainer
+from fqgan.printing import say
 
 
 @contextmanager
@@ -42,13 +43,12 @@ def train(task: Task, run: RunFolder, world: World, images: int) -> None:
         if world.is_main:
             parameters = sum(parameter.numel() for parameter in task.phases[0].module.parameters())
             epochs = steps * config.train.batch / images
-            print(
+            say(
                 f"{parameters / 1e6:.1f} M parameters, {images} images, {steps} steps of {config.train.batch} "
-                f"({epochs:.1f} epochs) on {world.size} x {world.device.type}, run {run.path}",
-                flush=True,
+                f"({epochs:.1f} epochs) on {world.size} x {world.device.type}, run {run.path}"
             )
             if config.train.precision == "bf16" and not has_bf16(world.device):
-                print("warning: this CPU has no bf16: --train.precision float32 is up to ten times as fast", flush=True)
+                say("warning: this CPU has no bf16: --train.precision float32 is up to ten times as fast")
         task.start(run, fresh=resume is None)
         Trainer(task, run, world, steps, config.train, config.optimizer).fit(resume)
     finally:

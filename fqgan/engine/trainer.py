@@ -1,13 +1,11 @@
-"""The training loop that tokenizers and generators share."""
+"""The training loop that all tasks share."""
 
 from __future__ import annotations
 
-import copy
 import signal
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,91 +23,11 @@ from fqgan.engine.distributed import World
 from fqgan.engine.logs import Log
 from fqgan.engine.optim import Ema, align_gradients, learning_rate
 from fqgan.engine.run import RunFolder
-from fqgan.engine.sharding import gathered, whole
-from fqgan.errors import UserError
-from fqgan.files import UnwritableError
-
-Terms = dict[str, Tensor]
-
-
-@dataclass
-class Phase:
-    """A network with its optimizer and loss; a step runs all phases in turn.
-
-    `loss(network, batch)` returns (what to differentiate, detached terms to log). `network` is the module, or what
-    `face` makes of it (for a loss that is not the module's own forward pass), wrapped for several ranks. Phases before
-    their `start` step are left out.
-    """
-
-    name: str
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    loss: Callable[[nn.Module, Any], tuple[Tensor, Terms]]
-    start: int = 0
-    face: Callable[[nn.Module], nn.Module] = lambda module: module
-    network: nn.Module = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.network = self.face(self.module)
-
-
-class Task(ABC):
-    """What is trained: phases, batches, and what to report."""
-
-    phases: list[Phase]
-    step: int = 0
-    """The optimizer step under way, from 0."""
-
-    @abstractmethod
-    def batches(self, start_step: int) -> Iterator[Any]:
-        """This rank's micro-batches from a step on, on its device."""
-
-    @abstractmethod
-    def fingerprint(self) -> dict[str, Any]:
-        """What the order of the training data depends on, as `fqgan.data.fingerprint` gives it."""
-
-    def start(self, run: RunFolder, fresh: bool) -> None:  # noqa: B027
-        """Get ready in an open run folder; `fresh`: before the first step, not after a resume. Called by all ranks."""
-
-    def average(self) -> nn.Module:
-        """A copy of the first phase's module, for its moving average."""
-        return copy.deepcopy(self.phases[0].module)
-
-    def meters(self) -> dict[str, float]:
-        """Statistics since the last call, over all ranks; called by all ranks at log steps."""
-        return {}
-
-    def meter_state(self) -> dict[str, Tensor]:
-        """This rank's state of the meters: tensors that add up over ranks."""
-        return {}
-
-    def load_meter_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027
-        """Restore `meter_state`."""
-
-    def record(self) -> dict[str, Any]:
-        """What else of the task a checkpoint's state.json says, JSON-ready."""
-        return {}
-
-    def after_step(self) -> None:  # noqa: B027
-        """What else changes with optimizer step `step`, after its update; called by all ranks."""
-
-    def extra_state(self) -> dict[str, Tensor]:
-        """State beside phases and meters, the same on all ranks; called by all of them."""
-        return {}
-
-    def load_extra_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027
-        """Restore `extra_state`."""
-
-    def check(self) -> None:  # noqa: B027
-        """Raise `UserError`, on all ranks alike, where training should not go on; called after `meters`."""
-
-    @abstractmethod
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """Validation metrics of the first phase's network (its average, where there is one); called by all ranks."""
-
-    @abstractmethod
-    def picture(self, model: nn.Module, path: Path) -> None:
-        """Save a picture of what the network does, on the main rank; called by all ranks."""
+from fqgan.engine.sharding import gathered, sharded_parts, whole
+from fqgan.engine.stops import StoppedError, in_words, together
+from fqgan.engine.task import Task, Terms
+from fqgan.errors import UserError, in_one_line
+from fqgan.printing import say
 
 
 class Trainer:
@@ -123,9 +41,14 @@ class Trainer:
         self.accumulate = train.batch // (micro_batch(train, world.size) * world.size)
         self.ema = Ema(task.average(), train.ema_decay) if train.ema_decay else None
         self.window: dict[str, Tensor] = {}
-        self.saved = 0
-        """Steps behind the last checkpoint."""
+        self.left_out, self.left_out_in_a_row = 0, 0
+        """Steps without an update, as a loss or gradient was not finite."""
+        self.done = self.saved = 0
+        """Steps behind the weights, and behind the last checkpoint."""
+        self.updating = False
+        """Whether an update is under way: weights are of no step then."""
         self.signal = 0
+        self._buffers: list[tuple[Tensor, Tensor]] = []
 
     @property
     def model(self) -> nn.Module:
@@ -133,19 +56,25 @@ class Trainer:
         return self.ema.module if self.ema else self.task.phases[0].module
 
     def fit(self, resume: Path | None) -> None:
-        """Train to the last step. SIGTERM and Ctrl-C save, then raise SystemExit; `UserError` on a full disk."""
-        start = self.saved = self._restore(resume) if resume else 0
+        """Train to the last step. SIGTERM and Ctrl-C save, then raise SystemExit; what else stops the training saves
+        the last finished step first, too, and is a `UserError` where it is not a mistake of this program."""
+        start = self.done = self.saved = self._restore(resume) if resume else 0
         if start >= self.steps and self.world.is_main:
-            print(f"{self.run.path} has already done its {self.steps} steps", flush=True)
+            say(f"{self.run.path} has already done its {self.steps} steps")
         for phase in self.task.phases:
             phase.network = distributed.wrap(phase.network, self.world)
         log = Log(self.run, self.world, start, self.steps, self.config)
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._loop(start, log)
-        except UnwritableError as error:
-            then = f"resumes from step {self.saved}" if self.saved else "starts again"
-            raise UserError(f"{error}; the same command {then}") from None
+        except StoppedError as stop:
+            told = self._rescue()
+            if stop.error is None:
+                raise SystemExit(2) from None
+            raise self._failed(stop.error, told) from None
+        except Exception as error:
+            with distributed.alone():
+                raise self._failed(error, self._rescue(by_itself=True)) from None
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -156,45 +85,61 @@ class Trainer:
             return
         batches = self.task.batches(start)
         for step in range(start, self.steps):
-            done = step + 1
             self._optimize(step, batches)
+            self.done = done = step + 1
             log.advance()
-            stop = self._agreed_signal()
+            stop = distributed.agree(self.signal)
             last = done == self.steps
             values = {}
             if _due(self.config.validate_every, done) or last:
                 log.note("validating")
-                values = self._validated(done, log)
+                values = {f"val_{name}": value for name, value in self.task.validate(self.model.eval()).items()}
             if _due(self.config.log_every, done) or values or last:
-                log.write(done, self._statistics(step) | values)
-                self._check(done)
+                statistics = self._statistics(step) | values
+                together(partial(log.write, done, statistics))
+                together(self.task.check)
             if _due(self.config.image_every, done) or last:
-                self.task.picture(self.model.eval(), self.run.path / "images" / f"step-{done:08d}.png")
+                path = self.run.path / "images" / f"step-{done:08d}.png"
+                together(partial(self.task.picture, self.model.eval(), path))
             if _due(self.config.checkpoint_every, done) or last or stop:
                 self._save(done)
             if stop:
                 log.note(f"stopped at step {done}; the same command resumes")
                 raise SystemExit(128 + stop)
-        if stop := self._agreed_signal():  # it came while the last step was saved: what follows is not to begin
+        if stop := distributed.agree(self.signal):  # it came while the last step was saved: what follows isn't to begin
             raise SystemExit(128 + stop)
 
-    def _check(self, done: int) -> None:
-        """Ask the task whether to go on. If not, save first: no step is lost."""
-        try:
-            self.task.check()
-        except UserError:
-            self._save(done)
-            raise
+    def _rescue(self, by_itself: bool = False) -> str:
+        """Save the last finished step, as far as that can be; returns what becomes of the run, for a message.
 
-    def _validated(self, done: int, log: Log) -> dict[str, float]:
-        """Validation metrics. A bad picture there must not cost the training since the last checkpoint."""
-        try:
-            return {f"val_{name}": value for name, value in self.task.validate(self.model.eval()).items()}
-        except UserError:
-            if self.world.size == 1:  # more ranks cannot agree on a checkpoint once one of them has failed
-                log.write(done, self._statistics(done - 1))
-                self._save(done)
-            raise
+        `by_itself`: other ranks may be lost. The main rank writes what all of them have, without their statistics since
+        the last line.
+        """
+        why = ""
+        if by_itself and self.world.size > 1:
+            if not self.world.is_main:
+                return ""
+            if any(sharded_parts(phase.module) for phase in self.task.phases):
+                why = f"step {self.done} could not be saved, as each rank has a part of the weights"
+        if self.updating:
+            why = f"step {self.done + 1} was in the middle of its update"
+        if self.done > self.saved and not why:
+            try:
+                self._abandon()
+                self._save(self.done)
+            except Exception as error:
+                own = error.error or error if isinstance(error, StoppedError) else error
+                why = f"step {self.done} could not be saved ({in_one_line(own)})"
+        then = f"the same command resumes from step {self.saved}" if self.saved else "the same command starts again"
+        return f"; {why}; {then}" if why else f"; {then}"
+
+    def _failed(self, error: Exception, told: str) -> Exception:
+        """What to raise: an error in words with what becomes of the run, or a mistake of this program as it is."""
+        error = in_words(error)
+        if isinstance(error, UserError):
+            return UserError(f"{error}{told}")
+        say(f"stopped by an error of the program{told}")
+        return error
 
     def _optimize(self, step: int, batches: Iterator[Any]) -> None:
         """One optimizer step over its micro-batches."""
@@ -208,9 +153,10 @@ class Trainer:
             phase.optimizer.zero_grad(set_to_none=True)
             for group in phase.optimizer.param_groups:
                 group["lr"] = rate
+        self._buffers = [(buffer, buffer.clone()) for phase in phases for buffer in phase.module.buffers()]
         terms: Terms = {}
         for i in range(self.accumulate):
-            batch = next(batches)
+            batch = together(partial(next, batches))
             for phase in phases:
                 synchronize = i == self.accumulate - 1
                 with nullcontext() if synchronize else distributed.no_sync(phase.network):
@@ -219,7 +165,11 @@ class Trainer:
                 for name, value in new.items():
                     terms[name] = terms[name] + value if name in terms else value
         norms = {phase.name: _gradient_norm(phase.module) for phase in phases}
-        self._check_finite(step, terms, norms)
+        if bad := self._not_finite(terms, norms):
+            self._leave_out(step, bad)
+            return
+        self.left_out_in_a_row = 0
+        self.updating = True
         for phase in phases:
             if self.optimizer_config.clip:
                 parameters = phase.module.parameters()
@@ -230,18 +180,39 @@ class Trainer:
         if self.ema:
             self.ema.update(self.task.phases[0].module, step)
         self._count(terms, norms)
+        self.updating = False
 
-    def _check_finite(self, step: int, terms: Terms, norms: dict[str, Tensor]) -> None:
-        """Stop before the update when a loss or a gradient is not finite, on whichever rank."""
+    def _abandon(self) -> None:
+        """Undo what a step has changed before its update."""
+        self.task.abandon_step()
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+        self._buffers = []
+
+    def _not_finite(self, terms: Terms, norms: dict[str, Tensor]) -> str:
+        """Names of the losses and gradients that are not finite, on whichever rank; empty if all are."""
         named = {**terms, **{f"gradient of the {name}": norm for name, norm in norms.items()}}
         finite = torch.isfinite(torch.stack([value.float() for value in named.values()]))
         bad = distributed.all_reduce_sum((~finite).float())
-        if bad.sum() > 0:
-            names = ", ".join(name for name, count in zip(named, bad.tolist(), strict=True) if count)
-            raise UserError(
-                f"step {step + 1}: not finite: {names}; stopped before the update. Lower optimizer.lr, or look at the "
-                f"data of this step; the last checkpoint in {self.run.checkpoints} is untouched"
+        if not bad.sum() > 0:
+            return ""
+        return ", ".join(name for name, count in zip(named, bad.tolist(), strict=True) if count)
+
+    def _leave_out(self, step: int, bad: str) -> None:
+        """Go without the update of a step, or stop where there were too many of the kind in a row."""
+        self._abandon()
+        allowed = self.config.skip_nonfinite
+        if self.left_out_in_a_row == allowed:
+            self.left_out_in_a_row = 0  # whoever goes on has changed something, and has as many tries again
+            many = f", as in the {allowed} step(s) before" if allowed else ""
+            error = UserError(
+                f"step {step + 1}: not finite: {bad}{many}; stopped before the update. Lower optimizer.lr, or look at "
+                "the data of this step; --train.skip-nonfinite N leaves out up to N such steps in a row"
             )
+            raise StoppedError(error if self.world.is_main else None)
+        self.left_out, self.left_out_in_a_row = self.left_out + 1, self.left_out_in_a_row + 1
+        if self.world.is_main:
+            say(f"warning: step {step + 1}: not finite: {bad}; left out")
 
     def _count(self, terms: Terms, norms: dict[str, Tensor]) -> None:
         """Add one step to the sums behind the next line of statistics."""
@@ -254,13 +225,14 @@ class Trainer:
     def _statistics(self, step: int) -> dict[str, float]:
         """Means over the steps and ranks since the last line."""
         done, batch = step + 1, self.config.batch
-        keys = sorted(self.window)
-        sums = distributed.all_reduce_sum(torch.stack([self.window[key] for key in keys])).tolist()
+        keys = sorted(self.window)  # none where every step since the last line was left out
+        sums = distributed.all_reduce_sum(torch.stack([self.window[key] for key in keys])).tolist() if keys else []
         totals = dict(zip(keys, sums, strict=True))
         self.window = {}
         means = {key: totals[key] / totals[f"{key}/count"] for key in keys if not key.endswith("/count")}
         rate = learning_rate(self.optimizer_config, step, self.steps)
-        return {"images_seen": done * batch, "lr": rate, **means, **self.task.meters()}
+        left_out = {"nonfinite_steps": self.left_out} if self.left_out else {}
+        return {"images_seen": done * batch, "lr": rate, **means, **left_out, **(self.task.meters() if keys else {})}
 
     def _save(self, step: int) -> None:
         """Write a checkpoint; every rank takes part, the main rank writes."""
@@ -275,60 +247,59 @@ class Trainer:
             tensors[f"{phase.name}-optimizer"] = gathered(moments)
         if self.ema:
             tensors["ema"] = gathered(self.ema.module.state_dict())
-        if self.world.is_main:
-            state = {
-                "config": schema.to_dict(self.run.config),
-                "images_seen": step * self.config.batch,
-                "data": self.task.fingerprint(),
-                **self.task.record(),
-            }
-            checkpoint.save(self.run.checkpoints, step, tensors, state, self.config.keep_last)
-            self.saved = step
-        distributed.barrier()
+        state = {
+            "config": schema.to_dict(self.run.config),
+            "images_seen": step * self.config.batch,
+            "data": self.task.fingerprint(),
+            "nonfinite_steps": [self.left_out, self.left_out_in_a_row],
+            **self.task.record(),
+        }
+        write = partial(checkpoint.save, self.run.checkpoints, step, tensors, state, self.config.keep_last)
+        together(write if self.world.is_main else lambda: None)
+        self.saved = step
 
     def _restore(self, folder: Path) -> int:
-        """Load a checkpoint into all phases; returns the number of steps done. `UserError` if the data changed."""
-        state = schema.load_json(folder / "state.json")
-        if changed := changes(state.get("data", {}), self.task.fingerprint()):
+        """Load a checkpoint into all phases; returns the number of steps done. `UserError` if the data changed, and for
+        files of something else."""
+        state, load = checkpoint.load_state(folder), checkpoint.load_tensors
+        if changed := changes(state["data"], self.task.fingerprint()):
             raise UserError(
                 f"the training data of {self.run.path} changed since its last checkpoint ({changed}), and with it the "
-                "order of the pictures: restore the data or use a new --run"
+                f"order of the pictures: restore the data, or start from these weights with --init {self.run.path} and "
+                "a new --run"
             )
+        device = self.world.device
         for phase in self.task.phases:
-            tensors = checkpoint.load_tensors(folder / f"{phase.name}.safetensors", self.world.device)
-            checkpoint.load_module(phase.module, tensors, str(folder / f"{phase.name}.safetensors"))
-            tensors = checkpoint.load_tensors(folder / f"{phase.name}-optimizer.safetensors")
-            checkpoint.load_optimizer(phase.optimizer, phase.module, tensors)
+            path, moments = folder / f"{phase.name}.safetensors", folder / f"{phase.name}-optimizer.safetensors"
+            checkpoint.load_module(phase.module, load(path, device), str(path))
+            checkpoint.load_optimizer(phase.optimizer, phase.module, load(moments), str(moments))
         if self.ema:
             path = folder / "ema.safetensors"
-            checkpoint.load_module(self.ema.module, checkpoint.load_tensors(path, self.world.device), str(path))
+            checkpoint.load_module(self.ema.module, load(path, device), str(path))
         if (path := folder / "extra.safetensors").exists():
-            self.task.load_extra_state(checkpoint.load_tensors(path, self.world.device))
+            extra = load(path, device)
+            checkpoint.check_like(self.task.extra_state(), extra, str(path))
+            self.task.load_extra_state(extra)
         if self.world.is_main:  # sums over ranks: one rank carries them on
-            sums = checkpoint.load_tensors(folder / "statistics.safetensors", self.world.device)
+            path = folder / "statistics.safetensors"
             groups: dict[str, dict[str, Tensor]] = {"meter": {}, "window": {}}
-            for key, value in sums.items():
+            for key, value in load(path, device).items():
                 group, _, name = key.partition("/")
-                groups[group][name] = value
+                groups.get(group, {})[name] = value
+            meters = {"unreadable": groups["meter"].get("unreadable"), **self.task.meter_state()}
+            checkpoint.check_like({name: m for name, m in meters.items() if m is not None}, groups["meter"], str(path))
             self.task.load_meter_state(groups["meter"])
+            checkpoint.check_like({name: torch.empty(1) for name in groups["window"]}, groups["window"], str(path))
             self.window = {name: value[0] for name, value in groups["window"].items()}
-        step = state["step"]
+        self.left_out, self.left_out_in_a_row = state.get("nonfinite_steps", (0, 0))
         if self.world.is_main:
-            print(f"resuming {self.run.path} at step {step}", flush=True)
-        return step
+            say(f"resuming {self.run.path} at step {state['step']}")
+        return state["step"]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal:  # the second one means it
             raise KeyboardInterrupt
         self.signal = number
-
-    def _agreed_signal(self) -> int:
-        """The signal that any rank has received, known to all at the same step."""
-        if not distributed.is_distributed():
-            return self.signal
-        flag = torch.tensor([float(self.signal)], device=self.world.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return int(flag.item())
 
 
 def _due(every: int, done: int) -> bool:

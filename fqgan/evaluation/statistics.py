@@ -18,6 +18,7 @@ from fqgan.errors import UserError
 from fqgan.evaluation.collect import FeatureSet
 from fqgan.files import UnwritableError, make_folder, replacing
 from fqgan.metrics.frechet import Gaussian
+from fqgan.printing import say
 from fqgan.schema import FORMAT_VERSION
 
 _GAUSSIANS = ("pooled", "spatial", "half")
@@ -106,4 +107,4 @@ def keep(features: FeatureSet, protocol: dict[str, Any], path: Path) -> None:
         make_folder(path.parent)
         save_statistics(features, protocol, path)
     except UnwritableError as error:
-        print(f"warning: the statistics are not kept: {error}", flush=True)
+        say(f"warning: the statistics are not kept: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from fqgan.engine.compilation import compile_problem
 from fqgan.errors import UserError
 from fqgan.generator.draw import draw, guidance_scales, uniforms
 from fqgan.generator.step import BlockStep, Place, Product
+from fqgan.printing import say
 
 if TYPE_CHECKING:
     from fqgan.generator.model import FAR
@@ -65,7 +65,7 @@ class Sampler:
         if compiled is None and self.static and device.type == "cuda":
             problem = compile_problem(device)
             if problem:
-                print(f"fqgan: warning: sampling is slower than it could be, {problem}", file=sys.stderr)
+                say(f"fqgan: warning: sampling is slower than it could be, {problem}", error=True)
             compiled = not problem
         self.compiled = bool(compiled)
 

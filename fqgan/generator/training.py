@@ -35,7 +35,7 @@ from fqgan.engine.optim import make_optimizer
 from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task, Terms
+from fqgan.engine.task import Phase, Task, Terms
 from fqgan.errors import UserError
 from fqgan.files import make_folder, writing
 from fqgan.generator.model import FAR, GeneratorLoss

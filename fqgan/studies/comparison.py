@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fqgan.config import TokenizerConfig
+from fqgan.printing import say
 from fqgan.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.studies.inspection import Table
 from fqgan.studies.jobs import labelled
@@ -126,9 +127,9 @@ def compare(
             whole = ["--features", network, *request]
             asked = [model.fingerprint, *identity(network, images, split), *whole]
             if answers(file, asked):
-                print(f"{model.name} is measured already ({label})", flush=True)
+                say(f"{model.name} is measured already ({label})")
             else:
-                print(f"measuring {model.name} ({label})", flush=True)
+                say(f"measuring {model.name} ({label})")
                 argv = [str(model.checkpoint), *whole]
                 if subject == "generators":
                     pictures = f"{stem}-{model.fingerprint[:8]}-{drawing(whole)}"

@@ -24,6 +24,7 @@ from fqgan.errors import UnreadableError, UserError
 from fqgan.evaluation.sets import Set, check_fit, open_set
 from fqgan.files import discard, making_folder, write_text
 from fqgan.generator.training import train_generator
+from fqgan.printing import say
 from fqgan.studies.measured import answers, drawing, identity, measure
 from fqgan.studies.plan import Line, undeclared
 from fqgan.tokenizer.training import train_tokenizer
@@ -101,14 +102,14 @@ def run(job: Job) -> None:
         fresh = not job.has(fraction)
         lines = [line for line in job.lines if line.fraction == fraction]
         if fresh:
-            print(f"{told}: training to {fraction:.3g} of its length", flush=True)
+            say(f"{told}: training to {fraction:.3g} of its length")
             _train(job, fraction, lines)
         for line in lines:
             for network in job.measuring.networks:
                 if answers(job.measured(line, network), _asked(job, line, network)):
-                    print(f"{told}: {line.name} is measured already ({network})", flush=True)
+                    say(f"{told}: {line.name} is measured already ({network})")
                 else:
-                    print(f"{told}: measuring {line.name} ({network})", flush=True)
+                    say(f"{told}: measuring {line.name} ({network})")
                     _measure(job, line, network)
             if not job.measuring.keep_samples:
                 _discard_samples(job, line)

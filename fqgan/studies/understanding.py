@@ -24,6 +24,7 @@ from fqgan.metrics.bleu import bleu_4
 from fqgan.metrics.cider import cider_d
 from fqgan.metrics.rouge import rouge_l
 from fqgan.metrics.words import Tokenizer, choose, tokenized
+from fqgan.printing import say
 from fqgan.studies.plan import WATCHING, Ordering, undeclared
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.understanding.features import (
@@ -220,9 +221,9 @@ def run(job: Job) -> None:
     told = f"row {job.row.name}, seed {job.seed}"
     protocol = _protocol(job)
     if is_measured(job, protocol):
-        print(f"{told}: measured already", flush=True)
+        say(f"{told}: measured already")
         return
-    print(f"{told}: training", flush=True)
+    say(f"{told}: training")
     setting, config = job.setting, job.config
     trained, test = (_features(job, side) for side in ("train", "test"))
     language = _language(setting.language, config.model.prompt, config.train.device, config.train.precision)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -16,13 +15,15 @@ import torch
 
 from fqgan.errors import UserError
 from fqgan.files import SURROUNDINGS, reason
+from fqgan.printing import say
+from fqgan.ranks import ranks
 
 _DONE, _REFUSED, _BROKEN = "done", "refused", "broken"
 
 
 def check_alone() -> None:
     """`UserError` under torchrun."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks().size > 1:
         raise UserError("start a study without torchrun: it has a process of its own for each GPU")
 
 
@@ -76,7 +77,7 @@ def spread(call: Callable[[Any], None], jobs: Sequence[Any], processes: int, gpu
                     failures.append((outcome, text))
                     if busy - {connection} and not stopped:
                         *_, summary = text.strip().splitlines() or ["without a word"]
-                        print(f"a row has failed ({summary}); what is under way goes on to its end", file=sys.stderr)
+                        say(f"a row has failed ({summary}); what is under way goes on to its end", error=True)
                 if waiting and not failures and not stopped:
                     connection.send(waiting.pop(0))
                 else:

@@ -88,6 +88,10 @@ class Adversary:
             (logits,) = self.discriminator(images)
             return r1_loss(logits, images)
 
+    def abandon_step(self) -> None:
+        """Forget the logits of a step that is left out."""
+        self._step_means = []
+
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Take the means of a step's logits, over its micro-batches and all ranks, into LeCam's averages.

@@ -20,7 +20,6 @@ from fqgan.data.unreadable import Omissions
 from fqgan.data.workers import load
 from fqgan.engine.distributed import World
 from fqgan.engine.signals import Stop, stop_requests
-from fqgan.errors import UserError
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 PASS_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 21}
@@ -127,13 +126,6 @@ def extract(
                     advance(len(chunk))
                 codes = passes.finish().reshape(options.shape(len(kept)))
                 writer.write(number, codes, source.labels[kept], unreadable)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            "a worker process ended without a word, perhaps for lack of memory: the same command goes on, and fewer "
-            "--workers or a smaller --batch need less"
-        ) from None
     finally:
         batches.close()
 

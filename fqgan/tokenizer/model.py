@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from fqgan.config import FactorConfig, TokenizerConfig, teacher_dim
 from fqgan.errors import UserError
 from fqgan.pretrained import Pretrained
+from fqgan.printing import say
 from fqgan.tokenizer.backbone import Decoder, Encoder
 from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead
 from fqgan.tokenizer.quantize import Quantized, VectorQuantizer
@@ -179,7 +179,7 @@ def load_matching_tokenizer(
     Without a fingerprint a warning says that nothing was compared."""
     tokenizer = FactorizedTokenizer.from_pretrained(path, device, weights, precision)
     if not fingerprint:
-        print(f"fqgan: warning: {owner} does not say which tokenizer it belongs to; taking {path}", file=sys.stderr)
+        say(f"fqgan: warning: {owner} does not say which tokenizer it belongs to; taking {path}", error=True)
     elif tokenizer.fingerprint() != fingerprint:
         raise UserError(f"the tokenizer {path} is not the one that {owner} was made with: its codes mean other things")
     return tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,11 @@ class Quantized:
     """Mean entropy of the soft assignments minus the entropy of their mean; 0 unless asked for."""
     gradient: str = "straight-through"
     """How the gradient of `vectors` reaches the features: `straight-through` or `rotation`."""
+
+    def detached(self) -> Quantized:
+        """The same without gradients, and without what they would keep in memory."""
+        tensors = {name: getattr(self, name).detach() for name in ("features", "embeddings", "entropy_loss")}
+        return replace(self, **tensors)
 
     @property
     def carried(self) -> Tensor:

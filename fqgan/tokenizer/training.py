@@ -24,16 +24,18 @@ from fqgan.engine.optim import make_optimizer
 from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task
+from fqgan.engine.stops import Agreed
+from fqgan.engine.task import Phase, Task
 from fqgan.errors import UserError
 from fqgan.metrics.usage import CodeUsage
+from fqgan.printing import say
 from fqgan.tokenizer.adversary import Adversary
 from fqgan.tokenizer.codebook import FEATURES_PER_CODE, CodebookKeeper, in_order
 from fqgan.tokenizer.evaluation import Scores, evaluate_tokenizer
 from fqgan.tokenizer.losses import tokenizer_loss
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
-from fqgan.tokenizer.quantize import as_rows
+from fqgan.tokenizer.quantize import Quantized, as_rows
 from fqgan.tokenizer.speed import compile_tokenizer, memory_format, recompute_activations
 from fqgan.tokenizer.start import Start
 from fqgan.vision.perceptual import PerceptualDistance, load_perceptual
@@ -98,6 +100,9 @@ class TokenizerTask(Task):
         self.usage = [CodeUsage(q.codebook_size, world.device) for q in self.model.quantizers]
         self._fingerprint = fingerprint(source)
         self.unreadable = UnreadableMeter(config.data.max_unreadable, world.device)
+        self._seen = (0, 0, 0)
+        self._quantized: list[list[Quantized]] = []
+        """Of the step under way: what each factor made of each micro-batch."""
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module.to(self.world.device).to(memory_format=self._memory_format)  # pyright: ignore[reportCallIssue]
@@ -122,9 +127,7 @@ class TokenizerTask(Task):
             if self.adversary and self.step >= self.config.discriminator.start:
                 gan = self.adversary.generator_term(output.reconstruction, self.step)
         batch.reconstruction = output.reconstruction.detach()
-        for meter, keeper, quantized in zip(self.usage, self.keepers, output.quantized, strict=True):
-            meter.update(quantized.codes)
-            keeper.observe(quantized, self.step)
+        self._quantized.append([quantized.detached() for quantized in output.quantized])
         return tokenizer_loss(output, batch.images, loss, perceptual=distance, targets=targets, gan=gan)
 
     def _targets(self, images: Tensor) -> list[Tensor | None]:
@@ -149,8 +152,7 @@ class TokenizerTask(Task):
             pin_memory=self.world.device.type == "cuda",
         )
         for raw, _ in loader:
-            seen = config.train.batch * (self.step - start_step + 1)
-            self.unreadable.update(seen, loader.unreadable, loader.small)
+            self._seen = config.train.batch * (self.step - start_step + 1), loader.unreadable, loader.small
             images = normalize(raw.to(self.world.device, non_blocking=True))
             yield Batch(images.contiguous(memory_format=self._memory_format))
 
@@ -168,7 +170,7 @@ class TokenizerTask(Task):
         steps = math.ceil(features / (config.train.batch * config.model.grid**2))
         micro_batches = steps * config.train.batch // (micro_batch(config.train, self.world.size) * self.world.size)
         if self.world.is_main:
-            print(f"k-means on features of the first {steps * config.train.batch} images", flush=True)
+            say(f"k-means on features of the first {steps * config.train.batch} images")
         parts: list[list[Tensor]] = [[] for _ in self.keepers]
         self.model.eval()
         for batch in islice(self.batches(0), micro_batches):
@@ -179,10 +181,21 @@ class TokenizerTask(Task):
             keeper.start(in_order(part, config.data.lanes > 1), options.kmeans_iterations)
 
     def after_step(self) -> None:
+        self.unreadable.update(*self._seen)
+        for part in self._quantized:
+            for meter, keeper, quantized in zip(self.usage, self.keepers, part, strict=True):
+                meter.update(quantized.codes)
+                keeper.observe(quantized, self.step)
+        self._quantized.clear()
         for keeper in self.keepers:
             keeper.after_step(self.step)
         if self.adversary:
             self.adversary.after_step(self.step)
+
+    def abandon_step(self) -> None:
+        self._quantized.clear()
+        if self.adversary:
+            self.adversary.abandon_step()
 
     def extra_state(self) -> dict[str, Tensor]:
         states = enumerate(keeper.state() for keeper in self.keepers)
@@ -231,9 +244,10 @@ class TokenizerTask(Task):
             rank=self.world.rank,
             world=self.world.size,
         )
-        scores = Scores(self.world.device, self.perceptual)
+        scores, agreed = Scores(self.world.device, self.perceptual), Agreed(batches)
         with self._autocast():
-            numbers: dict[str, Any] = evaluate_tokenizer(model, batches, scores, self.world.device)
+            numbers: dict[str, Any] = evaluate_tokenizer(model, agreed, scores, self.world.device)
+        agreed.check()
         factors = numbers.pop("factors")
         unreadable = all_reduce_sum(torch.tensor(batches.unreadable, device=self.world.device))
         usage = {f"{name}_usage": values["usage"] for name, values in factors.items()}
@@ -264,7 +278,7 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
         run = RunFolder(path, config)
         init = Start.of(config.init, config.model) if config.init and run.fresh else None
         if init and world.is_main:
-            print(init.summary, flush=True)
+            say(init.summary)
         if world.is_main:
             announce(source, config.model.image_size)
             if validation is not None:

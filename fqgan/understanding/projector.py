@@ -18,7 +18,7 @@ from fqgan.engine.optim import make_optimizer
 from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task
+from fqgan.engine.task import Phase, Task
 from fqgan.understanding.features import Features
 from fqgan.understanding.language import LanguageModel
 

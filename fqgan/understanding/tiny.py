@@ -24,7 +24,7 @@ from fqgan.engine.distributed import World
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task
+from fqgan.engine.task import Phase, Task
 from fqgan.files import making_folder, write_text
 from fqgan.understanding.language import EXTRA
 from fqgan.vision.hub import require

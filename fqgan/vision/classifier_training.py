@@ -23,7 +23,8 @@ from fqgan.engine.optim import make_optimizer
 from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.trainer import Phase, Task
+from fqgan.engine.stops import Agreed
+from fqgan.engine.task import Phase, Task
 from fqgan.errors import UserError
 from fqgan.vision.classifier import NAME, Classifier, correct
 
@@ -40,6 +41,7 @@ class ClassifierTask(Task):
         self.phases = [Phase(NAME, model, make_optimizer(model, config.optimizer), self._loss)]
         self._fingerprint = fingerprint(source)
         self.unreadable = UnreadableMeter(config.data.max_unreadable, world.device)
+        self._seen = (0, 0, 0)
 
     def _loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = batch
@@ -59,13 +61,15 @@ class ClassifierTask(Task):
             pin_memory=self.world.device.type == "cuda",
         )
         for raw, labels in loader:
-            seen = config.train.batch * (self.step - start_step + 1)
-            self.unreadable.update(seen, loader.unreadable, loader.small)
+            self._seen = config.train.batch * (self.step - start_step + 1), loader.unreadable, loader.small
             yield self._place(raw), labels.to(self.world.device)
 
     def _place(self, raw: Tensor) -> Tensor:
         images = normalize(raw.to(self.world.device, non_blocking=True))
         return images.contiguous(memory_format=torch.channels_last)
+
+    def after_step(self) -> None:
+        self.unreadable.update(*self._seen)
 
     def fingerprint(self) -> dict[str, Any]:
         return self._fingerprint
@@ -97,11 +101,13 @@ class ClassifierTask(Task):
             world=self.world.size,
         )
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        for raw, labels, _ in batches:
+        agreed = Agreed(batches)
+        for raw, labels, _ in agreed:
             with autocast(self.world.device, config.train.precision):
                 hits = correct(model(self._place(raw)), labels.to(self.world.device))
             sums += torch.stack([hits.sum(), torch.ones_like(hits).sum()])
         hits, seen = all_reduce_sum(sums).tolist()
+        agreed.check()
         return {"accuracy": hits / seen} if seen else {}
 
     def picture(self, model: nn.Module, path: Path) -> None:

@@ -17,6 +17,7 @@ from fqgan.config import SourceOptions
 from fqgan.data.decode import decode_image
 from fqgan.data.depth import Ranges
 from fqgan.errors import UserError
+from fqgan.printing import say
 
 LISTED = 5
 """Names that a message shows of many."""
@@ -220,14 +221,9 @@ class ImageSource:
 
 def announce(source: ImageSource, size: int = 0) -> None:
     """Print what was understood of a set, and its warnings."""
-    print(in_plain(source.summary(size)), flush=True)
+    say(source.summary(size))
     for warning in source.findings.warnings:
-        print(in_plain(f"warning: {source.name}: {warning}"), flush=True)
-
-
-def in_plain(text: str) -> str:
-    """A line that any terminal can show: names may hold line breaks, escape sequences or bytes of no encoding."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+        say(f"warning: {source.name}: {warning}")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,0 +1,79 @@
+"""What stops a training before its end: agreed upon by all ranks, and told in words that a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch.distributed import DistError
+
+from fqgan.engine import distributed
+from fqgan.errors import UserError, in_one_line
+
+T = TypeVar("T")
+
+
+class StoppedError(Exception):
+    """All ranks stop at the same point, where a checkpoint can be written together.
+
+    Args:
+        error: what happened to this rank; None where it happened to another one.
+    """
+
+    def __init__(self, error: Exception | None):
+        super().__init__(str(error))
+        self.error = error
+
+
+def together(action: Callable[[], T]) -> T:
+    """What `action` gives. Where it fails on any rank, all of them raise `StoppedError`.
+
+    Nothing in `action` may wait for other ranks after it could have failed on this one.
+    """
+    error, result = None, None
+    try:
+        result = action()
+    except Exception as caught:
+        error = caught
+    if distributed.agree(int(error is not None)):
+        raise StoppedError(error) from error
+    return result  # pyright: ignore[reportReturnType]
+
+
+class Agreed(Iterator[T]):
+    """Batches of this rank, whose error waits for `check`: until then other ranks count on this one.
+
+    A single process hears of it at once.
+    """
+
+    def __init__(self, batches: Iterator[T]):
+        self._batches = batches
+        self._error: UserError | None = None
+
+    def __next__(self) -> T:
+        try:
+            return next(self._batches)
+        except UserError as error:
+            if not distributed.is_distributed():
+                raise
+            self._error = error
+            raise StopIteration from None
+
+    def check(self) -> None:
+        """`StoppedError` on all ranks where one of them had an error; called by all of them."""
+        if distributed.agree(int(self._error is not None)):
+            raise StoppedError(self._error)
+
+
+def in_words(error: Exception) -> Exception:
+    """The `UserError` that stands for too little memory or a lost rank; any other error as it is."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return UserError(
+            f"out of memory ({in_one_line(error)}): a smaller --train.micro-batch makes the same batch in parts, "
+            "activation checkpointing needs less for them"
+        )
+    if isinstance(error, DistError) or (isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text)):
+        return UserError(f"another rank was lost ({in_one_line(error)}); its own lines say why")
+    return error

@@ -1,0 +1,125 @@
+"""A folder that is made with interruptions: whose it is, who is at it, and with which settings it goes on.
+
+Run folders, token stores, packed sets and generated pictures stand on it, so that each rule is written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import IO, Any
+
+from fqgan import schema
+from fqgan.errors import UserError
+from fqgan.files import UnwritableError, lock, make_folder
+
+WRITING = ".writing"
+"""End of the names of what is being written (`fqgan.files`)."""
+
+
+class ResumableFolder:
+    """The folder that an option names.
+
+    Args:
+        path: the folder; it may be missing.
+        kind: what it holds, as in "is no run folder".
+        option: that names it.
+        known: whether the folder's content is of this kind; asked where something is there. Errors of what it reads
+            are the user's to see.
+        lock: the lock file's name; a relative path.
+        beside: names that may be there before anything else is, as after a kill at the very start.
+        whole: whether all of the folder is its own; otherwise foreign files may lie in it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        kind: str,
+        known: Callable[[], bool],
+        option: str = "--out",
+        lock: str = ".lock",
+        beside: Collection[str] = (),
+    ) -> None:
+        self.path, self.kind, self.option = path, kind, option
+        self._known, self._lock_name, self._beside = known, lock, {Path(lock).parts[0], *beside}
+        self._held: IO[str] | None = None
+        self.check_own()
+
+    def check_own(self) -> None:
+        """`UserError` for a file, and for a folder that holds something else. Nothing is touched."""
+        try:
+            if not self.path.exists() and not self.path.is_symlink():
+                return
+            if not self.path.is_dir():
+                raise UserError(f"{self.option} {self.path} is a file, not a folder")
+            names = [path for path in self.path.iterdir() if not path.name.endswith(WRITING)]
+        except OSError as error:
+            raise UserError(f"{self.option} {self.path} cannot be read: {error.strerror}") from None
+        if self._known() or all(path.name in self._beside and _is_empty(path, self._beside) for path in names):
+            return
+        raise UserError(f"{self.option} {self.path} exists and is no {self.kind}: choose another name")
+
+    def take(self) -> None:
+        """Make the folder and take its lock; what a kill left half-written is removed. `UserError` where another
+        process holds it or nothing can be written."""
+        self.check_own()
+        path = self.path / self._lock_name
+        try:
+            make_folder(path.parent)
+            self._held = lock(path)
+        except UnwritableError as error:
+            raise UserError(f"{self.option} {error}") from None
+        except BlockingIOError:
+            raise UserError(
+                f"{self.path} is in use by another process: wait for it, or choose another {self.option}"
+            ) from None
+        for stale in self.path.rglob(f".*{WRITING}"):
+            if stale.is_file():
+                stale.unlink()
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds the lock."""
+        return self._held is not None
+
+    def release(self, *, finished: bool = False) -> None:
+        """Give the lock back; a `finished` folder keeps no lock file."""
+        if self._held is None:
+            return
+        if finished:
+            (self.path / self._lock_name).unlink(missing_ok=True)
+        self._held.close()
+        self._held = None
+
+    def changed(self, old: Any, new: Any, may_change: Callable[[str], bool] = lambda name: False, advice: str = ""):
+        """What has changed of what may: dotted name -> (before, now). `UserError` names what must not.
+
+        Args:
+            old, new: settings, as dataclasses or dicts in their form.
+            advice: what to do, beside restoring them.
+        """
+        found = schema.diff(old, new)
+        if fixed := {name: values for name, values in found.items() if not may_change(name)}:
+            raise UserError(
+                f"{self.path} was begun with other settings ({told(fixed)}): restore them or use a new {self.option}"
+                + advice
+            )
+        return found
+
+
+def told(changes: dict[str, tuple[Any, Any]]) -> str:
+    """`name: before -> now, ...`; long values are cut."""
+    return ", ".join(f"{name}: {_short(before)} -> {_short(now)}" for name, (before, now) in changes.items())
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
+def _is_empty(path: Path, known: Collection[str]) -> bool:
+    """Of a file without content, or a folder of nothing but such: what a kill at the very start leaves."""
+    if path.is_dir():
+        return all(_is_empty(each, known) for each in path.iterdir())
+    return path.is_file() and not path.stat().st_size
