@@ -137,9 +137,9 @@ def test_more_ranks_than_pictures(nothing_happens: Refused, monkeypatch: pytest.
 def test_a_run_keeps_its_settings(here: Path, pictures: Path, nothing_happens: Refused) -> None:
     assert main([*TRAIN, "--train.steps", "1"]) == 0
     line = nothing_happens(*TRAIN, "--optimizer.lr", "0.001", "--model.factors.0.codebook-size", "64")
-    assert "run was started with other settings" in line
+    assert "run was begun with other settings" in line
     assert "model.factors.0.codebook_size: 32 -> 64" in line
-    assert "optimizer.lr: 0.0002 -> 0.001" in line
+    assert "optimizer.lr" not in line, "only what must not change"
     assert "batch" not in line, "only what differs"
     for file in (here / "run").glob("checkpoints/*/tokenizer.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
@@ -288,7 +288,7 @@ def test_a_nan_stops_before_the_update(here: Path, refused: Refused, monkeypatch
     monkeypatch.setattr(training, "tokenizer_loss", spoiled_loss)
     line = refused(*TRAIN)
     assert "step 2: not finite: codebook_loss, gradient of the tokenizer; stopped before the update" in line
-    assert "run/checkpoints" in line
+    assert line.endswith("the same command resumes from step 1")
     first, second = weights
     after = trained[0].model.state_dict()
     assert any(not torch.equal(tensor, first[name]) for name, tensor in second.items()), "step 1 did train"

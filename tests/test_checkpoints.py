@@ -135,7 +135,7 @@ def test_weights_and_optimizer_state_round_trip_exactly(tmp_path: Path) -> None:
     second = network(1)
     second_adam = adam(second)
     load_module(second, load_tensors(folder / "model.safetensors"), "model")
-    load_optimizer(second_adam, second, load_tensors(folder / "optimizer.safetensors"))
+    load_optimizer(second_adam, second, load_tensors(folder / "optimizer.safetensors"), "optimizer")
     for module, optimizer in ((first, first_adam), (second, second_adam)):
         optimize(module, optimizer, range(3, 6))
     pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)

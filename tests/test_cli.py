@@ -88,7 +88,7 @@ atexit.register(print, "exit function", file=sys.stderr)
 sys.argv = ["fqgan", *{argument.split()}]
 run()
 """
-    environment = {**os.environ, "WORLD_SIZE": str(ranks), "RANK": "0"}
+    environment = {**os.environ, "WORLD_SIZE": str(ranks), "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == status
     assert ("fqgan" in done.stdout) if status == 0 else ("unknown command 'wrong'" in done.stderr)

@@ -18,7 +18,8 @@ ROOT = Path(fqgan.__file__).parent
 # From the bottom to the top: a module imports from its own layer and those below. A name stands for the modules in it.
 LAYERS = (
     ("fqgan", "fqgan.errors"),
-    ("fqgan.schema", "fqgan.files", "fqgan.hub", "fqgan.pickles"),
+    ("fqgan.printing", "fqgan.ranks"),
+    ("fqgan.schema", "fqgan.files", "fqgan.hub", "fqgan.pickles", "fqgan.resumable"),
     ("fqgan.ranges",),
     ("fqgan.config",),
     ("fqgan.presets",),

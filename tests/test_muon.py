@@ -104,7 +104,7 @@ def test_its_state_travels_through_a_checkpoint() -> None:
     copy.load_state_dict(network.state_dict())
     resumed = Muon(copy, 0.01, (0.9, 0.95))
     state = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, network).items()}
-    load_optimizer(resumed, copy, state)
+    load_optimizer(resumed, copy, state, "optimizer")
     optimizer.step()
     resumed.step()
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), copy.parameters(), strict=True))

@@ -108,7 +108,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     state = load_json(path)
     entry(state, "step", int, path, lambda step: 0 <= step < 2**53)
     names = "of plain file names and their bytes"
-    entry(state, "files", dict, path, lambda files: files and all(_is_file(*item) for item in files.items()), names)
+    entry(state, "files", dict, path, _are_files, names)
     entry(state, "config", dict, path)
     entry(state, "data", dict, path, lambda data: all(isinstance(v, int | str) for v in data.values()), default={})
     state.setdefault("data", {})
@@ -118,8 +118,9 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _is_file(name: str, size: Any) -> bool:
-    return Path(name).name == name and "\0" not in name and isinstance(size, int)
+def _are_files(files: dict[str, Any]) -> bool:
+    plain = all(Path(name).name == name and "\0" not in name for name in files)
+    return bool(files) and plain and all(isinstance(size, int) for size in files.values())
 
 
 def step_of(folder: Path) -> int:

@@ -121,4 +121,12 @@ def _wandb(project: str, run: RunFolder) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("train.wandb needs the package wandb: pip install wandb, or leave train.wandb empty") from None
-    return wandb.init(project=project, name=run.path.name, config=schema.to_dict(run.config), resume="allow")
+    return wandb.init(
+        project=project,
+        name=run.path.name,
+        id=run.identity(),
+        dir=run.path,
+        config=schema.to_dict(run.config),
+        allow_val_change=True,
+        resume="allow",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,6 +90,15 @@ class RunFolder:
         content = schema.to_dict(self.config) | ({"history": history} if history else {})
         write_text(file, json.dumps(content, indent=2) + "\n")
         return found
+
+    def identity(self) -> str:
+        """Eight letters that are this run's alone, the same after every resume; kept in `wandb-id`."""
+        path = self.path / "wandb-id"
+        known = schema.read_text(path).strip() if path.exists() else ""
+        if not re.fullmatch(r"[a-z0-9]{8}", known):
+            known = secrets.token_hex(4)
+            write_text(path, known + "\n")
+        return known
 
     def open_stats(self, step: int) -> None:
         """Continue stats.jsonl after `step`: later lines, of steps that are done again, are dropped. A resume that

@@ -47,6 +47,8 @@ class Trainer:
         """Steps behind the weights, and behind the last checkpoint."""
         self.updating = False
         """Whether an update is under way: weights are of no step then."""
+        self.saving = False
+        """Whether a checkpoint is under way, or was when an error came."""
         self.signal = 0
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
@@ -93,7 +95,7 @@ class Trainer:
             values = {}
             if _due(self.config.validate_every, done) or last:
                 log.note("validating")
-                values = {f"val_{name}": value for name, value in self.task.validate(self.model.eval()).items()}
+                values = self._validated(done, log)
             if _due(self.config.log_every, done) or values or last:
                 statistics = self._statistics(step) | values
                 together(partial(log.write, done, statistics))
@@ -109,6 +111,14 @@ class Trainer:
         if stop := distributed.agree(self.signal):  # it came while the last step was saved: what follows isn't to begin
             raise SystemExit(128 + stop)
 
+    def _validated(self, done: int, log: Log) -> dict[str, float]:
+        """Validation metrics; where the data stop it, the step's other statistics are written all the same."""
+        try:
+            return {f"val_{name}": value for name, value in self.task.validate(self.model.eval()).items()}
+        except (UserError, StoppedError):
+            log.write(done, self._statistics(done - 1))
+            raise
+
     def _rescue(self, by_itself: bool = False) -> str:
         """Save the last finished step, as far as that can be; returns what becomes of the run, for a message.
 
@@ -123,7 +133,7 @@ class Trainer:
                 why = f"step {self.done} could not be saved, as each rank has a part of the weights"
         if self.updating:
             why = f"step {self.done + 1} was in the middle of its update"
-        if self.done > self.saved and not why:
+        if self.done > self.saved and not why and not self.saving:
             try:
                 self._abandon()
                 self._save(self.done)
@@ -180,7 +190,7 @@ class Trainer:
         if self.ema:
             self.ema.update(self.task.phases[0].module, step)
         self._count(terms, norms)
-        self.updating = False
+        self.updating, self._buffers = False, []
 
     def _abandon(self) -> None:
         """Undo what a step has changed before its update."""
@@ -254,9 +264,18 @@ class Trainer:
             "nonfinite_steps": [self.left_out, self.left_out_in_a_row],
             **self.task.record(),
         }
-        write = partial(checkpoint.save, self.run.checkpoints, step, tensors, state, self.config.keep_last)
-        together(write if self.world.is_main else lambda: None)
-        self.saved = step
+        self.saving = True
+        together(partial(self._write, step, tensors, state) if self.world.is_main else lambda: None)
+        self.saved, self.saving = step, False
+
+    def _write(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        """A checkpoint on the disk, unless its weights are spoilt: it would take the place of one that is not."""
+        for part in ["ema"] * bool(self.ema) + [phase.name for phase in self.task.phases]:
+            numbers = {name: tensor for name, tensor in tensors[part].items() if tensor.is_floating_point()}
+            whole = torch.stack([tensor.isfinite().all() for tensor in numbers.values()]).tolist()
+            if spoilt := [name for name, fine in zip(numbers, whole, strict=True) if not fine]:
+                raise UserError(f"step {step} is not saved: {part} has weights that are not finite, {spoilt[0]} first")
+        checkpoint.save(self.run.checkpoints, step, tensors, state, self.config.keep_last)
 
     def _restore(self, folder: Path) -> int:
         """Load a checkpoint into all phases; returns the number of steps done. `UserError` if the data changed, and for
