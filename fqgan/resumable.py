@@ -5,7 +5,9 @@ Run folders, token stores, packed sets and generated pictures stand on it, so th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,8 +29,7 @@ class ResumableFolder:
         known: whether the folder's content is of this kind; asked where something is there. Errors of what it reads
             are the user's to see.
         lock: the lock file's name; a relative path.
-        beside: names that may be there before anything else is, as after a kill at the very start.
-        whole: whether all of the folder is its own; otherwise foreign files may lie in it.
+        beside: names that may be there, empty, before anything is known, as after a kill at the very start.
     """
 
     def __init__(
@@ -42,9 +43,9 @@ class ResumableFolder:
         beside: Collection[str] = (),
     ) -> None:
         self.path, self.kind, self.option = path, kind, option
-        self._known, self._lock_name, self._beside = known, lock, {Path(lock).parts[0], *beside}
+        self._known, self._lock_name, self._beside = known, lock, {*Path(lock).parts, *beside}
         self._held: IO[str] | None = None
-        self.check_own()
+        self._made = False
 
     def check_own(self) -> None:
         """`UserError` for a file, and for a folder that holds something else. Nothing is touched."""
@@ -53,10 +54,10 @@ class ResumableFolder:
                 return
             if not self.path.is_dir():
                 raise UserError(f"{self.option} {self.path} is a file, not a folder")
-            names = [path for path in self.path.iterdir() if not path.name.endswith(WRITING)]
+            names = list(self.path.iterdir())
         except OSError as error:
             raise UserError(f"{self.option} {self.path} cannot be read: {error.strerror}") from None
-        if self._known() or all(path.name in self._beside and _is_empty(path, self._beside) for path in names):
+        if self._known() or all(_is_empty(path, self._beside) for path in names):
             return
         raise UserError(f"{self.option} {self.path} exists and is no {self.kind}: choose another name")
 
@@ -64,7 +65,7 @@ class ResumableFolder:
         """Make the folder and take its lock; what a kill left half-written is removed. `UserError` where another
         process holds it or nothing can be written."""
         self.check_own()
-        path = self.path / self._lock_name
+        path, self._made = self.path / self._lock_name, not self.path.exists()
         try:
             make_folder(path.parent)
             self._held = lock(path)
@@ -92,7 +93,16 @@ class ResumableFolder:
         self._held.close()
         self._held = None
 
-    def changed(self, old: Any, new: Any, may_change: Callable[[str], bool] = lambda name: False, advice: str = ""):
+    def abandon(self) -> None:
+        """Give the lock back, and leave no empty folder where there was none before."""
+        self.release(finished=True)
+        for folder in [(self.path / self._lock_name).parent, self.path][: 2 if self._made else 1]:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+
+    def changed(
+        self, old: Any, new: Any, may_change: Callable[[str], bool] = lambda name: False, advice: str = ""
+    ) -> dict[str, tuple[Any, Any]]:
         """What has changed of what may: dotted name -> (before, now). `UserError` names what must not.
 
         Args:
@@ -109,17 +119,21 @@ class ResumableFolder:
 
 
 def told(changes: dict[str, tuple[Any, Any]]) -> str:
-    """`name: before -> now, ...`; long values are cut."""
+    """`name: before -> now, ...`; long values and fingerprints are cut."""
     return ", ".join(f"{name}: {_short(before)} -> {_short(now)}" for name, (before, now) in changes.items())
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = repr(value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value)
     return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def _is_empty(path: Path, known: Collection[str]) -> bool:
     """Of a file without content, or a folder of nothing but such: what a kill at the very start leaves."""
+    if path.name.endswith(WRITING):
+        return True
+    if path.name not in known:
+        return False
     if path.is_dir():
         return all(_is_empty(each, known) for each in path.iterdir())
     return path.is_file() and not path.stat().st_size

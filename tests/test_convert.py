@@ -101,7 +101,7 @@ def test_a_generator_takes_a_tokenizer_along(tmp_path: Path, capsys: pytest.Capt
         ("proper out.pt --to released", "the released layout has no proper rotary rows, only those of model.legacy"),
         ("four out.pt --to released", "the released layout has names for at most 3 factors, not for 4"),
         ("one.pt there", "DST there exists: choose another name"),
-        ("one.pt one.pt --to released", "DST one.pt exists: choose another name"),
+        ("one.pt one.pt --to released", "DST one.pt is an input: choose another name"),
         ("one.pt one.pt", "DST one.pt is a file: name a folder"),
         ("nothing out", "checkpoint nothing does not exist"),
         ("one.pt out --weights ema", "one.pt has no moving average"),

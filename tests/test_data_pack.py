@@ -315,7 +315,7 @@ def test_too_many_unreadable_pictures_end_it(tmp_path: Path) -> None:
         UserError, match="noise 10 is unreadable; 11 of the 40 pictures of noise cannot be read so far, mo"
     ):
         packed(Noise([40], 33, unreadable=range(20)), tmp_path / "out", share=0.2)
-    assert not list((tmp_path / "out").iterdir()), "nothing was finished, nothing is left"
+    assert not (tmp_path / "out").exists(), "nothing was finished, nothing is left"
     with pytest.raises(UserError, match=r"noise 7 is unreadable; 1 of the 40 .* more than --max-unreadable 0 allows"):
         packed(Noise([40], 33, unreadable=[7, 30]), tmp_path / "out", share=0.0, shards=8)
     assert len(list((tmp_path / "out").rglob("*.parquet"))) == 1, "finished files are kept"
@@ -332,7 +332,7 @@ def test_another_source_or_other_options_are_refused(folder: Path, tmp_path: Pat
     assert main([str(argument) for argument in command]) == 0
     before = contents(out)
     line = refused(*command, "--quality", "90", "--crop-min", "0.8")
-    assert f"{out} is packed with other options (crop_min: 0.0 -> 0.8, quality: 95 -> 90): restore them or" in line
+    assert f"{out} was begun with other settings (crop_min: 0.0 -> 0.8, quality: 95 -> 90): restore them or" in line
     label = folder / "cat/00.png"
     label.rename(folder / "emu/00.png")
     told = f"{out} is packed from {folder}, which is another source or has changed since (other "
@@ -341,7 +341,7 @@ def test_another_source_or_other_options_are_refused(folder: Path, tmp_path: Pat
     pixels(99, 60, 60).save(label)
     assert "(other pixels)" in refused(*command)
     (out / ".train.pack.json").unlink()
-    assert "out holds train-00000-of-00001.parquet, which was not packed there" in refused(*command)
+    assert "out exists and is no packed set" in refused(*command)
     (out / ".train.pack.json").write_bytes(before[".train.pack.json"])
     assert contents(out) == before
 
@@ -369,7 +369,7 @@ def test_two_processes_do_not_pack_into_one_folder(folder: Path, tmp_path: Path)
     told = []
 
     def meanwhile(count: int) -> None:
-        with pytest.raises(UserError, match="is being packed by another process") as caught:
+        with pytest.raises(UserError, match="is in use by another process") as caught:
             second.run()
         told.append(caught)
 

@@ -216,7 +216,7 @@ def test_unreadable_pictures_are_left_out_and_listed(
         ("--batch 0", "--batch must be at least 1, got 0"),
         ("--shard-images -1", "--shard-images must be at least 0, got -1"),
         ("--max-unreadable 2", "--max-unreadable must be between 0 and 1, got 2.0"),
-        ("--out exported", "exported exists and is no token store: use a new --out"),
+        ("--out exported", "--out exported is an input: choose another name"),
         ("--out tiny", "--out tiny is a file: name a folder"),
         ("--size 40 --small refuse", "data/cat/12.png is 52x40 pixels"),
         (
@@ -246,7 +246,7 @@ def test_other_settings_or_data_are_refused(
     assert main([*command, "store"]) == 0
     line = refused(*command, "store", "--crops", "flip", "--precision", "bf16")
     assert line.endswith(
-        "store is made with other settings (crops: 'center' -> 'flip', precision: 'float32' -> 'bf16'): "
+        "store was begun with other settings (crops: 'center' -> 'flip', precision: 'float32' -> 'bf16'): "
         "restore them or use a new --out"
     )
     torch.manual_seed(1)
@@ -265,7 +265,7 @@ def test_other_settings_or_data_are_refused(
 def test_a_store_in_use_is_refused(command: tuple[str, ...], refused: Refused) -> None:
     Path("store/.unfinished").mkdir(parents=True)
     with lock(Path("store/.unfinished/lock")):
-        assert "store is being written by another process: wait for it or use a new --out" in refused(*command, "store")
+        assert "store is in use by another process: wait for it, or choose another --out" in refused(*command, "store")
     assert main([*command, "store"]) == 0
 
 
@@ -345,7 +345,7 @@ def test_two_ranks_write_what_one_does(command: tuple[str, ...]) -> None:
     assert "store is extracted already" in on_two_ranks(argv)
     told = on_two_ranks([*argv, "--precision", "bf16"], status=2)
     assert told.count("fqgan: error:") == 1
-    assert "store is made with other settings (precision: 'float32' -> 'bf16')" in told
+    assert "store was begun with other settings (precision: 'float32' -> 'bf16')" in told
 
 
 def test_the_fingerprint_is_that_of_the_codes(

@@ -105,12 +105,12 @@ def test_the_same_command_goes_on_and_keeps_what_is_there(
     (out / ".000003.png.writing").write_bytes(b"half")
     capsys.readouterr()
     assert main(command(folder, out)) == 0
-    assert "7 pictures of 3 classes, 5 of them there already" in capsys.readouterr().out
+    assert "7 pictures of 3 classes, 6 of them there already" in capsys.readouterr().out
     assert sums(out) == expected
     kept = [path.name for path, before in times.items() if path.stat().st_mtime_ns == before]
     assert kept == [f"{i:06d}.png" for i in (0, 1, 4, 5, 6)]
     line = refused(*command(folder, out, "--seed", "1", "--temperature", "0.5"))
-    assert "holds pictures of other settings" in line
+    assert "was begun with other settings" in line
     assert "seed: 0 -> 1" in line
     assert "sampling.temperature: (1.0,) -> (0.5,)" in line
     assert sums(out) == expected
@@ -195,10 +195,10 @@ def test_refused_before_anything_is_written(
 def test_a_foreign_folder_and_a_busy_one_are_refused(folder: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    assert "holds something else than generated pictures" in refused(*command(folder, tmp_path / "out"))
+    assert "exists and is no folder of generated pictures" in refused(*command(folder, tmp_path / "out"))
     (tmp_path / "busy").mkdir()
     with lock(tmp_path / "busy" / ".lock"):
-        assert "another process is generating into" in refused(*command(folder, tmp_path / "busy"))
+        assert "is in use by another process" in refused(*command(folder, tmp_path / "busy"))
 
 
 def test_a_tokenizer_that_does_not_belong_is_refused(

@@ -19,7 +19,7 @@ ROOT = Path(fqgan.__file__).parent
 LAYERS = (
     ("fqgan", "fqgan.errors"),
     ("fqgan.printing", "fqgan.ranks"),
-    ("fqgan.schema", "fqgan.files", "fqgan.hub", "fqgan.pickles", "fqgan.resumable"),
+    ("fqgan.schema", "fqgan.files", "fqgan.hub", "fqgan.outputs", "fqgan.pickles", "fqgan.resumable"),
     ("fqgan.ranges",),
     ("fqgan.config",),
     ("fqgan.presets",),

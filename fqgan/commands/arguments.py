@@ -8,7 +8,6 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -43,16 +42,6 @@ def at_least(smallest: int, **values: int) -> None:
     for name, value in values.items():
         if value < smallest:
             raise UserError(f"--{name} must be at least {smallest}, got {value}")
-
-
-def check_output(path: Path, *, folder: bool, option: str = "--out") -> None:
-    """`UserError` for an output path that cannot be written; told before the work, not after it."""
-    if path.exists() and path.is_dir() != folder:
-        kinds = ("file", "folder") if folder else ("folder", "file")
-        raise UserError(f"{option} {path} is a {kinds[0]}: name a {kinds[1]}")
-    for parent in path.parents:
-        if parent.exists() and not parent.is_dir():
-            raise UserError(f"{option} {path}: {parent} is a file, not a folder")
 
 
 def _option_names(cls: type, default: Any) -> set[str]:

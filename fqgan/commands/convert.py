@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from fqgan import hub
-from fqgan.commands.arguments import check_output, parse
+from fqgan.commands.arguments import parse
 from fqgan.errors import UserError
 from fqgan.files import make_folder, making_folder
+from fqgan.outputs import check_output
 from fqgan.printing import say
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Arguments:
 def main(argv: list[str]) -> None:
     """Entry point."""
     arguments = parse(Arguments, argv, PROG, "Released files to folders of ours and back, runs to folders.")
-    check_output(arguments.out, folder=arguments.to == "folder", option="DST")
+    check_output(arguments.out, folder=arguments.to == "folder", option="DST", inputs=[arguments.source])
     if arguments.out.is_file() or (arguments.out.is_dir() and any(arguments.out.iterdir())):
         raise UserError(f"DST {arguments.out} exists: choose another name")
     path = hub.local(arguments.source)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.arguments import at_least, parse
 from fqgan.commands.progress import image_bar, readable_bytes
 from fqgan.config import SourceOptions
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError, make_folder, write_text
+from fqgan.outputs import check_output
 from fqgan.printing import say
 from fqgan.schema import did_you_mean
 
@@ -105,7 +106,7 @@ def _info(argv: list[str]) -> None:
     at_least(0, scan=arguments.scan, workers=arguments.workers)
     at_least(1, size=min(arguments.size, default=1))
     if arguments.json != Path():
-        check_output(arguments.json, folder=False, option="--json")
+        check_output(arguments.json, folder=False, option="--json", inputs=[arguments.source])
     from rich import print as show
 
     from fqgan.data.sources import open_source
@@ -213,7 +214,7 @@ def _pack(argv: list[str]) -> None:
     for name, value in (("crop-min", arguments.crop_min), ("max-unreadable", arguments.max_unreadable)):
         if not 0 <= value <= 1:
             raise UserError(f"--{name} must be between 0 and 1, got {value}")
-    check_output(arguments.out, folder=True)
+    check_output(arguments.out, folder=True, inputs=[arguments.source])
 
     from fqgan.data.pack import Packer
     from fqgan.data.shards import PackOptions

@@ -10,11 +10,12 @@ import tyro
 
 from fqgan import hub
 from fqgan.commands import generate
-from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.arguments import at_least, parse
 from fqgan.commands.evaluate_samples import compared
 from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path, run_of
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
+from fqgan.outputs import check_output
 from fqgan.printing import say
 
 PROG = "fqgan evaluate generator"
@@ -49,14 +50,14 @@ def main(argv: list[str]) -> None:
     """Entry point."""
     about = "Generate pictures of all classes and compare them with real ones (ADM's protocol: 50,000, gFID)."
     arguments = parse(Arguments, argv, PROG, about)
-    arguments.check()
+    arguments.check(arguments.data, arguments.checkpoint)
     at_least(1, num=arguments.num)
     at_least(0, seed=arguments.seed)
     path = result_path(arguments.checkpoint, arguments.out)
     home = run_of(arguments.checkpoint)
     beside = home if home.is_dir() else path.parent
     folder = beside / "evaluation" if arguments.samples == Path() else arguments.samples
-    check_output(folder, folder=True, option="--samples")
+    check_output(folder, folder=True, option="--samples", inputs=[arguments.data])
     name = str(arguments.checkpoint)
     arguments = replace(arguments, checkpoint=hub.local(arguments.checkpoint))
     with measuring(arguments.device) as world:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fqgan.commands.arguments import check_output, parse
+from fqgan.commands.arguments import parse
 from fqgan.commands.measuring import MeasuringOptions, conclude, features_of, measuring, scores_of, size_of
 from fqgan.config import SourceOptions
 from fqgan.errors import UserError
+from fqgan.outputs import check_output
 from fqgan.printing import say
 
 if TYPE_CHECKING:
@@ -45,9 +46,10 @@ class Arguments(MeasuringOptions, SourceOptions):
 def main(argv: list[str]) -> None:
     """Entry point."""
     arguments = parse(Arguments, argv, PROG, "Compare a set of images with a reference.")
-    arguments.check()
+    inputs = arguments.reference, arguments.samples
+    arguments.check(*inputs)
     if arguments.npz != Path():
-        check_output(arguments.npz, folder=False, option="--npz")
+        check_output(arguments.npz, folder=False, option="--npz", inputs=inputs)
     with measuring(arguments.device) as world:
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.sets import open_set

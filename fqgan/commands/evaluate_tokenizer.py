@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     """Entry point."""
     about = "How well a tokenizer reproduces images: per pixel, perceptually, as a set (rFID), and the codes it uses."
     arguments = parse(Arguments, argv, PROG, about)
-    arguments.check()
+    arguments.check(arguments.data, arguments.checkpoint)
     path = result_path(arguments.checkpoint, arguments.out)
     checkpoint = hub.local(arguments.checkpoint)
     with measuring(arguments.device) as world:

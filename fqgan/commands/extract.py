@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from fqgan import hub
-from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.arguments import at_least, parse
 from fqgan.commands.progress import image_bar, readable_bytes
 from fqgan.config import SourceOptions
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
+from fqgan.outputs import check_output
 from fqgan.printing import say
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def main(argv: list[str], source: ImageSource | None = None) -> None:
         raise UserError(f"--max-unreadable must be between 0 and 1, got {arguments.max_unreadable}")
     if arguments.crop_range and not 1 <= arguments.crop_range < float("inf"):
         raise UserError(f"--crop-range must be at least 1, got {arguments.crop_range}")
-    check_output(arguments.out, folder=True)
+    check_output(arguments.out, folder=True, inputs=[arguments.data, arguments.checkpoint])
     arguments = replace(arguments, checkpoint=hub.local(arguments.checkpoint))
     from fqgan.engine import distributed
     from fqgan.engine.allocator import keep_freed_memory

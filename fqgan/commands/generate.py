@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from fqgan import hub
-from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.arguments import at_least, parse
 from fqgan.commands.progress import image_bar
 from fqgan.config import SamplingConfig
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError
+from fqgan.outputs import check_output
 from fqgan.printing import say
 from fqgan.schema import did_you_mean
 
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
     arguments = parse(Arguments, argv, PROG, "Generate pictures by class: a PNG each, a grid, ADM's .npz on request.")
     at_least(1, num=arguments.num, batch=arguments.batch)
     at_least(0, seed=arguments.seed)
-    check_output(arguments.out, folder=True)
+    check_output(arguments.out, folder=True, inputs=[arguments.checkpoint, arguments.tokenizer])
     arguments = replace(arguments, checkpoint=hub.local(arguments.checkpoint))
     from fqgan.engine import distributed
     from fqgan.engine.allocator import keep_freed_memory
@@ -125,22 +126,27 @@ def make(generator: FAR, settings: SampleSettings, out: Path, source: str, npz: 
     Args:
         source: where the generator comes from.
     """
-    from fqgan.engine.distributed import barrier, from_main
+    import torch
+
+    from fqgan.engine.distributed import all_reduce_sum, barrier, from_main
     from fqgan.generator.samples import SampleFolder
 
-    folder = SampleFolder(out, settings, generator.label_names, source)
+    side = generator.config.grid[0] * generator.tokenizer.config.downsampling
+    folder = SampleFolder(out, settings, side, generator.label_names, source)
     try:
-        missing = from_main(folder.begin)
+        there = from_main(folder.begin)
         if world.is_main:
-            _announce(folder, missing, world)
-        began = time.monotonic()
-        own = missing[world.rank :: world.size]
-        with image_bar("generating", sum(map(len, own)), shown=world.is_main) as advance:
-            for pictures in _pictures(generator, folder, own):
-                advance(pictures)
-        barrier()
+            _announce(folder, there, world)
+        began, own = time.monotonic(), 0
+        share = settings.share(world.rank, world.size)
+        with image_bar("generating", sum(map(len, settings.share(world.rank, world.size))), shown=world.is_main) as bar:
+            missing = (batch for batch in share if not (folder.is_whole(batch) and bar(len(batch)) is None))
+            for pictures in _pictures(generator, folder, missing):
+                own += pictures
+                bar(pictures)
+        made = int(all_reduce_sum(torch.tensor(own, device=world.device)))
         if world.is_main:
-            if made := sum(map(len, missing)):
+            if made:
                 seconds = time.monotonic() - began
                 say(f"{made:,} pictures in {seconds:.1f} s, {made / seconds:.2f} images/s")
             folder.finish(npz)
@@ -181,9 +187,8 @@ def settings_of(arguments: Arguments, generator: FAR, world: World) -> SampleSet
     )
 
 
-def _announce(folder: SampleFolder, missing: list[range], world: World) -> None:
+def _announce(folder: SampleFolder, done: int, world: World) -> None:
     settings = folder.settings
-    done = settings.num - sum(map(len, missing))
     count = len(set(settings.classes))
     classes = f"{count} class" + "es" * (count > 1)
     told = f", {done:,} of them there already" if done else ""
@@ -193,19 +198,17 @@ def _announce(folder: SampleFolder, missing: list[range], world: World) -> None:
     )
 
 
-def _pictures(generator: FAR, folder: SampleFolder, batches: list[range]) -> Iterator[int]:
+def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range]) -> Iterator[int]:
     """Make the pictures of some batches; yields the number of every batch that is written.
 
     On a GPU a thread decodes and writes a batch while the next one is drawn. A CPU has nothing to gain from that: both
     want all cores.
     """
-    if not batches:
-        return
-    settings = folder.settings
-    sampler = generator.sampler(settings.batch, **vars(settings.sampling))
+    settings, sampler = folder.settings, None
     behind: Future[int] | None = None
     with ThreadPoolExecutor(1) as pool:
         for batch in batches:
+            sampler = sampler or generator.sampler(settings.batch, **vars(settings.sampling))
             codes = sampler(settings.labels(batch), settings.seed, first_image=batch.start)
             if codes.device.type == "cpu":
                 yield _write(generator, folder, batch, codes)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fqgan.commands.arguments import at_least, check_output
+from fqgan.commands.arguments import at_least
 from fqgan.commands.progress import image_bar
 from fqgan.config import PictureOptions
 from fqgan.errors import UserError
+from fqgan.outputs import check_output
 from fqgan.printing import say
 
 if TYPE_CHECKING:
@@ -45,12 +46,13 @@ class MeasuringOptions(PictureOptions):
     """Where to write the numbers and their protocol; by default eval.json beside what is evaluated."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    def check(self) -> None:
-        """Raise `UserError` for numbers that make no sense, and for an output that cannot be written."""
+    def check(self, *inputs: str | Path) -> None:
+        """Raise `UserError` for numbers that make no sense, and for an output that cannot be written or is one of the
+        `inputs`."""
         at_least(1, batch=self.batch)
         at_least(0, size=self.size, limit=self.limit, workers=self.workers, kept=self.kept)
         if self.out != Path():
-            check_output(self.out, folder=False)
+            check_output(self.out, folder=False, inputs=inputs)
 
     def reading(self, size: int) -> Reading:
         """The options that a set is read with."""

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 import tyro
 
 from fqgan import hub
-from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.arguments import at_least, parse
 from fqgan.errors import UserError
 from fqgan.files import make_folder, write_bytes
+from fqgan.outputs import check_output
 from fqgan.printing import say
 
 PROG = "fqgan reconstruct"
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
     if not arguments.images:
         raise UserError(f"name at least one picture: {PROG} CHECKPOINT PICTURE ... --out DIR")
     at_least(0, size=arguments.size)
-    check_output(arguments.out, folder=True)
+    check_output(arguments.out, folder=True, inputs=[arguments.checkpoint, *arguments.images])
     checkpoint = hub.local(arguments.checkpoint)
     import numpy as np
     import torch

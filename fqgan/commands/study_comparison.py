@@ -10,10 +10,11 @@ import tyro
 
 from fqgan import hub
 from fqgan.commands import evaluate_generator, evaluate_tokenizer
-from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.arguments import at_least, parse
 from fqgan.config import SamplingConfig
 from fqgan.config.data import Small
 from fqgan.errors import UserError
+from fqgan.outputs import check_output
 from fqgan.printing import say
 
 if TYPE_CHECKING:

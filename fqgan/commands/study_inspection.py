@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fqgan import hub
-from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.arguments import at_least, parse
 from fqgan.commands.generate import chosen_classes
 from fqgan.commands.progress import image_bar
 from fqgan.config import SourceOptions
 from fqgan.config.data import Small
 from fqgan.errors import UserError
+from fqgan.outputs import check_output
 from fqgan.printing import say
 from fqgan.studies.tables import file_stem
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fqgan.commands.arguments import at_least, check_output
+from fqgan.commands.arguments import at_least
 from fqgan.commands.training import TrainingCommand
 from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.config.data import Small
 from fqgan.errors import UserError
+from fqgan.outputs import check_output
 from fqgan.printing import say
 from fqgan.schema import did_you_mean
 from fqgan.studies import generators, tokenizers

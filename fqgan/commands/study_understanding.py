@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from fqgan import hub
-from fqgan.commands.arguments import at_least, check_output, parse
+from fqgan.commands.arguments import at_least, parse
 from fqgan.commands.training import value_of
 from fqgan.config import (
     IMAGE,
@@ -22,6 +22,7 @@ from fqgan.config import (
 )
 from fqgan.config.data import Small
 from fqgan.errors import UserError
+from fqgan.outputs import check_output
 from fqgan.printing import say
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from fqgan.data.transforms import resize_shorter
 from fqgan.data.unreadable import Note, Omissions
 from fqgan.data.workers import load
 from fqgan.errors import UnreadableError, UserError
-from fqgan.files import lock, make_folder, sync, write_text, writing
+from fqgan.files import sync, write_text, writing
+from fqgan.resumable import ResumableFolder
 
 SAMPLE = 32
 """Pictures behind the estimate of the space needed, and whose pixels are compared when packing goes on."""
@@ -55,6 +56,13 @@ class Packer:
     ):
         self.source, self.folder, self.options = source, folder, options
         self.workers, self.max_unreadable = workers, max_unreadable
+        self._work = ResumableFolder(
+            folder,
+            kind="packed set",
+            known=lambda: any(folder.glob(".*.pack.json")),
+            lock=f".{options.split}-unfinished/lock",
+        )
+        self._work.check_own()
         self.order = packing_order(source, options.shuffle)
         self.data = fingerprint(source)
         samples, self.bytes_each = _sample(source, options)
@@ -93,22 +101,16 @@ class Packer:
         """
         if self.manifest.complete:
             return self.manifest
-        make_folder(self.unfinished)
+        self._work.take()
         try:
-            held = lock(self.unfinished / "lock")
-        except BlockingIOError:
-            raise UserError(f"{self.folder} is being packed by another process: wait for it") from None
-        with held:
             self._continue()  # another process may have gone on before this one took the lock
-            for stale in self.unfinished.glob(".*.writing"):
-                stale.unlink()
-            try:
-                self._pack(advance, note)
-                self._publish()
-            finally:
-                if self.manifest.complete or not self.manifest.shards:
-                    (self.unfinished / "lock").unlink()
-                    self.unfinished.rmdir()
+            self._pack(advance, note)
+            self._publish()
+        finally:
+            if self.manifest.complete or not self.manifest.shards:
+                self._work.abandon()
+            else:
+                self._work.release()
         return self.manifest
 
     def _check_neighbours(self) -> None:
@@ -135,9 +137,7 @@ class Packer:
                 f"{self.folder} is packed from {old.source}, which is another source or has changed since ({changed}): "
                 "use a new --out"
             )
-        if changed := schema.diff(old.options, self.options):
-            told = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items())
-            raise UserError(f"{self.folder} is packed with other options ({told}): restore them or use a new --out")
+        self._work.changed(old.options, self.options)
         self.manifest = replace(old, shards=shards, complete=old.complete and len(shards) == self.options.shards)
 
     def _find(self, shard: Shard) -> Path | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,8 @@ from fqgan.data.tokens import (
     problems,
 )
 from fqgan.errors import UserError
-from fqgan.files import lock, make_folder, replacing, sync, write_text
+from fqgan.files import replacing, sync, write_text
+from fqgan.resumable import ResumableFolder
 
 SHARDS = 1024
 """Shards of a store at most,"""
@@ -59,7 +60,13 @@ class TokenWriter:
         length = manifest.options.images_per_shard
         self.ranges = [(start, min(start + length, images)) for start in range(0, images, length)]
         """(start, stop) of each shard."""
-        self._lock: IO[str] | None = None
+        self._work = ResumableFolder(
+            folder,
+            kind="token store",
+            known=lambda: self._stored() is not None,
+            lock=f"{UNFINISHED}/lock",
+            beside=[TOKENIZER, SETTINGS],
+        )
 
     @property
     def unfinished(self) -> Path:
@@ -82,23 +89,13 @@ class TokenWriter:
         Raises:
             UserError: the folder holds something else, a store of other settings or data, or another process is at it.
         """
-        stored = self._stored()
-        if stored is None and self.folder.is_dir() and any(self.folder.iterdir()) and not self.unfinished.is_dir():
-            raise UserError(f"{self.folder} exists and is no token store: use a new --out")
-        if stored is not None:
+        self._work.check_own()
+        if (stored := self._stored()) is not None:
             self._check_same(stored)
             if stored.shards and not self.unfinished.exists() and not any(problems(self.folder, stored, verify)):
                 self.manifest = stored
                 return []
-        make_folder(self.unfinished)
-        try:
-            self._lock = lock(self.unfinished / "lock")
-        except BlockingIOError:
-            raise UserError(
-                f"{self.folder} is being written by another process: wait for it or use a new --out"
-            ) from None
-        for stale in self.folder.rglob(".*.writing"):
-            stale.unlink()
+        self._work.take()
         self._reopen()
         return self._missing(export, verify, note)
 
@@ -127,6 +124,8 @@ class TokenWriter:
         shards = tuple(done[number] for number in range(len(self.ranges)))
         whole = replace(self.manifest, count=sum(shard.images for shard in shards), shards=shards)
         if not whole.count:
+            for number in done:  # they may be repaired
+                self._record(number).unlink()
             raise UserError(f"not one picture of {whole.source} can be read: {whole.unreadable[0].problem}")
         _write(self.folder / MANIFEST, whole)
         sync(self.folder)
@@ -136,17 +135,15 @@ class TokenWriter:
     def close(self, keep: bool = False) -> None:
         """Give the lock back. A finished store keeps nothing of its making, and one without a single shard nothing at
         all, unless other ranks are still at work (`keep`)."""
-        if self._lock is None:
+        if not self._work.held:
             return
         if (self.folder / MANIFEST).exists():
             shutil.rmtree(self.unfinished)
         elif not keep and not self.records():
-            for path in (self.folder / TOKENIZER, self.unfinished):
-                shutil.rmtree(path, ignore_errors=True)
-            with suppress(OSError):
-                self.folder.rmdir()
-        self._lock.close()
-        self._lock = None
+            for path in (self.folder / TOKENIZER, self.unfinished, *self.folder.glob("*-[0-9]*.npy")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self._work.abandon()
+        self._work.release()
 
     def records(self) -> dict[int, StoreShard]:
         """The shards finished so far, by number. A record that a crash of the machine cut off does not count."""
@@ -163,13 +160,7 @@ class TokenWriter:
                 f"{self.folder} is made of {stored.source}, which is another data set or has changed since "
                 f"({changed}): use a new --out"
             )
-        told = {
-            key: tuple(text[:12] if key == "tokenizer" else text for text in values)
-            for key, values in schema.diff(stored.options, self.manifest.options).items()
-        }
-        if told:
-            listed = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in told.items())
-            raise UserError(f"{self.folder} is made with other settings ({listed}): restore them or use a new --out")
+        self._work.changed(stored.options, self.manifest.options)
 
     def _stored(self) -> StoreManifest | None:
         """The manifest of a finished store, or the settings of one in the making."""

@@ -38,6 +38,7 @@ class RunFolder:
         self.config = config
         self._stats: IO[str] | None = None
         self._folder = ResumableFolder(path, kind="run folder", option="--run", known=self._known, lock="lock")
+        self._folder.check_own()
         self._changed = {} if self.fresh else self._changes()
 
     @property

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ from fqgan import schema
 from fqgan.config import SamplingConfig
 from fqgan.data.sources.npz import write_images
 from fqgan.data.transforms import normalize, to_tensor
-from fqgan.errors import UserError
-from fqgan.files import lock, make_folder, write_text
+from fqgan.files import replacing
+from fqgan.resumable import ResumableFolder
 from fqgan.tokenizer.pictures import grid_of, save_picture
 
 MANIFEST, GRID, ARRAYS = "samples.json", "grid.png", "samples.npz"
@@ -44,10 +45,10 @@ class SampleSettings:
     device: str
     sampling: SamplingConfig
 
-    @property
-    def batches(self) -> list[range]:
-        """The pictures that are made together."""
-        return [range(i, min(i + self.batch, self.num)) for i in range(0, self.num, self.batch)]
+    def share(self, rank: int, ranks: int) -> Iterator[range]:
+        """The pictures that a rank makes together: every so manieth batch."""
+        for start in range(rank * self.batch, self.num, ranks * self.batch):
+            yield range(start, min(start + self.batch, self.num))
 
     def labels(self, pictures: Sequence[int]) -> list[int]:
         """Classes of some pictures: one after the other, round and round."""
@@ -60,43 +61,48 @@ class SampleFolder:
     One rank calls `begin`, `finish` and `close`, any rank writes pictures (`path`).
 
     Args:
+        side: pixels of a picture's sides.
         names: of the generator's classes; may be empty.
         source: where the generator comes from; only told, not compared.
     """
 
-    def __init__(self, folder: Path, settings: SampleSettings, names: Sequence[str], source: str):
-        self.folder, self.settings, self.names, self.source = folder, settings, names, source
-        self._lock: IO[str] | None = None
+    def __init__(self, folder: Path, settings: SampleSettings, side: int, names: Sequence[str], source: str):
+        self.folder, self.settings, self.side, self.names, self.source = folder, settings, side, names, source
+        self._work = ResumableFolder(
+            folder, kind="folder of generated pictures", known=(folder / MANIFEST).exists, beside=[MANIFEST]
+        )
 
     def path(self, picture: int) -> Path:
         """Of one picture."""
         return self.folder / f"{picture:06d}.png"
 
-    def begin(self) -> list[range]:
-        """Take the lock; returns the batches that are not all there.
+    def begin(self) -> int:
+        """Take the lock; returns how many pictures are there.
 
         Raises:
             UserError: other settings' pictures or other files are there, or another process is at it.
         """
-        manifest, lock_file = self.folder / MANIFEST, self.folder / ".lock"
+        manifest = self.folder / MANIFEST
+        self._work.check_own()
         if manifest.exists():
-            content = schema.load_json(manifest)
-            found = schema.from_dict(SampleSettings, content.get("settings", {}), str(manifest))
-            if changed := schema.diff(found, self.settings):
-                told = ", ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in changed.items())
-                raise UserError(f"{self.folder} holds pictures of other settings ({told}): choose another folder")
-        elif self.folder.is_dir() and any(path != lock_file for path in self.folder.iterdir()):
-            raise UserError(f"{self.folder} holds something else than generated pictures: choose another folder")
-        make_folder(self.folder)
-        try:
-            self._lock = lock(lock_file)
-        except BlockingIOError:
-            raise UserError(f"another process is generating into {self.folder}: wait for it") from None
-        for stale in self.folder.glob(".*.writing"):
-            stale.unlink()
+            content = schema.entry(schema.load_json(manifest), "settings", dict, manifest)
+            self._work.changed(schema.from_dict(SampleSettings, content, str(manifest)), self.settings)
+        self._work.take()
         if not manifest.exists():
             self._record(complete=False)
-        return [batch for batch in self.settings.batches if not all(self.path(i).exists() for i in batch)]
+        return sum(bool(re.fullmatch(r"\d{6,}\.png", entry.name)) for entry in os.scandir(self.folder))
+
+    def is_whole(self, batch: range) -> bool:
+        """Whether all pictures of a batch are there, of this size and undamaged. Otherwise it is made anew."""
+        for picture in batch:
+            try:
+                with Image.open(self.path(picture)) as image:
+                    if (image.format, image.mode, image.size) != ("PNG", "RGB", (self.side, self.side)):
+                        return False
+                    image.verify()
+            except (OSError, ValueError, SyntaxError):
+                return False
+        return True
 
     def finish(self, arrays: bool) -> list[Path]:
         """The grid, ADM's .npz if asked for, and the manifest; returns the files."""
@@ -116,22 +122,24 @@ class SampleFolder:
 
     def close(self) -> None:
         """Give the lock back."""
-        if self._lock is not None:
-            (self.folder / ".lock").unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+        self._work.release(finished=True)
 
     def _record(self, complete: bool) -> None:
-        labels = self.settings.labels(range(self.settings.num))
+        """The manifest; it lists pictures, line by line, once all are there."""
         content = {
             "format_version": schema.FORMAT_VERSION,
             "complete": complete,
             "source": self.source,
             "settings": schema.to_dict(self.settings),
             "class_names": {str(label): self.names[label] for label in self.settings.classes if self.names},
-            "pictures": [{"file": self.path(i).name, "label": label} for i, label in enumerate(labels)],
         }
-        write_text(self.folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+        head = json.dumps(content, indent=1).removesuffix("\n}")
+        with replacing(self.folder / MANIFEST) as temporary, temporary.open("w") as file:
+            file.write(head + ',\n "pictures": [')
+            for i in range(self.settings.num if complete else 0):
+                row = json.dumps({"file": self.path(i).name, "label": self.settings.labels([i])[0]})
+                file.write(f"{',' if i else ''}\n  {row}")
+            file.write("\n ]\n}\n")
 
     def _read(self, picture: int) -> Image.Image:
         with Image.open(self.path(picture)) as image:
