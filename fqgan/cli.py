@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from fqgan import __version__
-from fqgan.errors import UserError
+from fqgan.errors import UserError, in_one_line, out_of_memory
 from fqgan.files import SURROUNDINGS, reason
 from fqgan.printing import refuse, say, steady_streams
 from fqgan.ranks import ranks_or_one
@@ -52,6 +52,10 @@ def main(argv: list[str] | None = None) -> int:
         return refuse(str(error))
     except KeyboardInterrupt:
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return refuse(f"out of memory ({in_one_line(error)}): smaller pictures, batches or models need less")
     except OSError as error:  # the last net: what writes files says more
         if error.errno not in SURROUNDINGS:
             raise

@@ -13,6 +13,12 @@ class TooSmallError(UnreadableError):
     """One picture is below the size and is to be skipped: loaders go on without it and count it apart."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python's or torch's, says that memory is used up."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 def in_one_line(error: Exception) -> str:
     """What a library says is wrong, without line breaks and cut at 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -25,6 +25,7 @@ def check_output(path: Path, *, folder: bool, option: str = "--out", inputs: Ite
         inputs: paths and data specs that are read; what is no local path is passed over.
     """
     try:
+        str(path).encode()  # TensorBoard and others write no other names
         _check_place(path, folder, option)
         for given in _local(inputs):
             _check_apart(path, given, folder, option)

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from fqgan.errors import UserError
-from fqgan.schema import flatten
+from fqgan.schema import LARGEST, flatten
 
 # what numbers may be; all others must be at least 0
 _AT_LEAST_1 = re.compile(
@@ -37,12 +37,17 @@ _BELOW_1 = (
     "quantizer.ema_decay",
     "train.ema_decay",
 )
-# integers of an architecture: larger ones, from a broken file, would keep a machine busy before anything is compared
+# larger integers, from a broken file, would keep a machine busy before anything is compared
 _AT_MOST = (
     (re.compile(r"model\.(res_blocks|feature_head_depth|depth|head_depth|factors\.\d+\.adapter_depth)"), 1000),
     (re.compile(r"model\.channel_multipliers"), 2**10),
     (re.compile(r"model\.(codebook_sizes|num_classes|mlp_multiple|factors\.\d+\.codebook_size)"), 2**24),
     (re.compile(r"model\..*"), 2**16),
+    # what is started or kept in memory as often
+    (re.compile(r"data\.workers"), 2**10),
+    (re.compile(r"data\.lanes|data\.window|train\.sample_images"), 2**16),
+    (re.compile(r"train\.batch|train\.micro_batch"), 2**32),
+    (re.compile(r".*"), LARGEST - 1),
 )
 _ENTRIES = 1000
 
@@ -53,12 +58,12 @@ def check_ranges(config: Any, prefix: str = "") -> None:
         name = prefix + leaf
         if isinstance(value, tuple) and len(value) > _ENTRIES:
             raise UserError(f"{name} has {len(value)} entries, at most {_ENTRIES} make sense")
-        most = next((limit for names, limit in _AT_MOST if names.fullmatch(name)), None)
+        most = next(limit for names, limit in _AT_MOST if names.fullmatch(name))
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, str):
                 continue
-            if most and isinstance(number, int) and number > most:
-                raise UserError(f"{name} must be at most {most}, got {str(number)[:40]}")
+            if isinstance(number, int) and number > most:
+                raise UserError(f"{name} must be at most {most}, got a number of {number.bit_length()} bits")
             low, high = int(bool(_AT_LEAST_1.fullmatch(name))), 1 if name in _BELOW_1 else math.inf
             if not low <= number < high or (name in _ABOVE_0 and not number):
                 rule = "above 0" if name in _ABOVE_0 else f"at least {low}" + (" and below 1" if high == 1 else "")

@@ -50,6 +50,7 @@ class ResumableFolder:
     def check_own(self) -> None:
         """`UserError` for a file, and for a folder that holds something else. Nothing is touched."""
         try:
+            str(self.path).encode()  # TensorBoard and others write no other names
             if not self.path.exists() and not self.path.is_symlink():
                 return
             if not self.path.is_dir():
@@ -57,6 +58,8 @@ class ResumableFolder:
             names = list(self.path.iterdir())
         except OSError as error:
             raise UserError(f"{self.option} {self.path} cannot be read: {error.strerror}") from None
+        except UnicodeEncodeError:
+            raise UserError(f"{self.option} {self.path} is no name in UTF-8: choose another one") from None
         if self._known() or all(_is_empty(path, self._beside) for path in names):
             return
         raise UserError(f"{self.option} {self.path} exists and is no {self.kind}: choose another name")

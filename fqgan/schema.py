@@ -17,6 +17,8 @@ from fqgan.errors import UserError, in_one_line
 
 FORMAT_VERSION = 1
 _LONGEST = 2**26  # bytes of a JSON file
+LARGEST = 2**63
+"""What integers must stay below: torch and NumPy take no larger ones."""
 T = TypeVar("T")
 
 
@@ -63,6 +65,8 @@ def _build(cls: Any, value: Any, where: str) -> Any:
         return value
     if origin is types.UnionType:
         cls = args[0]
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        raise UserError(f"key {name} must be below 2^63, got a number of {value.bit_length()} bits")
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, cls) or (cls is int and isinstance(value, bool)):

@@ -63,6 +63,8 @@ def main(argv: list[str]) -> None:
         f"Train a tokenizer (preset {PRESET}) on ten packaged photographs and a generator ({second.PRESET}) on its "
         "codes, measure both, and show everything on one page. Works offline.",
     )
+    if arguments.run == Path():
+        raise UserError("--run must name a folder, such as --run runs/quickstart")
     at_least(0, steps=arguments.steps, images=arguments.images)
     at_least(0, **{"generator-steps": arguments.generator_steps})
     _check_surroundings()

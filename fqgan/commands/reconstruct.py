@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
     from fqgan.data.images import load_images
     from fqgan.engine.allocator import keep_freed_memory
     from fqgan.engine.distributed import pick_device
+    from fqgan.engine.memory import check_pictures
     from fqgan.metrics.psnr import psnr
     from fqgan.tokenizer.pictures import reconstruction_rows, row_of, save_picture
 
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> None:
     tokenizer = load_tokenizer(checkpoint, device, arguments.weights, arguments.precision)
     size = arguments.size or tokenizer.config.image_size
     tokenizer.check_size(size, size)
+    check_pictures(1, size, tokenizer.config.channels, device)
     # all pictures are read before anything is written, so that a bad one leaves nothing half done
     images = load_images(arguments.images, size)
     make_folder(arguments.out)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fqgan import presets
 from fqgan.commands.training import RunArguments, TrainingCommand, print_last, value_of
 from fqgan.config import TokenizerRunConfig
+from fqgan.config.tokenizer import MOST_FACTORS
 from fqgan.errors import UserError
 
 
@@ -50,8 +52,8 @@ def _resized(base: TokenizerRunConfig, argv: list[str]) -> TokenizerRunConfig:
 
 def with_num_factors(config: TokenizerRunConfig, count: str) -> TokenizerRunConfig:
     """The first factors of a config, or all with the last repeated under numbered names."""
-    if not count.isdigit() or not int(count):
-        raise UserError(f"--num-factors must be a positive integer, got {count!r}")
+    if not re.fullmatch("[0-9]{1,3}", count) or not 0 < int(count) <= MOST_FACTORS:
+        raise UserError(f"--num-factors must be an integer from 1 to {MOST_FACTORS}, got {count[:40]!r}")
     factors = list(config.model.factors[: int(count)])
     last = factors[-1]
     for number in range(len(factors), int(count)):

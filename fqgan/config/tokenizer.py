@@ -21,6 +21,9 @@ TEACHER_DIMS = {
 }
 
 
+MOST_FACTORS = 100
+
+
 @dataclass(frozen=True)
 class FactorConfig:
     """One factor: a sub-codebook with its adapter (paper section 3.2)."""
@@ -100,14 +103,16 @@ class TokenizerConfig:
         """Raise `UserError` for an architecture that cannot be built."""
         if not self.factors or not self.channel_multipliers:
             raise UserError("model.factors and model.channel_multipliers need at least one entry each")
-        if len(self.factors) > 100:
-            raise UserError(f"model.factors has {len(self.factors)} entries, at most 100 make sense")
+        if len(self.factors) > MOST_FACTORS:
+            raise UserError(f"model.factors has {len(self.factors)} entries, at most {MOST_FACTORS} make sense")
         check_ranges(self, "model.")
         if self.image_size % self.downsampling:
             raise UserError(
                 f"model.image_size {self.image_size} is no multiple of the downsampling factor {self.downsampling}"
             )
         names = [factor.name for factor in self.factors]
+        if odd := next((name for name in names if not name.isprintable() or not name.strip()), None):
+            raise UserError(f"a factor's name must be printable, got {odd!r}")
         if len(set(names)) < len(names):
             raise UserError(f"factor names must differ, got {', '.join(names)}")
         if any(self.channels * multiplier % 32 for multiplier in self.channel_multipliers):

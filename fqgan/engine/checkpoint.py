@@ -91,6 +91,7 @@ def problem_of(folder: Path) -> str:
     """What is wrong with a checkpoint's files; empty if nothing is."""
     try:
         files = load_state(folder)["files"]
+        load_json(folder / "config.json")
     except UserError as error:
         return str(error)
     for name, size in files.items():

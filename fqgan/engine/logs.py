@@ -116,12 +116,17 @@ def elapsed(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
 
 
-def _wandb(project: str, run: RunFolder) -> Any:
+def load_wandb() -> Any:
+    """The package; `UserError` where it is not installed."""
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("train.wandb needs the package wandb: pip install wandb, or leave train.wandb empty") from None
-    return wandb.init(
+    return wandb
+
+
+def _wandb(project: str, run: RunFolder) -> Any:
+    return load_wandb().init(
         project=project,
         name=run.path.name,
         id=run.identity(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,9 @@ CHANGEABLE = re.compile(
     r"data|validation|tokenizer|data\.(source|validation|image_column|label_column|max_unreadable|small|workers)"
 )
 """What a resumed run may change: never architecture, order of the data, or what its random numbers are drawn from."""
+
+
+_MADE = ("config.json", "stats.jsonl", "wandb-id", "tensorboard", "checkpoints", "images", "tokenizer", "wandb")
 
 
 class RunFolder:
@@ -118,6 +122,18 @@ class RunFolder:
         with writing(self.path / "stats.jsonl"):
             self._stats.write(json.dumps(values) + "\n")
             self._stats.flush()
+
+    def abandon(self) -> None:
+        """After a refusal: leave nothing of a run that never began, which has neither a checkpoint nor statistics."""
+        stats = self.path / "stats.jsonl"
+        if not self._folder.held or not self.fresh or (stats.exists() and stats.stat().st_size):
+            return
+        for name in _MADE:
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if self._stats is not None:
+            self._stats.close()
+        self._folder.abandon()
 
     def close(self) -> None:
         """Give the lock back."""

@@ -13,9 +13,11 @@ from fqgan.engine import distributed
 from fqgan.engine.allocator import keep_freed_memory
 from fqgan.engine.batches import micro_batch, total_steps
 from fqgan.engine.distributed import World
+from fqgan.engine.logs import load_wandb
 from fqgan.engine.precision import has_bf16
 from fqgan.engine.run import RunFolder
 from fqgan.engine.trainer import Task, Trainer
+from fqgan.errors import UserError
 from fqgan.printing import say
 
 
@@ -37,6 +39,8 @@ def session(config: TrainConfig) -> Iterator[World]:
 def train(task: Task, run: RunFolder, world: World, images: int) -> None:
     """Train `task` on a data set of `images` images, or go on where the run folder's last checkpoint ends."""
     config = run.config
+    if config.train.wandb:
+        load_wandb()
     resume = distributed.from_main(run.open)
     try:
         steps = total_steps(config.train, images)
@@ -51,5 +55,9 @@ def train(task: Task, run: RunFolder, world: World, images: int) -> None:
                 say("warning: this CPU has no bf16: --train.precision float32 is up to ten times as fast")
         task.start(run, fresh=resume is None)
         Trainer(task, run, world, steps, config.train, config.optimizer).fit(resume)
+    except UserError:
+        if world.is_main:
+            run.abandon()
+        raise
     finally:
         run.close()

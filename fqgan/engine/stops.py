@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import torch
 from torch.distributed import DistError
 
 from fqgan.engine import distributed
-from fqgan.errors import UserError, in_one_line
+from fqgan.errors import UserError, in_one_line, out_of_memory
 
 T = TypeVar("T")
 
@@ -69,7 +68,7 @@ class Agreed(Iterator[T]):
 def in_words(error: Exception) -> Exception:
     """The `UserError` that stands for too little memory or a lost rank; any other error as it is."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+    if out_of_memory(error):
         return UserError(
             f"out of memory ({in_one_line(error)}): a smaller --train.micro-batch makes the same batch in parts, "
             "activation checkpointing needs less for them"

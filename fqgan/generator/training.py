@@ -31,6 +31,7 @@ from fqgan.engine.batches import micro_batch, share_of
 from fqgan.engine.checkpoint import check_fit
 from fqgan.engine.compilation import compile_parts
 from fqgan.engine.distributed import World, all_reduce_sum, from_main
+from fqgan.engine.memory import check_training
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
@@ -228,6 +229,10 @@ def train_generator(config: GeneratorRunConfig, path: Path) -> None:
         model = config.model.resolved(store.codebook_sizes, store.grid, store.num_classes)
         config = replace(config, model=model)
         config.sampling.check(model.codebook_sizes)
+        with torch.device("meta"):
+            shape = FAR(model)
+        rows = model.num_positions * model.width * (1 if config.train.activation_checkpointing else model.depth)
+        check_training(shape, config.optimizer, config.train, world, rows)
         run = RunFolder(path, config)
         from_main(lambda: _tokenizer_of(config, store).config)
         init = _initial(config, store) if config.init and run.fresh else None

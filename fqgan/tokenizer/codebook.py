@@ -148,13 +148,17 @@ class CodebookKeeper:
 def spherical_kmeans(rows: Tensor, num_centres: int, iterations: int, generator: torch.Generator) -> Tensor:
     """Centres (K, D) of unit length for `rows` (N, D) of unit length, N >= K; the similarity is the dot product.
 
-    Starts from K different rows; a centre that loses all of its rows stays where it is (Dhillon and Modha 2001).
+    Starts from K different rows; a centre that loses all of its rows stays where it is (Dhillon and Modha 2001). Ends
+    early once nothing moves.
     """
     centres = rows[torch.randperm(len(rows), generator=generator)[:num_centres].to(rows.device)]
     for _ in range(iterations):
         sums = torch.zeros_like(centres).index_add_(0, nearest_codes(rows, centres), rows)
         length = sums.norm(dim=1, keepdim=True)
-        centres = torch.where(length < _SHORTEST, centres, sums / length)
+        moved = torch.where(length < _SHORTEST, centres, sums / length)
+        if torch.equal(moved, centres):
+            break
+        centres = moved
     return centres
 
 

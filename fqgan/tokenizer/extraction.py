@@ -19,6 +19,7 @@ from fqgan.data.transforms import NUM_CROPS, CropKind, normalize
 from fqgan.data.unreadable import Omissions
 from fqgan.data.workers import load
 from fqgan.engine.distributed import World
+from fqgan.engine.memory import check_pictures
 from fqgan.engine.signals import Stop, stop_requests
 from fqgan.tokenizer.model import FactorizedTokenizer
 
@@ -58,6 +59,7 @@ def plan(
         crops_per_pass=crops_per_pass or max(1, PASS_PIXELS[device] // size**2),
         images_per_shard=shard_images or images_per_shard(len(source), NUM_CROPS[crops]),
     )
+    check_pictures(options.crops_per_pass, size, tokenizer.config.channels, torch.device(device))
     return StoreManifest(
         options,
         num_factors=len(sizes),

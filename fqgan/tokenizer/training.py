@@ -20,6 +20,7 @@ from fqgan.data.transforms import normalize
 from fqgan.data.unreadable import UnreadableMeter
 from fqgan.engine.batches import micro_batch, share_of
 from fqgan.engine.distributed import World, all_reduce_sum
+from fqgan.engine.memory import check_training
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
@@ -275,6 +276,7 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
         teachers = load_teachers(config.model.factors, config.train.precision, world.device)
         config = _with_teacher_dims(config, teachers)
         perceptual = load_perceptual(config.loss.perceptual) if config.loss.perceptual_weight else None
+        _check_memory(config, world)
         run = RunFolder(path, config)
         init = Start.of(config.init, config.model) if config.init and run.fresh else None
         if init and world.is_main:
@@ -285,6 +287,15 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
                 announce(validation, config.model.image_size)
         task = TokenizerTask(config, world, source, validation, teachers, perceptual, init)
         train(task, run, world, len(source))
+
+
+def _check_memory(config: TokenizerRunConfig, world: World) -> None:
+    """`UserError` where the machine is too small: by the model's size, and two maps of each picture at least."""
+    with torch.device("meta"):
+        model = FactorizedTokenizer(config.model)
+    shape, pixels = config.model, config.model.image_size**2
+    rows = 3 * pixels + 2 * shape.channels * pixels // shape.stem**2
+    check_training(model, config.optimizer, config.train, world, rows)
 
 
 def _with_teacher_dims(config: TokenizerRunConfig, teachers: dict[str, Teacher]) -> TokenizerRunConfig:

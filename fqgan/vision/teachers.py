@@ -26,6 +26,9 @@ FORMS = (
 )
 
 
+_LARGEST = 4096
+
+
 class EfficientNetTeacher(Teacher):
     """The packaged EfficientNet-Lite0: its pooled feature, or the average over positions of one stage's map.
 
@@ -81,10 +84,12 @@ def load_teacher(name: str, precision: str = "float32", device: torch.device | N
         UserError: for unknown names, sizes that do not fit, and missing packages, folders and files; within about two
             seconds where there is no network.
     """
-    parts = re.fullmatch(r"([^:@]+)(?::(.+?))?(?:@(\d+))?", name)
+    parts = re.fullmatch(r"([^:@]+)(?::(.+?))?(?:@(\d{1,9}))?", name)
     family, model, size = (parts[1], parts[2] or "", int(parts[3] or 0)) if parts else ("", "", 0)
     device = device or torch.device("cpu")
     try:
+        if size > _LARGEST:
+            raise UserError(f"the input must have at most {_LARGEST:,} pixels a side")
         with torch.random.fork_rng(devices=[]):
             if family == OFFLINE:
                 return EfficientNetTeacher(name, _size(size), _stage(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def _weights(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"the file {path} does not exist")
     try:
-        return dict(load_state_dict(str(path), device="cpu", weights_only=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats of pickles, where one line of ours says what is wrong
+            return dict(load_state_dict(str(path), device="cpu", weights_only=True))
     except Exception as error:  # damaged and foreign files fail in many ways
         raise UserError(f"{path} is damaged or no file of weights: {in_one_line(error)}") from error
 
