@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from fqgan.errors import UserError
-from fqgan.schema import LARGEST, flatten
+from fqgan.schema import LARGEST, digits, flatten
 
 # what numbers may be; all others must be at least 0
 _AT_LEAST_1 = re.compile(
@@ -63,7 +63,7 @@ def check_ranges(config: Any, prefix: str = "") -> None:
             if isinstance(number, str):
                 continue
             if isinstance(number, int) and number > most:
-                raise UserError(f"{name} must be at most {most}, got a number of {number.bit_length()} bits")
+                raise UserError(f"{name} must be at most {most}, got {digits(number)}")
             low, high = int(bool(_AT_LEAST_1.fullmatch(name))), 1 if name in _BELOW_1 else math.inf
             if not low <= number < high or (name in _ABOVE_0 and not number):
                 rule = "above 0" if name in _ABOVE_0 else f"at least {low}" + (" and below 1" if high == 1 else "")

@@ -66,12 +66,17 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     if origin is types.UnionType:
         cls = args[0]
     if isinstance(value, int) and abs(value) >= LARGEST:
-        raise UserError(f"key {name} must be below 2^63, got a number of {value.bit_length()} bits")
+        raise UserError(f"key {name} must be below 2^63, got {digits(value)}")
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, cls) or (cls is int and isinstance(value, bool)):
         raise UserError(f"key {name} must be {cls.__name__}, got {value!r}")
     return value
+
+
+def digits(number: int) -> str:
+    """An integer in words that stay short."""
+    return str(number) if number.bit_length() <= 128 else f"a number of {number.bit_length()} bits"
 
 
 def did_you_mean(word: str, known: Any) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 import fqgan
+from fqgan.data.token_manifest import StoreManifest, StoreOptions
 from fqgan.data.token_writer import TokenWriter
-from fqgan.data.tokens import StoreManifest, StoreOptions, TokenStore
+from fqgan.data.tokens import TokenStore
 from fqgan.data.transforms import CropKind
 from fqgan.tokenizer.model import FactorizedTokenizer
 

@@ -173,7 +173,7 @@ def test_a_run_in_use_is_refused(here: Path, tiny: TokenizerRunConfig, nothing_h
         ("truncated good.png", ["truncated/model.safetensors is truncated"]),
         ("foreign good.png", ["foreign/model.safetensors is truncated or no safetensors file"]),
         ("other-model good.png", ["other-model/model.safetensors: tensor", "has shape"]),
-        ("huge good.png", ["huge/config.json: model.channels must be at most 65536, got 1000000000000000000000"]),
+        ("huge good.png", ["huge/config.json: key channels must be below 2^63, got 1000000000000000000000"]),
         ("deep good.png", ["deep/config.json: model.res_blocks must be at most 1000, got 1000000000"]),
         ("many good.png", ["many/config.json: model.channel_multipliers has 2000 entries, at most 1000 make sense"]),
         ("wrong-type good.png", ["wrong-type/config.json: key factors must be a list, got 'two'"]),

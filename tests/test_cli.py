@@ -113,7 +113,7 @@ TRAIN = "train-tokenizer photos-dual --run x"
         (f"{TRAIN} --train.steps", ["error: Missing value for argument '--train.steps'"]),
         (f"{TRAIN} stray", ["error: Unrecognized options: stray; see fqgan"]),
         (f"{TRAIN} -q", ["unknown option -q"]),
-        (f"{TRAIN} --num-factors 0", ["--num-factors must be a positive integer, got '0'"]),
+        (f"{TRAIN} --num-factors 0", ["--num-factors must be an integer from 1 to 100, got '0'"]),
         (f"{TRAIN} --config nowhere.json", ["nowhere.json does not exist"]),
         (f"{TRAIN} --optimizer.lr -1", ["optimizer.lr must be above 0, got -1.0"]),
         ("reconstruct", ["error: Missing from fqgan reconstruct: CHECKPOINT A run folder"]),

@@ -207,7 +207,7 @@ def test_num_factors_drops_the_last_or_repeats_it(count: str, names: list[str]) 
 
 @pytest.mark.parametrize("count", ["0", "-1", "two", "1.5"])
 def test_num_factors_must_count(count: str) -> None:
-    with pytest.raises(UserError, match=f"--num-factors must be a positive integer, got '{count}'"):
+    with pytest.raises(UserError, match=f"--num-factors must be an integer from 1 to 100, got '{count}'"):
         with_num_factors(PAPER, count)
 
 

@@ -19,8 +19,9 @@ import torch
 from fqgan import schema
 from fqgan.data.fingerprint import changes
 from fqgan.data.order import SampleStream
+from fqgan.data.token_manifest import File, LeftOut, StoreManifest, StoreOptions, StoreShard
 from fqgan.data.token_writer import SHARDS, TokenWriter, images_per_shard
-from fqgan.data.tokens import File, LeftOut, StoreManifest, StoreOptions, StoreShard, TokenStore, array_header
+from fqgan.data.tokens import TokenStore, array_header
 from fqgan.errors import UserError
 
 IMAGES = 23
@@ -183,6 +184,56 @@ def test_refusals(spoil: Callable[[Path], Any], message: str, folder: Path) -> N
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "entry"),
+    [
+        ({"count": 22}, "count"),
+        ({"num_factors": 2}, "num_factors"),
+        ({"num_classes": 2}, "num_classes"),
+        ({"data": {"images": [1]}}, "data"),
+        ({"options": {"codebook_sizes": []}}, "options.codebook_sizes"),
+        ({"options": {"codebook_sizes": [50, 0, 9]}}, "options.codebook_sizes"),
+        ({"options": {"grid": [2, 3, 4]}}, "options.grid"),
+        ({"options": {"grid": [2, -3]}}, "options.grid"),
+        ({"shards": {"images": 6}}, "shards"),
+        ({"shards": {"start": 1}}, "shards"),
+        ({"shards": {"codes": {"name": "../codes.npy"}}}, "files"),
+        ({"shards": {"labels": {"bytes": -1}}}, "files"),
+        ({"shards": {"labels": {"sha256": "no sum"}}}, "files"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_names_the_entry(change: dict[str, Any], entry: str, folder: Path) -> None:
+    file = folder / "manifest.json"
+    content = json.loads(file.read_text())
+    for name, value in change.items():
+        old = content[name][1] if name == "shards" else content[name]
+        if isinstance(value, dict) and name != "data":
+            for key, new in value.items():
+                old[key] = {**old[key], **new} if isinstance(new, dict) else new
+        else:
+            content[name] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"manifest.json: {entry} makes no sense"):
+        TokenStore.open(folder)
+
+
+def test_labels_and_codes_beyond_their_ranges_are_told_on_opening(folder: Path) -> None:
+    for file, dtype, value, told in (
+        ("labels-00001.npy", "<i8", -2, "labels-00001.npy has labels from -2 to"),
+        ("labels-00001.npy", "<i8", 3, "to 3, and the store 3 classes"),
+        ("codes-00001.npy", "<u4", 70_000, "has codes up to 70000 of factor 0, whose codebook has 50"),
+    ):
+        whole = (folder / file).read_bytes()
+        values = np.frombuffer(whole[128:], dtype).copy()
+        values[: len(values) // 2] = value
+        (folder / file).write_bytes(whole[:128] + values.tobytes())
+        with pytest.raises(UserError) as error:
+            TokenStore.open(folder)
+        assert told in str(error.value)
+        (folder / file).write_bytes(whole)
+    TokenStore.open(folder)
+
+
 def flip_last_byte(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -192,7 +243,13 @@ def flip_last_byte(file: Path) -> None:
 @pytest.mark.parametrize("name", ["codes-00002.npy", "labels-00000.npy", "tokenizer/config.json"])
 def test_sums_show_what_sizes_do_not(name: str, folder: Path) -> None:
     flip_last_byte(folder / name)
-    TokenStore.open(folder)
+    if name.startswith("labels"):  # its highest byte: the label of no class
+        with pytest.raises(
+            UserError, match=r"labels-00000.npy has labels from 1 to 72057594037927936, and the store 3 cla"
+        ):
+            TokenStore.open(folder)
+    else:
+        TokenStore.open(folder)
     with pytest.raises(UserError, match=f"{name} is damaged: its content has changed since it was written"):
         TokenStore.open(folder, verify=True)
 
@@ -265,7 +322,7 @@ def sparse(path: Path, header: bytes, size: int) -> File:
     """A file with a header and nothing else on the disk."""
     path.write_bytes(header)
     os.truncate(path, size)
-    return File(path.name, size, "")
+    return File(path.name, size, "0" * 64)
 
 
 def test_imagenet_opens_at_once(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import tyro
 
 from fqgan.errors import UserError
-from fqgan.schema import LARGEST, did_you_mean, flatten
+from fqgan.schema import LARGEST, did_you_mean, digits, flatten
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def at_least(smallest: int, **values: int) -> None:
         if value < smallest:
             raise UserError(f"--{name} must be at least {smallest}, got {value}")
         if value >= LARGEST:
-            raise UserError(f"--{name} must be below 2^63, got a number of {value.bit_length()} bits")
+            raise UserError(f"--{name} must be below 2^63, got {digits(value)}")
 
 
 def _option_names(cls: type, default: Any) -> set[str]:

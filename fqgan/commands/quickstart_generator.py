@@ -55,7 +55,8 @@ def extract_codes(run: Path, device: str, precision: str, images: int) -> None:
 
 def _check_same(store: Path, fingerprint: str, run: Path) -> None:
     """`UserError` for codes of another tokenizer: that of an earlier, shorter trial in the same folder."""
-    from fqgan.data.tokens import MANIFEST, TokenStore
+    from fqgan.data.token_manifest import MANIFEST
+    from fqgan.data.tokens import TokenStore
 
     if (store / MANIFEST).exists() and TokenStore.open(store).fingerprint != fingerprint:
         raise UserError(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fqgan import schema
 from fqgan.data.fingerprint import changes
-from fqgan.data.tokens import (
+from fqgan.data.token_manifest import (
     MANIFEST,
     SETTINGS,
     TOKENIZER,
@@ -23,10 +23,9 @@ from fqgan.data.tokens import (
     LeftOut,
     StoreManifest,
     StoreShard,
-    file_of,
     parse_manifest,
-    problems,
 )
+from fqgan.data.tokens import file_of, problems
 from fqgan.errors import UserError
 from fqgan.files import replacing, sync, write_text
 from fqgan.resumable import ResumableFolder

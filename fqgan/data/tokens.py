@@ -8,7 +8,6 @@ import math
 import mmap
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,131 +18,14 @@ import torch
 from torch import Tensor
 
 from fqgan import schema
-from fqgan.config.data import Small, small_of_upscale
 from fqgan.data.fingerprint import digest
 from fqgan.data.remote import RemoteFolder, is_remote
-from fqgan.data.transforms import CENTER, NUM_CROPS, CropKind
+from fqgan.data.token_manifest import MANIFEST, TOKENIZER, UNFINISHED, File, StoreManifest, parse_manifest
+from fqgan.data.transforms import CENTER
 from fqgan.errors import UserError
 
-MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer"
-UNFINISHED = ".unfinished"
-"""Sub-folder of a store in the making: its settings, and a record of each finished shard."""
-SETTINGS = "settings.json"
-_KIND = "fqgan token store"
-
-
-@dataclass(frozen=True)
-class StoreOptions:
-    """What decides the codes of a store, beside its pictures."""
-
-    tokenizer: str
-    """Fingerprint."""
-    codebook_sizes: tuple[int, ...]
-    """One a factor."""
-    grid: tuple[int, ...]
-    """(h, w)."""
-    image_size: int
-    """Pixels a side of a crop."""
-    crops: CropKind = "center"
-    crop_range: float = 1.0
-    """The shorter side is resized to image_size times this first."""
-    small: Small = "enlarge"
-    range: str = "auto"
-    """`SourceOptions.range`, its words joined."""
-    precision: str = "float32"
-    device: str = "cpu"
-    crops_per_pass: int = 1
-    """Crops that go through the tokenizer together. The last bits of a convolution depend on it, and a code that is
-    about as near as another one may flip."""
-    images_per_shard: int = 1
-    """Successive pictures of the data set behind a shard."""
-
-    @classmethod
-    def from_older(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Version 0.1 had `upscale`."""
-        return small_of_upscale(data)
-
-    @property
-    def num_crops(self) -> int:
-        """Crops of an image."""
-        return NUM_CROPS[self.crops]
-
-    @property
-    def dtype(self) -> npt.DTypeLike:
-        """Of the codes: little-endian uint16, or uint32 for codebooks of more than 65,536 codes."""
-        return "<u2" if max(self.codebook_sizes) <= 1 << 16 else "<u4"
-
-    def shape(self, images: int) -> tuple[int, ...]:
-        """Of the codes of some images: (images, crops, k, h*w)."""
-        return (images, self.num_crops, len(self.codebook_sizes), math.prod(self.grid))
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a store."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A picture that cannot be read."""
-
-    index: int
-    """Its place in the data set."""
-    problem: str
-
-
-@dataclass(frozen=True)
-class StoreShard:
-    """The codes of a range of the data set."""
-
-    start: int
-    stop: int
-    images: int
-    """At most stop - start: unreadable pictures are left out."""
-    codes: File
-    labels: File
-    unreadable: tuple[LeftOut, ...] = ()
-
-
-@dataclass(frozen=True)
-class StoreManifest:
-    """What is in a store; without shards, what will be."""
-
-    options: StoreOptions
-    num_factors: int
-    """k."""
-    num_crops: int
-    weights: str
-    """Which weights encoded: `ema`, `raw`, or `exported` where an exported tokenizer does not tell."""
-    source: str
-    """The data set's name."""
-    data: dict
-    """Its fingerprint (`fqgan.data.fingerprint`)."""
-    label_names: tuple[str, ...] = ()
-    num_classes: int = 0
-    """Label names, or one more than the largest label where labels have no names; 0 where there are no labels."""
-    count: int = 0
-    """Images."""
-    tokenizer_files: tuple[File, ...] = ()
-    shards: tuple[StoreShard, ...] = ()
-    kind: str = _KIND
-    understood: dict = field(default_factory=dict)
-    """How the data set was understood (`ImageSource.explain`)."""
-
-    @property
-    def files(self) -> list[File]:
-        """All files but the manifest."""
-        return [*self.tokenizer_files, *(file for shard in self.shards for file in (shard.codes, shard.labels))]
-
-    @property
-    def unreadable(self) -> list[LeftOut]:
-        """The pictures that were left out."""
-        return [each for shard in self.shards for each in shard.unreadable]
+LOOKED_AT = 64
+"""Images whose codes are looked at when a store is opened; the others are when they are taken."""
 
 
 class TokenStore:
@@ -192,7 +74,10 @@ class TokenStore:
             manifest = read_manifest(folder)
         if problem := next((text for _, text in problems(folder, manifest, verify)), ""):
             raise UserError(f"token store {folder}: {problem}: extract it again, with the same command and --verify")
-        return cls(folder, manifest)
+        store = cls(folder, manifest)
+        some = np.unique(np.linspace(0, len(store) - 1, min(len(store), LOOKED_AT)).astype(np.int64))
+        store.take(some, np.full(len(some), store.center_crop))  # raises what it sees in codes, and in any label
+        return store
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -218,6 +103,13 @@ class TokenStore:
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
             codes[here] = self._codes(int(shard))[images[here] - self._first(int(shard)), chosen[here]]
+        beyond = codes.max((0, 2), initial=0) >= np.array(self.codebook_sizes)
+        if beyond.any():
+            factor = int(beyond.argmax())
+            raise UserError(
+                f"{self.name} has codes up to {codes[:, factor].max()} of factor {factor}, whose codebook has "
+                f"{self.codebook_sizes[factor]}: extract it again, with the same command and --verify"
+            )
         return torch.from_numpy(codes).unflatten(2, self.grid), torch.from_numpy(self.labels[images])
 
     @property
@@ -233,7 +125,13 @@ class TokenStore:
         labels = np.empty(len(self), np.int64)
         for end, shard in zip(self._ends, self.manifest.shards, strict=True):
             header = array_header("<i8", (shard.images,))
-            labels[end - shard.images : end] = np.fromfile(self.path / shard.labels.name, "<i8", offset=len(header))
+            found = np.fromfile(self.path / shard.labels.name, "<i8", offset=len(header))
+            if len(found) and not -1 <= found.min() <= found.max() < max(self.num_classes, 1):
+                raise UserError(
+                    f"{self.name}: {shard.labels.name} has labels from {found.min()} to {found.max()}, and the store "
+                    f"{self.num_classes} classes: extract it again, with the same command and --verify"
+                )
+            labels[end - shard.images : end] = found
         return labels
 
     def data_fingerprint(self) -> dict[str, Any]:
@@ -287,13 +185,6 @@ def read_manifest(folder: Path) -> StoreManifest:
             )
         raise UserError(f"{folder} is no token store: it has no {MANIFEST}")
     return parse_manifest(schema.load_json(file), file)
-
-
-def parse_manifest(content: dict[str, Any], file: Path) -> StoreManifest:
-    """A manifest of a JSON object read from `file`; `UserError` where it is of something else."""
-    if content.get("kind") != _KIND:
-        raise UserError(f"{file} is no token store's manifest: fqgan extract did not write it")
-    return schema.from_dict(StoreManifest, content, str(file))
 
 
 def problems(folder: Path | RemoteFolder, manifest: StoreManifest, verify: bool = False) -> Iterable[tuple[File, str]]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from fqgan.data.fingerprint import fingerprint
 from fqgan.data.loader import CropSet
 from fqgan.data.sources import ImageSource
+from fqgan.data.token_manifest import LeftOut, StoreManifest, StoreOptions
 from fqgan.data.token_writer import TokenWriter, images_per_shard
-from fqgan.data.tokens import LeftOut, StoreManifest, StoreOptions
 from fqgan.data.transforms import NUM_CROPS, CropKind, normalize
 from fqgan.data.unreadable import Omissions
 from fqgan.data.workers import load
