@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status (2: a user's error, told in one line)."""
     argv = sys.argv[1:] if argv is None else argv
     try:
+        if not _is_somewhere():
+            raise UserError("the current folder is gone: change to one that is there")
         if not argv or argv[0] in ("-h", "--help", "help"):
             print(_help())
         elif argv[0] in ("-V", "--version"):
@@ -81,6 +83,15 @@ def run() -> None:
             sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _is_somewhere() -> bool:
+    """Whether there is a current folder; where it was deleted, libraries end the process in ways of their own."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _help() -> str:

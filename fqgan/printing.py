@@ -31,7 +31,10 @@ def steady_streams() -> None:
     ends nothing: long work goes on in silence."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None or isinstance(stream, _Steady):
+        if isinstance(stream, _Steady):
+            continue
+        if stream is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
             continue
         with suppress(AttributeError, ValueError, OSError):  # not a stream of text on a file, as in tests
             stream.reconfigure(errors="backslashreplace")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fqgan
-from fqgan import presets
+from fqgan import presets, schema
 from fqgan.cli import main
 from fqgan.config import TokenizerConfig, TokenizerRunConfig
 from fqgan.engine.checkpoint import load_tensors
@@ -98,13 +98,16 @@ def test_activation_checkpointing_may_change_on_resume(tiny: TokenizerRunConfig,
     assert all(torch.equal(resumed[name], value) for name, value in usual.items())
 
 
-@pytest.mark.parametrize("field", [{"channels_last": "on"}, {"compile": True}])
-def test_what_changes_rounding_may_not_change_on_resume(
-    tiny: TokenizerRunConfig, tmp_path: Path, field: dict[str, object]
+@pytest.mark.parametrize("field", [{"channels_last": "on"}, {"precision": "bf16"}])
+def test_what_changes_rounding_is_told_on_resume(
+    tiny: TokenizerRunConfig, tmp_path: Path, field: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_tokenizer(child(tiny, train={"steps": 1}), tmp_path / "run")
-    with pytest.raises(UserError, match=f"other settings .train.{next(iter(field))}"):
-        train_tokenizer(child(tiny, train=field), tmp_path / "run")
+    train_tokenizer(child(tiny, train=field), tmp_path / "run")
+    name = next(iter(field))
+    assert f"train.{name}: " in capsys.readouterr().out
+    (entry,) = schema.history(tmp_path / "run" / "config.json")
+    assert entry["step"] == 1 and f"train.{name}" in entry["changed"]
 
 
 def test_channels_last_trains_alike(tiny: TokenizerRunConfig, tmp_path: Path, in_float64: None) -> None:
