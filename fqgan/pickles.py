@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import pickle
 import pickletools
 import re
@@ -9,22 +10,32 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fqgan.errors import UserError, in_one_line
+
+
+def _plain_classes() -> list[Any]:
+    """What numbers of NumPy and paths are made of; beside what they hold, making them does nothing."""
+    scalar = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue]
+    dtypes = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdFD"]
+    paths = [pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
+    older = [(scalar, "numpy.core.multiarray.scalar"), (pathlib.PosixPath, "pathlib._local.PosixPath")]
+    return [scalar, np.dtype, *dict.fromkeys(dtypes), *paths, *older]
 
 
 def load_pickle(path: Path, *classes: type) -> Any:
     """What torch.save wrote, memory-mapped on the CPU, by torch's safe loader, which runs nothing.
 
     Args:
-        classes: taken beside tensors and plain data.
+        classes: taken beside tensors and plain data, numbers of NumPy and paths among it.
 
     Raises:
         UserError: any other class, which it names; truncated and foreign files.
     """
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    with torch.serialization.safe_globals(list(classes)), warnings.catch_warnings():
+    with torch.serialization.safe_globals([*classes, *_plain_classes()]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a foreign pickle is refused in one line of ours
         try:
             try:

@@ -130,7 +130,7 @@ def _wandb(project: str, run: RunFolder) -> Any:
         project=project,
         name=run.path.name,
         id=run.identity(),
-        dir=run.path,
+        dir=str(run.path),
         config=schema.to_dict(run.config),
         allow_val_change=True,
         resume="allow",
