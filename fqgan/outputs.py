@@ -26,6 +26,8 @@ def check_output(path: Path, *, folder: bool, option: str = "--out", inputs: Ite
     """
     try:
         str(path).encode()  # TensorBoard and others write no other names
+        if "\0" in str(path):
+            raise ValueError
         _check_place(path, folder, option)
         for given in _local(inputs):
             _check_apart(path, given, folder, option)

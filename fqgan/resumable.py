@@ -99,7 +99,8 @@ class ResumableFolder:
     def abandon(self) -> None:
         """Give the lock back, and leave no empty folder where there was none before."""
         self.release(finished=True)
-        for folder in [(self.path / self._lock_name).parent, self.path][: 2 if self._made else 1]:
+        lock = (self.path / self._lock_name).parent
+        for folder in [lock] * (lock != self.path) + [self.path] * self._made:
             with suppress(OSError):  # something is in it
                 folder.rmdir()
 

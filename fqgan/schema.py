@@ -143,6 +143,8 @@ def read_text(path: Path, longest: int = _LONGEST) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8") from None
+    except UserError:
+        raise
     except ValueError:
         raise UserError(f"{str(path)!r} is no name of a file") from None
 

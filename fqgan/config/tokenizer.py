@@ -111,8 +111,8 @@ class TokenizerConfig:
                 f"model.image_size {self.image_size} is no multiple of the downsampling factor {self.downsampling}"
             )
         names = [factor.name for factor in self.factors]
-        if odd := next((name for name in names if not name.isprintable() or not name.strip()), None):
-            raise UserError(f"a factor's name must be printable, got {odd!r}")
+        if odd := [name for name in names if not name.isprintable() or not name.strip()]:
+            raise UserError(f"a factor's name must be printable, got {odd[0]!r}")
         if len(set(names)) < len(names):
             raise UserError(f"factor names must differ, got {', '.join(names)}")
         if any(self.channels * multiplier % 32 for multiplier in self.channel_multipliers):

@@ -177,10 +177,15 @@ def check_like(own: Tensors, tensors: Tensors, where: str) -> None:
         if found.shape != tensor.shape:
             shapes = f"{tuple(found.shape)}, the model wants {tuple(tensor.shape)}"
             raise UserError(f"{where}: tensor {name} has shape {shapes}")
-        if found.is_floating_point() != tensor.is_floating_point():
+        if _kind(found) != _kind(tensor):
             raise UserError(f"{where}: tensor {name} holds {found.dtype}, the model wants {tensor.dtype}")
     if unknown := set(tensors) - set(own):
         raise UserError(f"{where} has an unknown tensor {min(unknown)}: it belongs to another model")
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """What sort of numbers it holds, whatever their width."""
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:

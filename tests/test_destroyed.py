@@ -1,0 +1,327 @@
+"""Nothing of a user's is destroyed, nothing of ours is left half-made, and what is read back is checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_bad_input import TRAIN, Refused, here, nothing_happens, snapshot, write_picture
+
+from fqgan import pickles, schema
+from fqgan.cli import main
+from fqgan.engine import checkpoint
+from fqgan.engine.memory import check_pictures
+from fqgan.errors import UserError
+from fqgan.outputs import check_output
+from fqgan.resumable import ResumableFolder
+from fqgan.tokenizer.codebook import spherical_kmeans
+
+__all__ = ["here", "nothing_happens"]  # fixtures
+
+
+def train(*options: object) -> int:
+    return main([str(part) for part in (*TRAIN, *options)])
+
+
+@pytest.fixture
+def run(here: Path) -> Path:
+    assert train("--train.steps", "1", "--train.keep-last", "1") == 0
+    return here / "run"
+
+
+def test_copies_of_checkpoints_are_left_alone(run: Path) -> None:
+    """`step-best` sorts behind all numbers: it must neither be resumed from nor push the new checkpoint out."""
+    checkpoints = run / "checkpoints"
+    mine = ("step-best", "step-00000001-mine", "step-zero", "step-9", "best")
+    for name in mine:
+        shutil.copytree(checkpoints / "step-00000001", checkpoints / name)
+    (checkpoints / "step-x").mkdir()
+    (checkpoints / "step-y").write_text("x")
+    assert train("--train.steps", "3", "--train.keep-last", "1", "--train.checkpoint-every", "1") == 0
+    assert sorted(path.name for path in checkpoints.iterdir()) == sorted([*mine, "step-x", "step-y", "step-00000003"])
+
+
+def test_a_checkpoint_that_is_a_link_is_not_followed_when_it_goes(run: Path) -> None:
+    kept = run / "checkpoints/step-00000001"
+    shutil.move(kept, run.parent / "elsewhere")
+    kept.symlink_to(run.parent / "elsewhere", target_is_directory=True)
+    assert train("--train.steps", "2", "--train.keep-last", "1") == 0
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    assert (run.parent / "elsewhere/state.json").exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"lock": "precious"},
+        {"lock": "precious", "thesis.txt": "x"},
+        {"checkpoints/mine.bin": "x"},
+        {"checkpoints/mine.bin": "x", "config.json": '{"mine": 1}'},
+        {"config.json": '{"mine": 1}'},
+        {"config.json": "no json"},
+        {"lock": "", "thesis.txt": "x"},
+    ],
+)
+def test_a_folder_of_somebody_else_is_no_run(files: dict[str, str], here: Path, nothing_happens: Refused) -> None:
+    for name, text in files.items():
+        (here / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "run" / name).write_text(text)
+    assert "run exists and is no run folder: choose another name" in nothing_happens(*TRAIN)
+
+
+def test_what_a_kill_at_the_start_leaves_is_taken(here: Path) -> None:
+    (here / "run").mkdir()
+    (here / "run/lock").touch()
+    (here / "run/.config.json.writing").write_text("{")
+    assert train("--train.steps", "1") == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "data pack data --out data",
+        "data pack data --out data/packed",
+        "data pack data/0.png,data --out data",
+        "extract exported --data data --out data",
+        "extract exported --data data --out exported",
+        "reconstruct exported data/0.png --out data",
+        "reconstruct exported data/0.png --out data/0.png",
+        "data info data --json data/0.png",
+        "data info data/0.png --json data/0.png",
+        "evaluate tokenizer exported --data data --out data/0.png --workers 0",
+        "evaluate samples data data --out data/1.png --workers 0",
+        "evaluate statistics data --out exported/model.safetensors/x.safetensors",
+        "convert exported exported",
+        "convert exported exported/config.json --to released",
+    ],
+)
+def test_an_output_is_never_an_input_nor_somebodys(command: str, here: Path, nothing_happens: Refused) -> None:
+    for i in range(4):
+        write_picture(here / "data" / f"{i}.png")
+    assert any(word in nothing_happens(*command.split()) for word in ("--out", "--json", "DST"))
+
+
+def test_outputs_that_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("numbers.json").write_text('{"step": 1}')
+    Path("empty.json").touch()
+    for name in ("numbers.json", "empty.json", "new/deep.json", "photos"):
+        check_output(Path(name), folder=False, inputs=["photos", "hf:org/name", "s3://bucket/x", "no*such", ""])
+    np.savez("set.npz", arr_0=np.zeros(1))
+    check_output(Path("set.npz"), folder=False)
+    os.mkfifo("pipe")
+    for name, told in (("pipe", "is a pipe or device"), ("a\0b", "is no name of a file"), ("x" * 300, "File name too")):
+        with pytest.raises(UserError, match=told):
+            check_output(Path(name), folder=False)
+
+
+def test_nothing_is_left_of_a_run_that_never_began(
+    here: Path, nothing_happens: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "needs the package wandb" in nothing_happens(*TRAIN, "--train.wandb", "x")
+    write_picture(here / "data" / "0.png", (20, 20))
+    options = ("--data.source", "data", "--data.small", "refuse", "--train.batch", "1")
+    assert "below the image size 32" in nothing_happens(*TRAIN, *options)
+    (here / "run").mkdir()
+    assert "below the image size 32" in nothing_happens(*TRAIN, *options), "an empty folder stays"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--model.image-size 65536 --train.batch 4", "parameters in training need at least 274.9 GB"),
+        ("--train.batch 4000000000", "samples at a time (--train.micro-batch) need at least"),
+        ("--model.channels 65536", "parameters in training need at least"),
+        ("--train.batch 99999999999999999999", "train.batch must be at most 4294967296, got 99999999999999999999"),
+        ("--train.seed 99999999999999999999", "train.seed must be at most 9223372036854775807"),
+        ("--data.lanes 999999999", "data.lanes must be at most 65536"),
+        ("--num-factors 999999999999", "--num-factors must be an integer from 1 to 100"),
+        ("--model.factors.0.name=", "a factor's name must be printable, got ''"),
+        ("--model.factors.0.teacher efficientnet-lite0@99999", "the input must have at most 4,096 pixels a side"),
+    ],
+)
+def test_absurd_numbers_are_refused_before_anything_is_allocated(
+    options: str, told: str, nothing_happens: Refused
+) -> None:
+    assert told in nothing_happens(*TRAIN, *options.split())
+
+
+def test_pictures_that_no_memory_holds(nothing_happens: Refused) -> None:
+    with pytest.raises(UserError, match=r"1 picture\(s\) of 1000000 pixels at a time need at least 12,000.0 GB"):
+        check_pictures(1, 1_000_000, 0, torch.device("cpu"))
+
+
+def spoil_state(**changes: Any) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        state = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps({**state, **changes}))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (spoil_state(step="1"), "state.json: step must be int, got 1"),
+        (spoil_state(step=-1), "state.json: step must be int, got -1"),
+        (spoil_state(step=None), "state.json: step is missing"),
+        (spoil_state(files=["a"]), "state.json: files must be dict of plain file names and their bytes"),
+        (spoil_state(files={"../x": 1}), "state.json: files must be dict of plain file names and their bytes"),
+        (spoil_state(files={"x": "1"}), "state.json: files must be dict of plain file names and their bytes"),
+        (spoil_state(data=[1]), "state.json: data must be dict"),
+        (spoil_state(data={"images": [8]}), "state.json: data must be dict"),
+        (spoil_state(config=None), "state.json: config is missing"),
+        (spoil_state(nonfinite_steps=[1]), "state.json: nonfinite_steps must be two counts"),
+        (lambda folder: (folder / "state.json").write_text("[1]"), "state.json holds no JSON object"),
+        (lambda folder: (folder / "state.json").write_text("[" * 99_999), "state.json is no readable JSON file"),
+        (lambda folder: (folder / "state.json").write_bytes(b"\xff\xfe"), "state.json is no text in UTF-8"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is no readable JSON file"),
+        (lambda folder: ((folder / "state.json").unlink(), os.mkfifo(folder / "state.json")), "state.json is no file"),
+    ],
+)
+def test_a_state_of_another_form_names_file_and_entry(
+    spoil: Callable[[Path], object], told: str, run: Path, refused: Refused
+) -> None:
+    spoil(run / "checkpoints/step-00000001")
+    before = snapshot(run / "checkpoints") if not told.endswith("is no file") else {}
+    assert told in refused(*TRAIN, "--train.steps", "2")
+    assert not before or snapshot(run / "checkpoints") == before
+
+
+def other_shape(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(3, dtype=tensor.dtype)
+
+
+@pytest.mark.parametrize("file", ["tokenizer", "tokenizer-optimizer", "statistics"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {name: other_shape(tensor) for name, tensor in tensors.items()},
+        lambda tensors: {name: tensor.bool() for name, tensor in tensors.items()},
+        lambda tensors: {**tensors, "zz/extra": torch.zeros(2)},
+        lambda tensors: dict(list(tensors.items())[1:]),
+    ],
+    ids=["shapes", "types", "one more", "one less"],
+)
+def test_tensors_of_something_else_are_refused(file: str, change: Any, run: Path, refused: Refused) -> None:
+    path = run / f"checkpoints/step-00000001/{file}.safetensors"
+    changed = change(load_file(path))
+    save_file(changed, path)
+    spoil_state(files={f.name: f.stat().st_size for f in path.parent.iterdir() if f.name != "state.json"})(path.parent)
+    if file == "statistics" and "zz/extra" in changed:
+        assert train("--train.steps", "2") == 0, "what no meter asks for is nobody's loss"
+    else:
+        line = refused(*TRAIN, "--train.steps", "2")
+        assert f"{file}.safetensors" in line
+
+
+def test_weights_that_are_not_finite_take_no_checkpoints_place(tmp_path: Path, run: Path, refused: Refused) -> None:
+    line = refused(*TRAIN, "--train.steps", "3", "--optimizer.lr", "1e38", "--train.checkpoint-every", "1")
+    assert "not finite" in line
+    assert checkpoint.problem_of(run / "checkpoints/step-00000001") == ""
+
+
+def test_a_folder_in_the_making_has_one_owner(tmp_path: Path) -> None:
+    def folder() -> ResumableFolder:
+        return ResumableFolder(tmp_path / "x", kind="box", known=(tmp_path / "x/box").exists)
+
+    first = folder()
+    first.take()
+    with pytest.raises(UserError, match="is in use by another process"):
+        folder().take()
+    first.abandon()
+    assert not (tmp_path / "x").exists()
+    first.take()
+    (tmp_path / "x/box").touch()
+    (tmp_path / "x/.half.writing").touch()
+    first.release()
+    second = folder()
+    second.take()
+    assert sorted(os.listdir(tmp_path / "x")) == [".lock", "box"]
+    changed = second.changed({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}}, lambda name: name == "b.c")
+    assert changed == {"b.c": (2, 3)}
+    with pytest.raises(UserError, match=r"begun with other settings \(a: 1 -> 2\): restore them"):
+        second.changed({"a": 1}, {"a": 2})
+    second.release(finished=True)
+    assert os.listdir(tmp_path / "x") == ["box"]
+
+
+STREAMS = """
+import sys
+from fqgan.cli import run
+sys.argv = ["fqgan", "data", "info", sys.argv[1], "--workers", "0"]
+run()
+"""
+
+
+@pytest.mark.parametrize("shell", [">&-", ">/dev/full", "| head -c 0", "2>&-", "<&- >&- 2>&-"])
+def test_closed_and_full_streams_end_nothing(shell: str, pictures: Path) -> None:
+    command = f"set -o pipefail; '{sys.executable}' -c '{STREAMS}' '{pictures}' {shell}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
+def test_names_that_a_terminal_cannot_show(tmp_path: Path) -> None:
+    folder = tmp_path / "ü\n\x1b[31m漢"
+    write_picture(folder / "a.png")
+    done = subprocess.run(
+        [sys.executable, "-c", STREAMS, str(folder)],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"\xfc\n\x1b[31m\u6f22" in done.stdout.splitlines()[0]
+
+
+def test_kmeans_ends_where_nothing_moves() -> None:
+    rows = torch.nn.functional.normalize(torch.randn(200, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    few, many = (spherical_kmeans(rows, 8, n, torch.Generator().manual_seed(1)) for n in (300, 10**9))
+    assert torch.equal(few, many)
+
+
+def test_a_history_is_no_setting(run: Path, tiny: Any) -> None:
+    file = run / "config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "history": [{"step": 1}]}))
+    assert schema.load(type(tiny), file) == schema.load(type(tiny), run / "checkpoints/step-00000001/config.json")
+    assert schema.history(file) == [{"step": 1}]
+
+
+def test_numbers_of_numpy_and_paths_are_plain_data(tmp_path: Path) -> None:
+    values = {"a": np.float64(3), "b": np.int64(4), "c": np.float32(2), "d": Path("x/y"), "e": np.bool_(True)}
+    torch.save(values, tmp_path / "x.pt")
+    assert pickles.load_pickle(tmp_path / "x.pt") == values
+
+
+def test_a_picture_that_is_not_ours_is_made_anew(tmp_path: Path) -> None:
+    from fqgan.config import SamplingConfig
+    from fqgan.generator.samples import SampleFolder, SampleSettings
+
+    settings = SampleSettings("g", "t", (0, 1), 10**9, 0, 2, "float32", "cpu", SamplingConfig())
+    folder = SampleFolder(tmp_path / "s", settings, 8, (), "made up")
+    assert folder.begin() == 0
+    for i in range(6):
+        Image.new("RGB", (8, 8), (i, i, i)).save(folder.path(i))
+    folder.path(1).write_bytes(folder.path(1).read_bytes()[:-5])
+    Image.new("RGB", (9, 8)).save(folder.path(3))
+    Image.new("L", (8, 8)).save(folder.path(5))
+    shares = settings.share(0, 1)
+    assert [folder.is_whole(next(shares)) for _ in range(3)] == [False, False, False]
+    for i in (1, 3, 5):
+        shutil.copy(folder.path(0), folder.path(i))
+    assert all(folder.is_whole(range(i, i + 2)) for i in (0, 2, 4))
+    folder.close()
+    assert not (tmp_path / "s/.lock").exists()
