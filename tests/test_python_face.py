@@ -18,6 +18,7 @@ from fqgan.config import SamplingConfig
 from fqgan.data.transforms import normalize
 from fqgan.engine.distributed import pick_device
 from fqgan.errors import UserError, told
+from fqgan.face import as_images
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 NAN, INF = float("nan"), float("inf")
@@ -144,6 +145,15 @@ def test_training_looks_at_shapes_alone(tokenizer: FactorizedTokenizer) -> None:
     """Values would make a GPU wait; there, what a step gives is checked before the update."""
     assert tokenizer(images() * NAN).reconstruction.isnan().any()
     assert "images must be (b, 3, H, W)" in message(lambda: tokenizer(images()[0]))
+
+
+def test_training_waits_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values would raise as soon as one is asked for."""
+    monkeypatch.setattr("fqgan.generator.model.linear_cross_entropy", lambda x, weight, targets: (x.sum(), targets))
+    codes = torch.zeros(2, 3, 3, 4, dtype=torch.int64, device="meta")
+    assert len(tiny().to("meta").train().loss(codes, codes[:, 0, 0, 0]).cross_entropy) == 3
+    pictures = torch.zeros(2, 3, 32, 32, device="meta")
+    assert as_images(pictures, values=False) is pictures
 
 
 @pytest.mark.parametrize(
@@ -344,7 +354,7 @@ def test_unknown_weights_and_precisions_are_refused(models: Path, value: Any) ->
         assert "precision must be float32 or bf16" in message(load, models / name, precision=value)
 
 
-@pytest.mark.parametrize("device", ["nope", "", None, -1, True, 1.5, "CPU", "meta", object()])
+@pytest.mark.parametrize("device", ["nope", "", None, -1, True, 1.5, "CPU", "meta", "hpu", object()])
 def test_unknown_devices_are_refused(models: Path, device: Any) -> None:
     for load, name in ((fqgan.load_tokenizer, "tok"), (fqgan.load_generator, "gen")):
         assert message(load, models / name, device).startswith("device must be auto, cpu, cuda")

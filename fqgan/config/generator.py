@@ -99,7 +99,8 @@ class SamplingConfig:
     """How codes are drawn. A tuple has one value for all factors, or one for each."""
 
     cfg_scale: tuple[float, ...] = (2.0,)
-    """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none."""
+    """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none, at most
+    1,000,000."""
     cfg_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
     """How guidance grows over the positions: not at all, linearly from 1 to the scale, or as
     1 + (scale - 1) * (1 - cos(pi * progress^power)) / 2."""
@@ -108,7 +109,7 @@ class SamplingConfig:
     cfg_interval: tuple[float, ...] = (0.0, 1.0)
     """Fractions of the positions, from and up to which guidance acts; outside of it the scale is 1."""
     temperature: tuple[float, ...] = (1.0,)
-    """Divides the logits; 0: greedy, the most probable code."""
+    """Divides the logits; 0, and below 1e-20: greedy, the most probable code."""
     top_k: tuple[int, ...] = (0,)
     """Draw from the k most probable codes only; 0: from all."""
     top_p: tuple[float, ...] = (1.0,)

@@ -46,7 +46,7 @@ def pick_device(name: str | torch.device) -> torch.device:
             return torch.device("cpu")
         if device.type != "cuda":
             torch.empty(1, device=device).item()
-    except (RuntimeError, TypeError, AssertionError):
+    except (RuntimeError, TypeError, AssertionError, ImportError):
         raise UserError(f"device must be auto, cpu, cuda, or another that torch finds here, got {told(name)}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is available: choose the device cpu or auto")
