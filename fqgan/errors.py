@@ -1,5 +1,7 @@
 """The exceptions that stand for a user's mistake, and what others say in one line."""
 
+from typing import Any
+
 
 class UserError(ValueError):
     """Bad input from outside: the command line prints it as one line and exits with status 2."""
@@ -22,3 +24,14 @@ def out_of_memory(error: BaseException) -> bool:
 def in_one_line(error: Exception) -> str:
     """What a library says is wrong, without line breaks and cut at 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def told(value: Any) -> str:
+    """What a user handed over, in a few words, whatever it is."""
+    try:
+        if getattr(value, "shape", ()) and hasattr(value, "dtype"):
+            return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+        text = " ".join(repr(value).split())
+    except Exception:  # of an integer of thousands of digits, or of a class of the user's
+        return f"something of type {type(value).__name__}"
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -15,6 +15,9 @@ from torch import nn
 from fqgan import hub, schema
 from fqgan.card import model_card
 from fqgan.engine import checkpoint
+from fqgan.engine.distributed import pick_device
+from fqgan.errors import UserError
+from fqgan.face import as_path
 from fqgan.files import make_folder, write_text
 from fqgan.schema import FORMAT_VERSION
 from fqgan.sources import MODEL, Kind, Source, find
@@ -48,6 +51,7 @@ class Pretrained(nn.Module):
         **options: Any,
     ) -> Self:
         """The model at a path or address, in eval mode; `fqgan.load_tokenizer` and `fqgan.load_generator` say more."""
+        device = pick_device(device)
         source = find(path, cls.kind)
         model = cls.of_source(source, weights, device).set_precision(precision)
         model._adopt(source, device=device, precision=precision, **options)
@@ -58,19 +62,22 @@ class Pretrained(nn.Module):
         its codes depend on."""
         return fingerprint(self.state_dict())
 
-    def export(self, folder: Path) -> None:
-        """Write config.json and model.safetensors, all that `from_pretrained` needs."""
+    def export(self, folder: str | Path) -> Path:
+        """Write config.json and model.safetensors, all that `from_pretrained` needs; the folder."""
+        folder = Path(as_path(folder, "folder"))
+        if str(folder).startswith(hub.PREFIX):
+            raise UserError(f"{folder} is no folder but an address: push_to_hub uploads to it")
         make_folder(folder)
         checkpoint.save_tensors(self.state_dict(), folder / MODEL)
         content = schema.to_dict(self.config)
         del content["format_version"]
         whole = {"format_version": FORMAT_VERSION, "kind": self.kind, "model": content, **self._facts()}
         write_text(folder / "config.json", json.dumps(whole, indent=2) + "\n")
+        return folder
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Export with what was measured (eval.json) and a model card (README.md)."""
-        folder = Path(folder)
-        self.export(folder)
+        folder = self.export(folder)
         if self.scores:
             write_text(folder / "eval.json", json.dumps(self.scores, indent=2) + "\n")
         parameters = sum(parameter.numel() for parameter in self.parameters())
@@ -106,7 +113,7 @@ class Pretrained(nn.Module):
         model.load_state_dict(tensors, assign=True)
         return model.eval()
 
-    def _adopt(self, source: Source, *, device: str | torch.device, precision: str, **options: Any) -> None:
+    def _adopt(self, source: Source, *, device: str | torch.device, precision: str) -> None:
         """Take what a source says beside the weights."""
         self.provenance = source.provenance
         self.scores = shared_scores(source.scores)

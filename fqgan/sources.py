@@ -14,6 +14,7 @@ from fqgan import hub, schema
 from fqgan.config import GeneratorConfig, TokenizerConfig
 from fqgan.engine import checkpoint
 from fqgan.errors import UserError
+from fqgan.face import as_path
 from fqgan.released import files, layouts
 
 Kind = Literal["tokenizer", "generator"]
@@ -85,9 +86,12 @@ class Source:
 
 def find(path: str | Path, kind: Kind | None = None) -> Source:
     """What is at a path or address on the hub. `UserError`: nothing, or nothing whole, or another `kind` of model."""
-    local = hub.local(path)
-    if not local.exists():
-        raise UserError(f"checkpoint {path} does not exist")
+    local = hub.local(as_path(path))
+    try:
+        if not local.exists():
+            raise UserError(f"checkpoint {path} does not exist")
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
     if local.is_file() and local.name == MODEL and (local.parent / "config.json").exists():
         local = local.parent
     source = _file(local) if local.is_file() else _folder(local, kind)

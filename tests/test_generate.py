@@ -179,7 +179,7 @@ def test_classes() -> None:
         (["--top-k", "17"], "top_k 17 is impossible: factor 1 has 16 codes"),
         (["--top-p", "0"], "top_p must be above 0 and at most 1, got 0.0"),
         (["--temperature", "1", "2", "3"], "temperature needs one value, or one for each of the 2 factors, got 3"),
-        (["--cfg-scale", "-1"], "cfg_scale must be at least 0, got -1.0"),
+        (["--cfg-scale", "-1"], "cfg_scale must be at least 0 and at most 1,000,000, got -1.0"),
         (["--num", "0"], "--num must be at least 1, got 0"),
         (["--weights", "ema"], "has no moving average"),
         (["--classses", "1"], "unknown option --classses; did you mean '--classes'?"),

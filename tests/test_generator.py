@@ -209,7 +209,7 @@ def test_class_dropout_reaches_the_null_class_in_training_only() -> None:
     ("changes", "message"),
     [
         ({"grid": (4, 4)}, "codes must be (b, 3, 4, 4)"),
-        ({"num_classes": 1}, "labels must lie in [0, 1]"),
+        ({"num_classes": 1}, "labels must be a list of classes from 0 to 1"),
         ({"codebook_sizes": (7, 11, 2)}, "codes of factor 2 must lie in [0, 2)"),
         ({"codebook_sizes": (7, 11)}, "codes must be (b, 2, 3, 4)"),
     ],

@@ -20,7 +20,7 @@ LAYERS = (
     ("fqgan", "fqgan.errors"),
     ("fqgan.printing", "fqgan.ranks"),
     ("fqgan.schema", "fqgan.files", "fqgan.hub", "fqgan.outputs", "fqgan.pickles", "fqgan.resumable"),
-    ("fqgan.ranges",),
+    ("fqgan.ranges", "fqgan.face"),
     ("fqgan.config",),
     ("fqgan.presets",),
     ("fqgan.engine.sharding", "fqgan.engine.recompute"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from fqgan.config.training import OptimizerConfig, TrainConfig
-from fqgan.errors import UserError
+from fqgan.errors import UserError, told
 from fqgan.ranges import check_ranges
+
+_MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class SamplingConfig:
     """How codes are drawn. A tuple has one value for all factors, or one for each."""
 
     cfg_scale: tuple[float, ...] = (2.0,)
-    """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none."""
+    """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none, at most
+    1,000,000."""
     cfg_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
     """How guidance grows over the positions: not at all, linearly from 1 to the scale, or as
     1 + (scale - 1) * (1 - cos(pi * progress^power)) / 2."""
@@ -105,7 +109,7 @@ class SamplingConfig:
     cfg_interval: tuple[float, ...] = (0.0, 1.0)
     """Fractions of the positions, from and up to which guidance acts; outside of it the scale is 1."""
     temperature: tuple[float, ...] = (1.0,)
-    """Divides the logits; 0: greedy, the most probable code."""
+    """Divides the logits; 0, and below 1e-20: greedy, the most probable code."""
     top_k: tuple[int, ...] = (0,)
     """Draw from the k most probable codes only; 0: from all."""
     top_p: tuple[float, ...] = (1.0,)
@@ -113,17 +117,24 @@ class SamplingConfig:
 
     @classmethod
     def of(cls, **values: Any) -> SamplingConfig:
-        """From plain numbers or any sequences of them."""
-        tuples = {field.name for field in fields(cls) if str(field.type).startswith("tuple")}
-        known: dict[str, Any] = {
-            name: value if name not in tuples else tuple(value) if isinstance(value, Iterable) else (value,)
-            for name, value in values.items()
-        }
-        return cls(**known)
+        """From plain numbers or any sequences of them, also numpy's and torch's. `UserError` for unknown names."""
+        names = {each.name for each in fields(cls)}
+        for name in values.keys() - names:
+            raise UserError(f"unknown setting {name!r}: there are {', '.join(sorted(names))}")
+        return cls(**{name: _plain(value, name in cls._tuples()) for name, value in values.items()})
+
+    @classmethod
+    def _tuples(cls) -> set[str]:
+        return {each.name for each in fields(cls) if str(each.type).startswith("tuple")}
 
     def check(self, codebook_sizes: tuple[int, ...]) -> None:
-        """`UserError` for values that are impossible for these codebooks."""
+        """`UserError` for values that are impossible for these codebooks, or of another type."""
         k = len(codebook_sizes)
+        for name in ("cfg_power", *sorted(self._tuples())):
+            kind, word = (numbers.Integral, "whole numbers") if name == "top_k" else (numbers.Real, "numbers")
+            values = (self.cfg_power,) if name == "cfg_power" else getattr(self, name)
+            if not isinstance(values, tuple) or any(isinstance(v, bool) or not isinstance(v, kind) for v in values):
+                raise UserError(f"{name} must be {word}, got {told(values)}")
         if self.cfg_schedule not in ("constant", "linear", "power-cosine"):
             raise UserError(f"cfg_schedule must be constant, linear or power-cosine, got {self.cfg_schedule!r}")
         for name in ("cfg_scale", "temperature", "top_k", "top_p"):
@@ -131,22 +142,32 @@ class SamplingConfig:
             if len(values) not in (1, k):
                 raise UserError(f"{name} needs one value, or one for each of the {k} factors, got {len(values)}")
         for name, low, high in (
-            ("cfg_scale", 0.0, float("inf")),
-            ("cfg_power", 0.0, float("inf")),
-            ("temperature", 0.0, float("inf")),
-            ("top_p", 0.0, 1.0),
+            ("cfg_scale", 0, _MOST),
+            ("cfg_power", 0, _MOST),
+            ("temperature", 0, _MOST),
+            ("top_p", 0, 1),
         ):
             values = getattr(self, name)
             for value in values if isinstance(values, tuple) else (values,):
-                if not low <= value <= high or value == float("inf") or (name == "top_p" and not value):
-                    rule = "above 0 and at most 1" if name == "top_p" else "at least 0"
-                    raise UserError(f"{name} must be {rule}, got {value}")
+                if not low <= value <= high or (name == "top_p" and not value):
+                    rule = "above 0 and at most 1" if name == "top_p" else f"at least 0 and at most {high:,.0f}"
+                    raise UserError(f"{name} must be {rule}, got {told(value)}")
         for i, size in enumerate(codebook_sizes):
             top = self.top_k[i if len(self.top_k) > 1 else 0]
             if not 0 <= top <= size:
-                raise UserError(f"top_k {top} is impossible: factor {i} has {size} codes (0: all of them)")
+                raise UserError(f"top_k {told(top)} is impossible: factor {i} has {size} codes (0: all of them)")
         if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
-            raise UserError(f"cfg_interval must be two fractions 0 <= from <= to <= 1, got {self.cfg_interval}")
+            raise UserError(f"cfg_interval must be two fractions 0 <= from <= to <= 1, got {told(self.cfg_interval)}")
+
+
+def _plain(value: Any, several: bool) -> Any:
+    """A setting without numpy's and torch's types; `several`: as a tuple."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not several:
+        return value
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return (value,)
+    return tuple(_plain(each, several=False) for each in value)
 
 
 @dataclass(frozen=True)

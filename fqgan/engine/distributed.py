@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fqgan.engine.sharding import sharded_parts
-from fqgan.errors import UserError, in_one_line
+from fqgan.errors import UserError, in_one_line, told
 from fqgan.ranks import meeting_place, ranks
 
 T = TypeVar("T")
@@ -35,11 +35,24 @@ class World:
         return self.rank == 0
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto`: CUDA where there is one. Asking for CUDA in vain raises `UserError`."""
-    if name == "cuda" and not torch.cuda.is_available():
+def pick_device(name: str | torch.device) -> torch.device:
+    """The device of a name; `auto`: CUDA where there is one. Unknown ones, and those that are not there, raise
+    `UserError`."""
+    if isinstance(name, str) and name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "cpu":
+            return torch.device("cpu")
+        if device.type != "cuda":
+            torch.empty(1, device=device).item()
+    except (RuntimeError, TypeError, AssertionError, ImportError):
+        raise UserError(f"device must be auto, cpu, cuda, or another that torch finds here, got {told(name)}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is available: choose the device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return device
 
 
 def start(name: str = "auto") -> World:

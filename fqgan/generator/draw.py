@@ -11,6 +11,9 @@ from torch import Tensor
 from fqgan.config import SamplingConfig
 from fqgan.errors import UserError
 
+_GREEDY = 1e-20  # temperatures below: no sum of products would stay finite, and no draw would differ
+_TINY = 1e-30  # sums of probabilities below: the most probable code alone reaches them
+
 
 def uniforms(seed: int, index: int, positions: int, factors: int) -> Tensor:
     """The random numbers of one image, (positions, factors) float32 in [0, 1).
@@ -38,20 +41,20 @@ def guidance_scales(config: SamplingConfig, positions: int, factors: int) -> Ten
         "linear": progress,
         "power-cosine": (1 - np.cos(math.pi * progress**config.cfg_power)) / 2,
     }[config.cfg_schedule]
-    scales = 1 + np.outer(growth, np.broadcast_to(np.array(config.cfg_scale), factors) - 1)
+    scales = 1 + np.outer(growth, np.broadcast_to(np.array(config.cfg_scale, np.float64), factors) - 1)
     start, end = (round(fraction * positions) for fraction in config.cfg_interval)
     scales[:start] = scales[end:] = 1
     return torch.from_numpy(scales.astype(np.float32))
 
 
 def draw(logits: Tensor, u: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Codes (n,) int64: the inverse CDF of `probabilities` at u; at temperature 0 the largest logit.
+    """Codes (n,) int64: the inverse CDF of `probabilities` at u; at temperature 0, and below 1e-20, the largest logit.
 
     Args:
         logits: (n, K) float32.
         u: (n,) in [0, 1).
     """
-    if not temperature:
+    if temperature < _GREEDY:
         return logits.argmax(1)
     sums = probabilities(logits, temperature, top_k, top_p).cumsum(1)
     # u times the last sum, which rounding leaves a little off 1, stays below it, and above every sum before the first
@@ -74,5 +77,5 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
         values, codes = logits.sort(1, descending=True)
     p = (values / temperature).softmax(1)
     if top_p < 1:
-        p = p.masked_fill(p.cumsum(1) - p >= top_p, 0)
+        p = p.masked_fill(p.cumsum(1) - p >= max(top_p, _TINY), 0)
     return torch.zeros_like(logits).scatter_(1, codes, p)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fqgan.config import GeneratorConfig, SamplingConfig
 from fqgan.errors import UserError
+from fqgan.face import Numbers, as_codes, as_count, as_kind, as_labels, as_path
 from fqgan.generator.cross_entropy import linear_cross_entropy
 from fqgan.generator.heads import HEADS, Head
 from fqgan.generator.sampler import Sampler
@@ -77,6 +78,7 @@ class FAR(Pretrained):
 
     def carry(self, tokenizer: FactorizedTokenizer) -> None:
         """Take a tokenizer along; `UserError` where its codebooks are of other sizes."""
+        as_kind(tokenizer, FactorizedTokenizer, "tokenizer")
         sizes = tuple(quantizer.codebook_size for quantizer in tokenizer.quantizers)
         if sizes != self.config.codebook_sizes:
             texts = (" x ".join(map(str, each)) for each in (sizes, self.config.codebook_sizes))
@@ -88,11 +90,11 @@ class FAR(Pretrained):
         """Whether `tokenizer` is there."""
         return bool(self._carried)
 
-    def export(self, folder: Path) -> None:
-        """Write config.json, model.safetensors and, if it carries one, `tokenizer/`."""
+    def export(self, folder: str | Path) -> Path:
+        """Write config.json, model.safetensors and, if it carries one, `tokenizer/`; the folder."""
         if self.has_tokenizer:
-            self.tokenizer.export(folder / CARRIED)
-        super().export(folder)
+            self.tokenizer.export(Path(as_path(folder, "folder")) / CARRIED)
+        return super().export(folder)
 
     def _facts(self) -> dict[str, Any]:
         facts = {**super()._facts(), "label_names": self.label_names}
@@ -104,35 +106,37 @@ class FAR(Pretrained):
         *,
         device: str | torch.device,
         precision: str,
-        tokenizer: str | Path = "",
+        tokenizer: str | Path | None = None,
         with_tokenizer: bool = True,
     ) -> None:
         super()._adopt(source, device=device, precision=precision)
         self.label_names = tuple(source.facts.get("label_names", ()))
-        path = tokenizer if str(tokenizer) else source.carried
+        path = source.carried if tokenizer in (None, "") else as_path(tokenizer, "tokenizer")
         if path and with_tokenizer:
             known = source.facts.get("tokenizer", "")
             self.carry(load_matching_tokenizer(path, known, str(source.path), device, precision))
 
-    def forward(self, codes: Tensor, labels: Tensor) -> list[Tensor]:
-        """Teacher-forced logits: k tensors (b, h * w, codebook size).
+    def forward(self, codes: Numbers, labels: Numbers) -> list[Tensor]:
+        """Teacher-forced logits: k tensors (b, h * w, codebook size), on the model's device.
 
         Args:
-            codes: (b, k, h, w) int64.
-            labels: (b,) int64 in [0, num_classes]; num_classes is the null class.
+            codes: (b, k, h, w), whole numbers of any type, in a tensor or an array; b may be 0.
+            labels: (b,), the same or a list, in [0, num_classes]; num_classes is the null class.
 
         Raises:
             UserError: shapes, codes or labels of another model.
         """
-        vectors = self._head_vectors(codes, labels)
-        positions = codes[0, 0].numel()
-        return [output(x).unflatten(0, (-1, positions)) for output, x in zip(self.head.outputs, vectors, strict=True)]
+        vectors = self._head_vectors(*self._inputs(codes, labels))
+        outputs = zip(self.head.outputs, vectors, self.config.codebook_sizes, strict=True)
+        return [output(x).view(-1, self.config.num_positions, size) for output, x, size in outputs]
 
-    def loss(self, codes: Tensor, labels: Tensor) -> GeneratorLoss:
+    def loss(self, codes: Numbers, labels: Numbers) -> GeneratorLoss:
         """Cross-entropy and accuracy of each factor, teacher-forced, without ever holding all logits.
 
-        Shapes as in `forward`. In training mode a share `class_dropout` of the labels becomes the null class.
+        Codes and labels as in `forward`; on a GPU their values are not looked at, which would make it wait. In training
+        mode a share `class_dropout` of the labels becomes the null class.
         """
+        codes, labels = self._inputs(codes, labels, values=False)
         if self.training and self.config.class_dropout:
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
             labels = labels.masked_fill(dropped, self.null_class)
@@ -163,13 +167,16 @@ class FAR(Pretrained):
 
         Args:
             options: fields of `SamplingConfig`, each for all factors or, as a list, one for each; `static`, `compiled`.
+
+        Raises:
+            UserError: unknown options, or impossible values.
         """
         switches = {name: options.pop(name) for name in ("static", "compiled") if name in options}
         return Sampler(self, batch, SamplingConfig.of(**options), **switches)
 
     def generate(
         self,
-        labels: Sequence[int] | Tensor,
+        labels: Numbers,
         cfg_scale: float | Sequence[float] = 2.0,
         temperature: float | Sequence[float] = 1.0,
         top_k: int | Sequence[int] = 0,
@@ -185,13 +192,15 @@ class FAR(Pretrained):
         Each call prepares the weights anew; `sampler` does so once for many calls.
 
         Args:
-            cfg_scale, temperature, top_k, top_p, options: as in `SamplingConfig`; a list has one for each factor.
+            labels: (n,) whole numbers from 0 to num_classes (the null class), in a list, a tensor or an array.
+            cfg_scale, temperature, top_k, top_p, options: as in `SamplingConfig`; several values: one a factor.
             seed, first_image: of the random streams, as in `Sampler`.
             batch: images at a time.
 
         Raises:
             UserError: impossible settings or labels.
         """
+        labels, batch = as_labels(labels, self.null_class), as_count(batch, "batch", 1)
         settings = {"cfg_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **options}
         return self.sampler(max(1, min(batch, len(labels))), **settings)(labels, seed, first_image)
 
@@ -207,7 +216,6 @@ class FAR(Pretrained):
 
     def _head_vectors(self, codes: Tensor, labels: Tensor) -> list[Tensor]:
         """The head's k vectors of every position, each (b * h * w, width)."""
-        self._check(codes, labels)
         embeddings = self.embed(codes.flatten(2).transpose(1, 2))
         inputs = self.aggregate(torch.cat([e[:, :-1] for e in embeddings], -1))
         x = torch.cat([self.class_embedding(labels)[:, None], inputs], 1)
@@ -217,20 +225,11 @@ class FAR(Pretrained):
             x = block(x, rotary)
         return self.head(x.flatten(0, 1), [e.flatten(0, 1) for e in embeddings])
 
-    def _check(self, codes: Tensor, labels: Tensor) -> None:
-        wanted = (self.config.num_factors, *self.config.grid)
-        if tuple(codes.shape[1:]) != wanted or labels.shape != codes.shape[:1]:
-            raise UserError(
-                f"codes must be (b, {', '.join(map(str, wanted))}) and labels (b,), got {tuple(codes.shape)} and "
-                f"{tuple(labels.shape)}"
-            )
-        if codes.is_cuda or not codes.numel():
-            return
-        if not 0 <= labels.min() <= labels.max() <= self.null_class:
-            raise UserError(f"labels must lie in [0, {self.null_class}]")
-        for i, size in enumerate(self.config.codebook_sizes):
-            if not 0 <= codes[:, i].min() <= codes[:, i].max() < size:
-                raise UserError(f"codes of factor {i} must lie in [0, {size})")
+    def _inputs(self, codes: Numbers, labels: Numbers, values: bool = True) -> tuple[Tensor, Tensor]:
+        """Codes (b, k, h, w) and labels (b,), int64 on the model's device, of what a user gave for them."""
+        device = self.class_embedding.weight.device
+        codes = as_codes(codes, self.config.codebook_sizes, device, grid=self.config.grid, values=values)
+        return codes, as_labels(labels, self.null_class, device, length=len(codes), values=values)
 
 
 def _initialize(module: nn.Module) -> None:

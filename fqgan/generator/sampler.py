@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fqgan.config import SamplingConfig
 from fqgan.engine.compilation import compile_problem
-from fqgan.errors import UserError
+from fqgan.face import Numbers, as_count, as_kind, as_labels, as_streams
 from fqgan.generator.draw import draw, guidance_scales, uniforms
 from fqgan.generator.step import BlockStep, Place, Product
 from fqgan.printing import say
@@ -52,8 +52,8 @@ class Sampler:
         static: bool | None = None,
         compiled: bool | None = None,
     ):
-        if batch < 1:
-            raise UserError(f"the batch must be at least 1 image, got {batch}")
+        batch = as_count(batch, "batch", 1, 2**31 - 1)
+        as_kind(config, SamplingConfig, "config")
         model = generator.config
         config.check(model.codebook_sizes)
         self.batch, self.config = batch, config
@@ -79,7 +79,8 @@ class Sampler:
         def each(values: tuple[Any, ...]) -> tuple[Any, ...]:
             return values * k if len(values) == 1 else values
 
-        self._draws = list(zip(each(config.temperature), each(config.top_k), each(config.top_p), strict=True))
+        draws = zip(each(config.temperature), each(config.top_k), each(config.top_p), strict=True)
+        self._draws = [(float(temperature), int(top_k), float(top_p)) for temperature, top_k, top_p in draws]
 
         with torch.no_grad():
             self._rotary = generator.rotary(device)
@@ -98,24 +99,20 @@ class Sampler:
         self._runs: dict[tuple[int, bool], Callable[[], object]] = {}
 
     @torch.no_grad()
-    def __call__(self, labels: Sequence[int] | Tensor, seed: int | Sequence[int] = 0, first_image: int = 0) -> Tensor:
-        """Codes (n, k, h, w) int64 of n images, `batch` at a time.
+    def __call__(self, labels: Numbers, seed: int | Sequence[int] = 0, first_image: int = 0) -> Tensor:
+        """Codes (n, k, h, w) int64 of n images, `batch` at a time; n may be 0.
 
         Args:
-            labels: n classes; num_classes is the null class.
+            labels: n classes, in a list, a tensor or an array; num_classes is the null class.
             seed: image i draws from the stream (seed, first_image + i); of several seeds, one for each image, from
                 (seed[i], 0): the first image of that seed.
             first_image: index of the first image.
+
+        Raises:
+            UserError: labels that are no classes; seeds or indices that are no whole numbers from 0 to 2^64 - 1.
         """
-        labels = torch.as_tensor(labels, dtype=torch.int64)
-        if labels.ndim != 1 or (len(labels) and not 0 <= labels.min() <= labels.max() <= self.null_class):
-            raise UserError(f"labels must be a list of classes from 0 to {self.null_class} (the null class)")
-        if isinstance(seed, int):
-            streams = [(seed, first_image + i) for i in range(len(labels))]
-        elif len(seed) == len(labels):
-            streams = [(int(own), 0) for own in seed]
-        else:
-            raise UserError(f"one seed, or one for each of the {len(labels)} images is needed, got {len(seed)}")
+        labels = as_labels(labels, self.null_class)
+        streams = as_streams(seed, first_image, len(labels))
         parts = [
             self._sample(labels[i : i + self.batch], streams[i : i + self.batch])
             for i in range(0, len(labels), self.batch)

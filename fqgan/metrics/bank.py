@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fqgan.face import Numbers, as_indices, as_rows
 from fqgan.metrics.sums import AllReduce
 
 
@@ -24,10 +25,14 @@ class FeatureBank:
         self._rows = torch.zeros(self._kept, dim, device=device)
         self._filled = torch.zeros(self._kept, dtype=torch.int64, device=device)
 
-    def update(self, features: Tensor, positions: Tensor) -> None:
-        """Add features (b, dim) of the images at `positions` (b,) int64 in [0, count)."""
+    def update(self, features: Numbers, positions: Numbers) -> None:
+        """Add features (b, dim) of the images at `positions` (b,) in [0, count). Never waits for a GPU; `UserError` for
+        other shapes and, on a CPU, positions."""
         if not self._kept:
             return
+        device, rule = self._rows.device, f"lie in [0, {self._count})"
+        features = as_rows(features, "features", self._rows.shape[1], device)
+        positions = as_indices(positions, "positions", rule, self._count, device, length=len(features), values=False)
         # row r keeps the image at r * count // kept
         rows = (positions * self._kept + self._count - 1) // self._count
         chosen = rows * self._count // self._kept == positions

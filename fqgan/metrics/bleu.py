@@ -21,7 +21,7 @@ def bleu_4(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -
 
     Args:
         candidates: words of one caption a picture.
-        references: words of each picture's captions. ValueError where there are none, or an empty one.
+        references: words of each picture's captions. `UserError` where there are none, or an empty one.
 
     Returns:
         A number in [0, 1]; not a mean over captions.

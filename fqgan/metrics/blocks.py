@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
+from fqgan.errors import UserError
+from fqgan.face import Numbers, as_rows
+
 BLOCK = 2048
 """Rows of a block: 2048 x 2048 float64 are 32 MiB."""
 
@@ -23,7 +26,12 @@ def blocks(features: Tensor, block: int = BLOCK) -> Iterator[tuple[int, Tensor]]
         yield start, features[start : start + block].double()
 
 
-def same_dims(a: Tensor, b: Tensor) -> None:
-    """ValueError unless both are (n, d) with one d."""
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"two sets of features (n, d) of one d are needed, got {tuple(a.shape)} and {tuple(b.shape)}")
+def same_dims(a: Numbers, b: Numbers) -> tuple[Tensor, Tensor]:
+    """Both as tensors on the device of the first; `UserError` unless they are (n, d) with one d, and finite."""
+    a = as_rows(a, "features")
+    b = as_rows(b, "features", device=a.device)
+    if a.shape[1] != b.shape[1]:
+        raise UserError(f"two sets of features (n, d) of one d are needed, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise UserError("features are not finite (NaN or infinity)")
+    return a, b

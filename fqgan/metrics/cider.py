@@ -24,7 +24,7 @@ def cider_d(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) 
 
     Args:
         candidates: words of one caption a picture.
-        references: words of each picture's captions. ValueError where there are none, or an empty one.
+        references: words of each picture's captions. `UserError` where there are none, or an empty one.
     """
     check_pairs(candidates, references)
     counted = [[ngrams(reference, _MOST) for reference in several] for several in references]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fqgan.face import Numbers, as_indices, as_rows
+
 
 class NearestClassMean:
     """Assigns features to the class with the nearest mean (Euclidean). A classifier without training, for classes that
@@ -14,13 +16,18 @@ class NearestClassMean:
         self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
         self._counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
-    def fit(self, features: Tensor, labels: Tensor) -> None:
-        """Add features (n, dim) of classes (n,)."""
+    def fit(self, features: Numbers, labels: Numbers) -> None:
+        """Add features (n, dim) of classes (n,). `UserError` for other shapes and labels."""
+        features, classes = self._rows(features), len(self._counts)
+        labels = as_indices(labels, "labels", f"lie in [0, {classes})", classes, features.device, length=len(features))
         self._sums.index_add_(0, labels, features.double())
         self._counts += torch.bincount(labels, minlength=len(self._counts))
 
-    def predict(self, features: Tensor) -> Tensor:
+    def predict(self, features: Numbers) -> Tensor:
         """Classes (n,) int64 of features (n, dim). Classes that `fit` has not seen are never chosen."""
         means = self._sums / self._counts[:, None].clamp(min=1)
-        distances = torch.cdist(features.double(), means)
+        distances = torch.cdist(self._rows(features).double(), means)
         return distances.masked_fill(self._counts == 0, torch.inf).argmin(1)
+
+    def _rows(self, features: Numbers) -> Tensor:
+        return as_rows(features, "features", self._sums.shape[1], self._sums.device)

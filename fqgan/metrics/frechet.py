@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fqgan.errors import UserError
+from fqgan.face import Numbers, as_rows
 from fqgan.metrics.sums import AllReduce
 
 
@@ -35,12 +37,11 @@ class FeatureStatistics:
         self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
-    def update(self, features: Tensor) -> None:
-        """Add features (n, d)."""
-        if features.ndim != 2 or features.shape[1] != len(self.mean):
-            raise ValueError(f"features must be (n, {len(self.mean)}), got {tuple(features.shape)}")
+    def update(self, features: Numbers) -> None:
+        """Add features (n, d), real numbers of any type. `UserError` for other shapes."""
+        features = as_rows(features, "features", len(self.mean), self.mean.device)
         if len(features):
-            features = features.detach().double()
+            features = features.double()
             mean = features.mean(0)
             centred = features - mean
             self._add(len(features), mean, centred.T @ centred)
@@ -58,7 +59,7 @@ class FeatureStatistics:
         self.count = total
 
     def compute(self, all_reduce: AllReduce | None = None) -> Gaussian:
-        """Mean and unbiased covariance, over all ranks with `all_reduce`. Below two features it raises ValueError."""
+        """Mean and unbiased covariance, over all ranks with `all_reduce`. Below two features it raises `UserError`."""
         count, mean, scatter = self.count, self.mean, self.scatter
         if all_reduce:
             # sums over ranks, still centred: first the common mean, then each rank's scatter about it
@@ -67,7 +68,7 @@ class FeatureStatistics:
             shift = self.mean - mean
             scatter = all_reduce(scatter + shift.outer(shift) * self.count)
         if count < 2:
-            raise ValueError(f"a covariance needs at least 2 features, got {count}")
+            raise UserError(f"a covariance needs at least 2 features, got {count}")
         return Gaussian(mean, scatter / (count - 1), count)
 
 
@@ -77,13 +78,13 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     With any roots A = R R^T and B = S S^T the trace of (A B)^(1/2) is the sum of the singular values of R^T S. They are
     real, and where a covariance is not of full rank the rest of them is zero up to round-off. So are the eigenvalues of
     A B, but their roots are not: there the order of the images would show in the eighth digit.
-    Precision: 1e-10 of tr(A + B). ValueError for unequal dimensions, and for numbers that are not finite.
+    Precision: 1e-10 of tr(A + B). `UserError` for unequal dimensions, and for numbers that are not finite.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared")
+        raise UserError(f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared")
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
     if not (distance.isfinite() and a.covariance.isfinite().all() and b.covariance.isfinite().all()):
-        raise ValueError("means or covariances are not finite (NaN or infinite)")
+        raise UserError("means or covariances are not finite (NaN or infinite)")
     cross = torch.linalg.svdvals(_root(a.covariance).T @ _root(b.covariance)).sum()
     return max(0.0, (distance - 2 * cross).item())
 

@@ -8,8 +8,9 @@ logits of another network than Inception it is a score of its own and never call
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from fqgan.errors import UserError
+from fqgan.face import Numbers, as_indices, as_rows
 from fqgan.metrics.sums import AllReduce, Sums
 
 CHUNK = 5000
@@ -25,12 +26,16 @@ class InceptionScore(Sums):
     """
 
     def __init__(self, count: int, num_classes: int, chunk: int = CHUNK, device: torch.device | str = "cpu"):
-        self._chunks, self._classes, self._chunk = -(-count // chunk), num_classes, chunk
+        self._count, self._chunks, self._classes, self._chunk = count, -(-count // chunk), num_classes, chunk
         # of each chunk: sum of p, sum of p log p, images
         super().__init__(self._chunks * (num_classes + 2), torch.float64, device)
 
-    def update(self, logits: Tensor, positions: Tensor) -> None:
-        """Add logits (b, num_classes) of the images at `positions` (b,) int64 in [0, count)."""
+    def update(self, logits: Numbers, positions: Numbers) -> None:
+        """Add logits (b, num_classes) of the images at `positions` (b,) in [0, count). `UserError` for other shapes
+        and, on a CPU, other positions."""
+        device, rule = self._sums.device, f"lie in [0, {self._count})"
+        logits = as_rows(logits, "logits", self._classes, device)
+        positions = as_indices(positions, "positions", rule, self._count, device, length=len(logits), values=False)
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
         negative_entropy = (p * log_p).sum(1, keepdim=True)
@@ -40,12 +45,12 @@ class InceptionScore(Sums):
     def compute(self, all_reduce: AllReduce | None = None) -> dict[str, float]:
         """`score` in [1, num_classes], the chunks' mean, and `score_std`, their standard deviation (0 for one chunk).
 
-        Chunks without images count for nothing; without any image it raises ValueError.
+        Chunks without images count for nothing; without any image it raises `UserError`.
         """
         sums = self._total(all_reduce).view(self._chunks, -1)
         sums = sums[sums[:, -1] > 0]
         if not len(sums):
-            raise ValueError("a score of no images")
+            raise UserError("a score of no images")
         counts = sums[:, -1]
         marginal = sums[:, : self._classes] / counts[:, None]
         divergence = sums[:, self._classes] / counts - torch.special.xlogy(marginal, marginal).sum(1)

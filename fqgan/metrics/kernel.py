@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fqgan.errors import UserError
+from fqgan.face import Numbers
 from fqgan.metrics.blocks import BLOCK, Advance, blocks, nothing, same_dims
 
 _FEWEST = 4
@@ -26,7 +28,7 @@ class _Pairs(NamedTuple):
     squares: float
 
 
-def kernel_distance(a: Tensor, b: Tensor, block: int = BLOCK, advance: Advance = nothing) -> dict[str, float]:
+def kernel_distance(a: Numbers, b: Numbers, block: int = BLOCK, advance: Advance = nothing) -> dict[str, float]:
     """`kernel_distance`, unbiased (it may be below 0), and `kernel_distance_error`, its standard error.
 
     The error is the jackknife's over both sets: each image's part in the estimate follows from its sum of kernel
@@ -35,15 +37,15 @@ def kernel_distance(a: Tensor, b: Tensor, block: int = BLOCK, advance: Advance =
     never more than half of the whole. Both assume that the sets were drawn apart. Of copies of the same images, such as
     reconstructions, the estimate is too low, by the order of the kernel's value at one image over n.
 
-    Memory is linear: kernel values are taken block by block, in float64. `advance` hears of n + m + n rows. ValueError
-    for fewer than four features.
+    Memory is linear: kernel values are taken block by block, in float64. `advance` hears of n + m + n rows. `UserError`
+    for fewer than four features, and for numbers that are not finite.
 
     Args:
         a, b: (n, d) and (m, d).
     """
-    same_dims(a, b)
+    a, b = same_dims(a, b)
     if min(len(a), len(b)) < _FEWEST:
-        raise ValueError(f"the kernel distance needs {_FEWEST} features of each set, got {len(a)} and {len(b)}")
+        raise UserError(f"the kernel distance needs {_FEWEST} features of each set, got {len(a)} and {len(b)}")
     n, m = len(a), len(b)
     own_a, own_b = _own_pairs(a, block, advance), _own_pairs(b, block, advance)
     cross = _cross_pairs(a, b, block, advance)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fqgan.errors import UserError
+from fqgan.face import Numbers, as_count
 from fqgan.metrics.blocks import BLOCK, Advance, blocks, nothing, same_dims
 
 K = 3
@@ -17,14 +19,16 @@ K = 3
 
 
 def precision_recall(
-    real: Tensor, fake: Tensor, k: int = K, block: int = BLOCK, advance: Advance = nothing
+    real: Numbers, fake: Numbers, k: int = K, block: int = BLOCK, advance: Advance = nothing
 ) -> dict[str, float]:
     """`precision`, `recall`, `density` and `coverage` of two sets of features (n, d) and (m, d).
 
     Time grows with (n + m)^2 d, memory with (n + m) d only: distances are taken block by block, in float64. `advance`
-    hears of n + m + n rows. ValueError for sets of k or fewer features.
+    hears of n + m + n rows. `UserError` for sets of k or fewer features, and for numbers that are
+    not finite.
     """
-    same_dims(real, fake)
+    real, fake = same_dims(real, fake)
+    k = as_count(k, "k", 1)
     radii_real = radii(real, k, block, advance)
     radii_fake = radii(fake, k, block, advance)
     precise = torch.zeros(len(fake), dtype=torch.bool, device=real.device)
@@ -55,7 +59,7 @@ def precision_recall(
 def radii(features: Tensor, k: int = K, block: int = BLOCK, advance: Advance = nothing) -> Tensor:
     """(n,) float64: squared distance of each feature (n, d) to its k-th nearest other one."""
     if len(features) <= k:
-        raise ValueError(f"{k} nearest neighbours need more than {k} features, got {len(features)}")
+        raise UserError(f"{k} nearest neighbours need more than {k} features, got {len(features)}")
     found = []
     for start, rows in blocks(features, block):
         nearest = rows.new_full((len(rows), 0), 0)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fqgan.errors import UserError
+from fqgan.face import Numbers, as_images
+
 
 def eight_bit(images: Tensor) -> Tensor:
     """[-1, 1] -> whole numbers in [0, 255] as float32: clipped and rounded like a saved image."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255)
 
 
-def eight_bit_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """`eight_bit` of two batches (b, c, H, W); unequal or other shapes raise ValueError."""
-    if x.shape != y.shape or x.ndim != 4:
-        raise ValueError(f"two batches (b, c, H, W) of one shape are needed, got {tuple(x.shape)} and {tuple(y.shape)}")
+def eight_bit_pair(x: Numbers, y: Numbers) -> tuple[Tensor, Tensor]:
+    """`eight_bit` of two batches (b, c, H, W), floating point or uint8, on the device of the first; unequal or other
+    shapes raise `UserError`. NaN stays NaN."""
+    x = as_images(x, channels=None, values=False)
+    y = as_images(y, x.device, channels=None, values=False)
+    if x.shape != y.shape:
+        raise UserError(f"two batches (b, c, H, W) of one shape are needed, got {tuple(x.shape)} and {tuple(y.shape)}")
     return eight_bit(x), eight_bit(y)

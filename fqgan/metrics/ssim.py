@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fqgan.errors import UserError
+from fqgan.face import Numbers
 from fqgan.metrics.pixels import eight_bit_pair
 from fqgan.metrics.sums import AllReduce, Sums
 
@@ -19,14 +21,14 @@ C1 = (0.01 * 255) ** 2
 C2 = (0.03 * 255) ** 2
 
 
-def ssim(x: Tensor, y: Tensor) -> Tensor:
+def ssim(x: Numbers, y: Numbers) -> Tensor:
     """Two (b, c, H, W) in [-1, 1], clipped and rounded to 8 bit -> (b,) float64 in [-1, 1], the channels' average.
 
-    Images smaller than the window of 11 pixels raise ValueError.
+    Images smaller than the window of 11 pixels raise `UserError`.
     """
-    x, y = (image.double() for image in eight_bit_pair(x, y))  # variances are small differences of large squares
+    x, y = map(Tensor.double, eight_bit_pair(x, y))  # variances are small differences of large squares
     if min(x.shape[-2:]) < WINDOW:
-        raise ValueError(f"SSIM needs images of at least {WINDOW} pixels a side, got {x.shape[-2]} x {x.shape[-1]}")
+        raise UserError(f"SSIM needs images of at least {WINDOW} pixels a side, got {x.shape[-2]} x {x.shape[-1]}")
     mean_x, mean_y = _blur(x), _blur(y)
     variances = _blur(x * x + y * y) - mean_x**2 - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
@@ -52,14 +54,14 @@ class SSIM(Sums):
     def __init__(self, device: torch.device | str = "cpu"):
         super().__init__(2, torch.float64, device)  # sum of SSIMs, images
 
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Add two batches (b, c, H, W) in [-1, 1]."""
+    def update(self, x: Numbers, y: Numbers) -> None:
+        """Add two batches (b, c, H, W) in [-1, 1], or uint8. `UserError` for unequal shapes."""
         values = ssim(x, y)
         self._sums += torch.stack([values.sum(), torch.ones_like(values).sum()])
 
     def compute(self, all_reduce: AllReduce | None = None) -> dict[str, float]:
-        """`ssim` in [-1, 1]. Without images it raises ValueError."""
+        """`ssim` in [-1, 1]. Without images it raises `UserError`."""
         total, images = self._total(all_reduce).tolist()
         if not images:
-            raise ValueError("SSIM of no images")
+            raise UserError("SSIM of no images")
         return {"ssim": total / images}

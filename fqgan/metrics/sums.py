@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fqgan.errors import UserError
+from fqgan.face import as_tensor
+
 AllReduce = Callable[[Tensor], Tensor]
 """Sums a tensor over ranks, possibly in place, and returns it: `fqgan.engine.distributed.all_reduce_sum`."""
 
@@ -22,9 +25,10 @@ class Sums:
         return self._sums.clone()
 
     def load_state(self, state: Tensor) -> None:
-        """Take over sums from `state()`; those of another size raise ValueError."""
+        """Take over sums from `state()`; those of another size raise `UserError`."""
+        state = as_tensor(state, "state")
         if state.shape != self._sums.shape:
-            raise ValueError(f"state of {tuple(state.shape)} values for a metric of {tuple(self._sums.shape)}")
+            raise UserError(f"state of {tuple(state.shape)} values for a metric of {tuple(self._sums.shape)}")
         self._sums.copy_(state)
 
     def reset(self) -> None:

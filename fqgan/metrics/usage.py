@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
+from fqgan.errors import UserError
+from fqgan.face import Numbers, as_indices, as_tensor
 from fqgan.metrics.sums import AllReduce, Sums
 
 
@@ -16,20 +17,22 @@ class CodeUsage(Sums):
     def __init__(self, codebook_size: int, device: torch.device | str = "cpu"):
         super().__init__(codebook_size, torch.int64, device)
 
-    def update(self, codes: Tensor) -> None:
-        """Add codes of any shape, int64 in [0, codebook_size)."""
-        codes = codes.flatten()
+    def update(self, codes: Numbers) -> None:
+        """Add codes of any shape, whole numbers in [0, codebook_size). `UserError` for others; on a GPU, for which
+        nothing waits, for those of another type only."""
+        codes, size = as_tensor(codes, "codes").flatten(), len(self._sums)
+        codes = as_indices(codes, "codes", f"lie in [0, {size})", size, self._sums.device, values=False)
         # not bincount, which waits for a GPU to tell the length of its result
         self._sums.scatter_add_(0, codes, torch.ones_like(codes))
 
     def compute(self, all_reduce: AllReduce | None = None) -> dict[str, float]:
         """`usage` (share of codes used, in [0, 1]), `perplexity` (exp of the entropy, in [1, codebook_size]),
-        `bits` (entropy of a position in bits) and `positions` (codes counted). Without codes it raises ValueError.
+        `bits` (entropy of a position in bits) and `positions` (codes counted). Without codes it raises `UserError`.
         """
         counts = self._total(all_reduce)
         positions = int(counts.sum())
         if not positions:
-            raise ValueError("code usage of no codes")
+            raise UserError("code usage of no codes")
         probabilities = counts.double() / positions
         entropy = -torch.special.xlogy(probabilities, probabilities).sum().item()
         return {

@@ -115,8 +115,10 @@ def ngrams(words: Sequence[str], most: int = 4) -> Counter[Words]:
 
 
 def check_pairs(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:
-    """ValueError unless each candidate has references, and each of these words."""
+    """`UserError` unless each candidate has references, each of these words, and none is one text."""
+    if any(isinstance(words, str) for words in (*candidates, *(words for several in references for words in several))):
+        raise UserError("captions must be words, not texts: tokenize makes them")
     if len(candidates) != len(references) or not candidates:
-        raise ValueError(f"{len(candidates)} candidates for {len(references)} sets of references")
+        raise UserError(f"{len(candidates)} candidates for {len(references)} sets of references")
     if not all(refs and all(refs) for refs in references):
-        raise ValueError("every candidate needs references, none of them empty")
+        raise UserError("every candidate needs references, none of them empty")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fqgan.config import FactorConfig, TokenizerConfig, teacher_dim
 from fqgan.errors import UserError
+from fqgan.face import Numbers, as_codes, as_factors, as_images
 from fqgan.pretrained import Pretrained
 from fqgan.printing import say
 from fqgan.tokenizer.backbone import Decoder, Encoder
@@ -35,7 +36,11 @@ class TokenizerOutput:
 class FactorizedTokenizer(Pretrained):
     """Images (b, 3, H, W) in [-1, 1] <-> codes (b, k, H/f, W/f) int64, for any number of factors k >= 1.
 
-    k = 1 without an adapter is VQGAN. H and W may be any multiples of the downsampling factor f.
+    k = 1 without an adapter is VQGAN. H and W may be any multiples of the downsampling factor f, b may be 0.
+
+    Images may be tensors or arrays on any device, of any floating-point type or, in 0..255, uint8; codes of any type of
+    whole numbers. Results are on the model's device. `UserError` for all else: other shapes or types, pixels that are
+    not finite or far outside of [-1, 1], codes that the codebooks don't have.
 
     Args:
         config: the architecture; `UserError` if it cannot be built.
@@ -67,9 +72,11 @@ class FactorizedTokenizer(Pretrained):
         """One a factor."""
         return [branch.quantizer for branch in self.branches]  # pyright: ignore[reportReturnType]
 
-    def forward(self, images: Tensor, entropy: bool = False) -> TokenizerOutput:
-        """Training pass: everything that the losses need. `entropy` asks for the quantizers' entropy losses."""
-        base = self._base(images)
+    def forward(self, images: Numbers, entropy: bool = False) -> TokenizerOutput:
+        """Training pass: everything that the losses need. `entropy` asks for the quantizers' entropy losses.
+
+        The pixels' values are not looked at, which would make a GPU wait."""
+        base = self.encoder(self._images(images, values=False))
         results = [branch(base, entropy) for branch in self.branches]
         quantized = [result[0] for result in results]
         reconstruction = self._decode([q.vectors for q in quantized])
@@ -89,44 +96,39 @@ class FactorizedTokenizer(Pretrained):
         return self.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Codes (b, k, H/f, W/f) int64 of images (b, 3, H, W) in [-1, 1]. Wrong shapes raise `UserError`."""
+    def encode(self, images: Numbers) -> Tensor:
+        """Codes (b, k, H/f, W/f) int64 of images (b, 3, H, W) in [-1, 1], or uint8 in 0..255."""
+        images = self._images(images)
         with self._autocast(images.device):
-            base = self._base(images)
+            base = self.encoder(images)
             return torch.stack([b.quantizer.encode(b.project(base)) for b in self.branches], 1)  # pyright: ignore
 
-    def decode(self, codes: Tensor, keep: Sequence[int] | None = None) -> Tensor:
+    def decode(self, codes: Numbers, keep: int | str | Iterable[int | str] | None = None) -> Tensor:
         """Images (b, 3, H, W), not clipped, of codes (b, k, h, w).
 
         Args:
-            keep: factors to use; the embeddings of the others are set to zero (Fig. 3). None: all.
+            keep: factors to use, by number or name, one or several; the embeddings of the others are set to zero
+                (Fig. 3). None: all.
         """
+        kept = None if keep is None else as_factors(keep, [factor.name for factor in self.config.factors])
         vectors = self.embed(codes)
-        if keep is not None:
-            unknown = [i for i in keep if not 0 <= i < self.num_factors]
-            if unknown:
-                raise UserError(
-                    f"keep names factor {unknown[0]}, but the tokenizer has factors 0..{self.num_factors - 1}"
-                )
-            vectors = [v if i in keep else torch.zeros_like(v) for i, v in enumerate(vectors)]
-        with self._autocast(codes.device):
+        if kept is not None:
+            vectors = [v if i in kept else torch.zeros_like(v) for i, v in enumerate(vectors)]
+        with self._autocast(vectors[0].device):
             images = self._decode(vectors)
         return images.float() if self.precision == "bf16" else images
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def features(self, images: Numbers) -> list[Tensor]:
         """k tensors (b, d, h, w): the l2-normalised features before quantization."""
+        images = self._images(images)
         with self._autocast(images.device):
-            base = self._base(images)
+            base = self.encoder(images)
             return [b.quantizer.normalize(b.project(base)) for b in self.branches]  # pyright: ignore
 
-    def embed(self, codes: Tensor) -> list[Tensor]:
-        """k tensors (b, d, h, w): the codes' l2-normalised embeddings. Wrong shapes or codes raise `UserError`."""
-        if codes.ndim != 4 or codes.shape[1] != self.num_factors:
-            raise UserError(f"codes must be (b, {self.num_factors}, h, w), got {tuple(codes.shape)}")
-        for i, quantizer in enumerate(self.quantizers):
-            factor = codes[:, i]
-            if not codes.is_cuda and factor.numel() and not 0 <= factor.min() <= factor.max() < quantizer.codebook_size:
-                raise UserError(f"codes of factor {i} must lie in [0, {quantizer.codebook_size})")
+    def embed(self, codes: Numbers) -> list[Tensor]:
+        """k tensors (b, d, h, w): the codes' l2-normalised embeddings."""
+        sizes = [quantizer.codebook_size for quantizer in self.quantizers]
+        codes = as_codes(codes, sizes, self.post_quant.weight.device)
         return [quantizer.embed(codes[:, i]) for i, quantizer in enumerate(self.quantizers)]
 
     def check_size(self, height: int, width: int) -> None:
@@ -138,11 +140,11 @@ class FactorizedTokenizer(Pretrained):
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
-    def _base(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise UserError(f"images must be (b, 3, H, W), got {tuple(images.shape)}")
+    def _images(self, images: Numbers, values: bool = True) -> Tensor:
+        weight = self.post_quant.weight
+        images = as_images(images, weight.device, weight.dtype, values=values)
         self.check_size(images.shape[2], images.shape[3])
-        return self.encoder(images)
+        return images
 
     def _decode(self, vectors: list[Tensor]) -> Tensor:
         return self.decoder(self.post_quant(torch.cat(vectors, 1).to(self.post_quant.weight.dtype)))
