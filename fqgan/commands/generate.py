@@ -229,7 +229,7 @@ def _write(generator: FAR, folder: SampleFolder, batch: range, codes: Tensor) ->
     device = generator.class_embedding.weight.device
     side = torch.cuda.Stream(device) if device.type == "cuda" else None
     with torch.inference_mode(), torch.cuda.stream(side):
-        images = generator.tokenizer.decode(codes.to(device)).cpu()
+        images = generator.tokenizer.decode(codes.to(device), values=False).cpu()
     for picture, image in zip(batch, images, strict=True):
         save_picture(image, folder.path(picture))
     return len(batch)

@@ -126,10 +126,10 @@ def evaluate_tokenizer(
     meters = [CodeUsage(quantizer.codebook_size, device) for quantizer in model.quantizers]
     for raw, labels, indices in batches:
         images = normalize(raw.to(device))
-        codes = model.encode(images)
+        codes = model.encode(images, values=False)
         for i, meter in enumerate(meters):
             meter.update(codes[:, i])
-        scores.update(images, model.decode(codes), labels.to(device), indices)
+        scores.update(images, model.decode(codes, values=False), labels.to(device), indices)
     numbers = scores.compute()
     factors = {
         factor.name: meter.compute(all_reduce_sum) for factor, meter in zip(model.config.factors, meters, strict=True)

@@ -183,7 +183,7 @@ class Passes:
 
     @torch.inference_mode()
     def _codes(self, crops: Tensor) -> Tensor:
-        return self.tokenizer.encode(normalize(crops.to(self.device))).flatten(2).to(torch.int32)
+        return self.tokenizer.encode(normalize(crops.to(self.device)), values=False).flatten(2).to(torch.int32)
 
 
 def _chunks(span: range, length: int) -> Iterator[list[int]]:

@@ -96,22 +96,29 @@ class FactorizedTokenizer(Pretrained):
         return self.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
-    def encode(self, images: Numbers) -> Tensor:
-        """Codes (b, k, H/f, W/f) int64 of images (b, 3, H, W) in [-1, 1], or uint8 in 0..255."""
-        images = self._images(images)
+    def encode(self, images: Numbers, *, values: bool = True) -> Tensor:
+        """Codes (b, k, H/f, W/f) int64 of images (b, 3, H, W) in [-1, 1], or uint8 in 0..255.
+
+        Args:
+            values: look at the pixels, for which a GPU must wait; False: they are known to be right.
+        """
+        images = self._images(images, values)
         with self._autocast(images.device):
             base = self.encoder(images)
             return torch.stack([b.quantizer.encode(b.project(base)) for b in self.branches], 1)  # pyright: ignore
 
-    def decode(self, codes: Numbers, keep: int | str | Iterable[int | str] | None = None) -> Tensor:
+    def decode(
+        self, codes: Numbers, keep: int | str | Iterable[int | str] | None = None, *, values: bool = True
+    ) -> Tensor:
         """Images (b, 3, H, W), not clipped, of codes (b, k, h, w).
 
         Args:
             keep: factors to use, by number or name, one or several; the embeddings of the others are set to zero
                 (Fig. 3). None: all.
+            values: as in `encode`.
         """
         kept = None if keep is None else as_factors(keep, [factor.name for factor in self.config.factors])
-        vectors = self.embed(codes)
+        vectors = self.embed(codes, values=values)
         if kept is not None:
             vectors = [v if i in kept else torch.zeros_like(v) for i, v in enumerate(vectors)]
         with self._autocast(vectors[0].device):
@@ -125,10 +132,10 @@ class FactorizedTokenizer(Pretrained):
             base = self.encoder(images)
             return [b.quantizer.normalize(b.project(base)) for b in self.branches]  # pyright: ignore
 
-    def embed(self, codes: Numbers) -> list[Tensor]:
+    def embed(self, codes: Numbers, *, values: bool = True) -> list[Tensor]:
         """k tensors (b, d, h, w): the codes' l2-normalised embeddings."""
         sizes = [quantizer.codebook_size for quantizer in self.quantizers]
-        codes = as_codes(codes, sizes, self.post_quant.weight.device)
+        codes = as_codes(codes, sizes, self.post_quant.weight.device, values=values)
         return [quantizer.embed(codes[:, i]) for i, quantizer in enumerate(self.quantizers)]
 
     def check_size(self, height: int, width: int) -> None:
