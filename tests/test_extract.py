@@ -129,10 +129,10 @@ def test_passes_do_not_depend_on_batches_or_threads(tokenizer: FactorizedTokeniz
     features: dict[bytes, torch.Tensor] = {}
     encode, results = tokenizer.encode, []
 
-    def noting(batch: torch.Tensor) -> torch.Tensor:
+    def noting(batch: torch.Tensor, *, values: bool) -> torch.Tensor:
         assert torch.get_num_threads() == 1
         features[batch.numpy().tobytes()] = torch.cat([part.flatten(1) for part in tokenizer.features(batch)], 1)
-        return encode(batch)
+        return encode(batch, values=values)
 
     tokenizer.encode = noting  # pyright: ignore[reportAttributeAccessIssue]
     for sizes, threads in (([13], 1), ([1] * 13, 1), ([5, 0, 8], 3), ([4, 4, 4, 1], 2)):
