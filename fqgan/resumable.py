@@ -6,7 +6,8 @@ Run folders, token stores, packed sets and generated pictures stand on it, so th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+import shutil
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,7 @@ from fqgan import schema
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError, lock, make_folder
 
+_LOCKS = (".lock", "lock")
 WRITING = ".writing"
 """End of the names of what is being written (`fqgan.files`)."""
 
@@ -78,9 +80,8 @@ class ResumableFolder:
             raise UserError(
                 f"{self.path} is in use by another process: wait for it, or choose another {self.option}"
             ) from None
-        for stale in self.path.rglob(f".*{WRITING}"):
-            if stale.is_file():
-                stale.unlink()
+        for stale in _half_written(self.path):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
     @property
     def held(self) -> bool:
@@ -130,6 +131,15 @@ def told(changes: dict[str, tuple[Any, Any]]) -> str:
 def _short(value: Any) -> str:
     text = repr(value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value)
     return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
+def _half_written(folder: Path) -> Iterator[Path]:
+    """What a kill left under a name of `fqgan.files`; not in a folder within that has a lock of its own."""
+    for path in list(folder.iterdir()):
+        if path.name.startswith(".") and path.name.endswith(WRITING):
+            yield path
+        elif path.is_dir() and not path.is_symlink() and not any((path / name).exists() for name in _LOCKS):
+            yield from _half_written(path)
 
 
 def _is_empty(path: Path, known: Collection[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -66,9 +66,9 @@ class CodebookKeeper:
             self._rows: list[Tensor] = []
 
     @torch.no_grad()
-    def start(self, rows: Tensor, iterations: int) -> None:
+    def start(self, rows: Tensor, iterations: int, advance: Callable[[], None] = lambda: None) -> None:
         """Set the codes to the centres of (N, D) unit features, the same on all ranks, N at least K."""
-        centres = spherical_kmeans(rows, len(self.codebook), iterations, _generator(*self.seed))
+        centres = spherical_kmeans(rows, len(self.codebook), iterations, _generator(*self.seed), advance)
         self._set(broadcast(centres))  # ranks may sum in another order
 
     @torch.no_grad()
@@ -145,11 +145,17 @@ class CodebookKeeper:
 
 
 @torch.no_grad()
-def spherical_kmeans(rows: Tensor, num_centres: int, iterations: int, generator: torch.Generator) -> Tensor:
+def spherical_kmeans(
+    rows: Tensor,
+    num_centres: int,
+    iterations: int,
+    generator: torch.Generator,
+    advance: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Centres (K, D) of unit length for `rows` (N, D) of unit length, N >= K; the similarity is the dot product.
 
     Starts from K different rows; a centre that loses all of its rows stays where it is (Dhillon and Modha 2001). Ends
-    early once nothing moves.
+    early once nothing moves; `advance` is called after each other one.
     """
     centres = rows[torch.randperm(len(rows), generator=generator)[:num_centres].to(rows.device)]
     for _ in range(iterations):
@@ -159,6 +165,7 @@ def spherical_kmeans(rows: Tensor, num_centres: int, iterations: int, generator:
         if torch.equal(moved, centres):
             break
         centres = moved
+        advance()
     return centres
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -43,6 +44,7 @@ from fqgan.vision.perceptual import PerceptualDistance, load_perceptual
 from fqgan.vision.sharing import sharing
 from fqgan.vision.teachers import Teacher, load_teachers
 
+SECONDS = 10  # from one word on the progress of k-means to the next
 PICTURED = 8  # images in a picture of reconstructions
 
 
@@ -178,8 +180,9 @@ class TokenizerTask(Task):
             with self._autocast():
                 for part, found in zip(parts, self.model.features(batch.images), strict=True):
                     part.append(as_rows(found).unflatten(0, (len(found), -1)))
-        for keeper, part in zip(self.keepers, parts, strict=True):
-            keeper.start(in_order(part, config.data.lanes > 1), options.kmeans_iterations)
+        for factor, keeper, part in zip(config.model.factors, self.keepers, parts, strict=True):
+            told = _Told(f"k-means of factor {factor.name}", options.kmeans_iterations, self.world.is_main)
+            keeper.start(in_order(part, config.data.lanes > 1), options.kmeans_iterations, told.advance)
 
     def after_step(self) -> None:
         self.unreadable.update(*self._seen)
@@ -263,6 +266,20 @@ class TokenizerTask(Task):
         for raw, _, _ in evaluation_batches(source, size=size, batch=PICTURED, limit=PICTURED):
             with self._autocast():
                 save_picture(reconstruction_grid(model, normalize(raw.to(self.world.device))), path)
+
+
+class _Told:
+    """A line now and then on work that is counted."""
+
+    def __init__(self, what: str, total: int, active: bool):
+        self.what, self.total, self.active = what, total, active
+        self.done, self.last = 0, time.monotonic()
+
+    def advance(self) -> None:
+        self.done += 1
+        if self.active and time.monotonic() - self.last > SECONDS:
+            self.last = time.monotonic()
+            say(f"{self.what}: {self.done:,} of at most {self.total:,} iterations")
 
 
 def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
