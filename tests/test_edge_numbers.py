@@ -14,6 +14,7 @@ from test_tokenizer import images, small
 
 import fqgan
 from fqgan.cli import main
+from fqgan.errors import UserError
 from fqgan.generator.draw import draw
 from fqgan.tokenizer.backbone import Normalize
 
@@ -80,3 +81,13 @@ def test_generators_of_one(changes: dict[str, Any]) -> None:
         logits = generator(codes, [0, generator.null_class])
         assert all(each.isfinite().all() for each in logits)
         assert torch.stack(generator.loss(codes, [0, 0]).cross_entropy).isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("static", [False, True])
+def test_weights_that_are_not_numbers_give_no_codes(temperature: float, static: bool) -> None:
+    generator = tiny()
+    with torch.no_grad():
+        next(iter(generator.head.outputs.parameters())).fill_(torch.nan)
+    with pytest.raises(UserError, match="the generator's logits are not numbers"):
+        generator.sampler(2, static=static, temperature=temperature)([0, 1])

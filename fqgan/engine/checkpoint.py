@@ -219,6 +219,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors:
         check_like(shapes, {entry: tensors[f"{name}/{entry}"] for entry in entries}, f"{where}: {name}")
         for entry in entries:
             value, parameter = tensors[f"{name}/{entry}"], parameters[name]
+            if not value.isfinite().all():
+                raise UserError(f"{where}: {entry} of {name} is not finite")
             if entry != "step":
                 value = sharded_like(value, parameter)
                 value = torch.empty_like(parameter, device=value.device).copy_(value)

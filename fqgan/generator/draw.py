@@ -49,13 +49,14 @@ def guidance_scales(config: SamplingConfig, positions: int, factors: int) -> Ten
 
 def draw(logits: Tensor, u: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """Codes (n,) int64: the inverse CDF of `probabilities` at u; at temperature 0, and below 1e-20, the largest logit.
+    K, which is no code, where logits are not numbers.
 
     Args:
         logits: (n, K) float32.
         u: (n,) in [0, 1).
     """
     if temperature < _GREEDY:
-        return logits.argmax(1)
+        return logits.argmax(1).masked_fill(logits.isnan().any(1), logits.shape[1])
     sums = probabilities(logits, temperature, top_k, top_p).cumsum(1)
     # u times the last sum, which rounding leaves a little off 1, stays below it, and above every sum before the first
     # possible code's

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fqgan.config import SamplingConfig
 from fqgan.engine.compilation import compile_problem
+from fqgan.errors import UserError
 from fqgan.face import Numbers, as_count, as_kind, as_labels, as_streams
 from fqgan.generator.draw import draw, guidance_scales, uniforms
 from fqgan.generator.step import BlockStep, Place, Product
@@ -109,7 +110,8 @@ class Sampler:
             first_image: index of the first image.
 
         Raises:
-            UserError: labels that are no classes; seeds or indices that are no whole numbers from 0 to 2^64 - 1.
+            UserError: labels that are no classes; seeds or indices that are no whole numbers from 0 to 2^64 - 1; logits
+                that are not numbers.
         """
         labels = as_labels(labels, self.null_class)
         streams = as_streams(seed, first_image, len(labels))
@@ -138,7 +140,12 @@ class Sampler:
                 self._runs[self._key(t)]()
             else:
                 self._step(Place(t, t + 1), n, t < self.guided)
-        return self._codes[:, :images].transpose(0, 1).clone()
+        codes = self._codes[:, :images].transpose(0, 1).clone()
+        if (codes >= codes.new_tensor([len(table) for table in self._codes_of])).any():
+            raise UserError(
+                "the generator's logits are not numbers: its weights are spoilt, or bf16 is too narrow for it"
+            )
+        return codes
 
     def _step(self, place: Place, n: int, guided: bool) -> None:
         """Draw one position's codes of n images into the buffer, and make the next position's input of them."""
@@ -158,7 +165,8 @@ class Sampler:
                 c, u = vector.float().chunk(2)
                 vector = torch.lerp(u, c, scales[i].type_as(c)).to(vector.dtype)
             codes.append(draw(output(vector).float(), numbers[:n, i], *self._draws[i]))
-            embeddings.append(self._codes_of[i][codes[-1]])
+            table = self._codes_of[i]
+            embeddings.append(table[codes[-1].clamp(max=len(table) - 1)])
         place.put(self._codes[:, :n], torch.stack(codes, 1))
         aggregated = self._aggregate(torch.cat(embeddings, 1))
         self._input[:n] = aggregated
