@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import json
 import math
-import stat
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fqgan.errors import UserError, in_one_line
+from fqgan.files import check_file
 
 FORMAT_VERSION = 1
 _LONGEST = 2**26  # bytes of a JSON file
+_DEEPEST = 50  # objects and lists inside each other
 T = TypeVar("T")
 
 
@@ -108,34 +109,37 @@ def load(cls: type[T], path: Path) -> T:
 
 def load_json(path: Path, longest: int = _LONGEST) -> dict[str, Any]:
     """A JSON object from a file of at most `longest` bytes; `UserError` when it is missing or broken."""
-    try:
-        data = json.loads(read_text(path, longest))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is no readable JSON file: {in_one_line(error)}") from None
+    data = parse_json(read_text(path, longest), path)
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no JSON object")
     return data
 
 
+def parse_json(text: str | bytes, source: Path | str) -> Any:
+    """What JSON says. `UserError` that names `source` for what is none, and for what is nested so deeply that those who
+    go through it would fail."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} is no readable JSON file: {in_one_line(error)}") from None
+    level = [data] if isinstance(data, dict | list) else []
+    for _ in range(_DEEPEST):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [item for each in inside for item in each if isinstance(item, dict | list)]
+        if not level:
+            return data
+    raise UserError(f"{source} is no readable JSON file: nested more than {_DEEPEST} deep")
+
+
 def read_text(path: Path, longest: int = _LONGEST) -> str:
     """The text of a file of at most `longest` bytes; `UserError` for anything else, a pipe or folder among it."""
+    check_file(path, longest)
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path} is no file")
-        if status.st_size > longest:
-            raise UserError(f"{path} has {status.st_size:,} bytes: no file of fqgan")
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8") from None
-    except ValueError:
-        raise UserError(f"{str(path)!r} is no name of a file") from None
 
 
 def entry(

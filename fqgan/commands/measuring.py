@@ -108,9 +108,10 @@ def features_of(
     made = features_protocol(network, reading.size, source.options)
     content = {"content": from_main(lambda: content_of(source))} if hashed or cache else {}
     place = cache_path({**made, **content, "limit": reading.limit, "kept": reading.kept}) if cache else None
-    found = cached(place, world.device) if place and from_main(place.exists) else None
+    there = place and from_main(place.exists)
+    found = cached(place, made, content, network.dim, world.device) if place and there else None
     if found:
-        features, side = found[0], found[1]["set"]
+        features, side = found
         if world.is_main:
             say(f"{label}: {side['count']:,} images of {given.name}, from {place}")
     else:
