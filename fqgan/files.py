@@ -44,8 +44,8 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(name: Path | str, form: str, kind: type[UserError] = UserError) -> Iterator[None]:
-    """Whatever fails in here becomes `kind`: `name` cannot be read, or not as `form`, and why, in one line. For calls of
-    a library alone: the errors that its parsers raise on broken content are countless."""
+    """Whatever fails in here becomes `kind`: `name` cannot be read, or not as `form`, and why, in one line. For calls
+    of a library alone: the errors that its parsers raise on broken content are countless."""
     try:
         yield
     except UserError:

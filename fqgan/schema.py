@@ -143,7 +143,7 @@ def read_text(path: Path, longest: int = _LONGEST) -> str:
 
 
 def entry(
-    data: dict[str, Any],
+    data: Any,
     name: str,
     kind: type[T],
     source: Path | str,
@@ -159,12 +159,19 @@ def entry(
         rule: how that is told.
         default: of a file without this entry, as older versions wrote.
     """
+    if not isinstance(data, dict):
+        raise UserError(f"{source} holds no JSON object")
     value = data.get(name, default)
     if value is None:
         raise UserError(f"{source}: {name} is missing")
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or not holds(value):
         raise UserError(f"{source}: {name} must be {kind.__name__} {rule}".rstrip() + f", got {str(value)[:40]}")
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number to calculate with: no truth value, and no integer of hundreds of digits."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def history(path: Path) -> list[Any]:

@@ -43,10 +43,10 @@ def main(argv: list[str]) -> None:
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:
-    from fqgan.schema import flatten
+    from fqgan.schema import flatten, is_number
 
     both = {**result["metrics"], **{f"factors.{k}": v for k, v in result.get("factors", {}).items()}}
-    return {name: value for name, value in flatten(both).items() if isinstance(value, int | float)}
+    return {name: value for name, value in flatten(both).items() if is_number(value)}
 
 
 def _table(first: dict[str, float], second: dict[str, float]) -> str:

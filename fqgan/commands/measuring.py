@@ -94,7 +94,7 @@ def features_of(
     from fqgan.engine.distributed import from_main
     from fqgan.evaluation.collect import collect
     from fqgan.evaluation.protocol import features_protocol
-    from fqgan.evaluation.sets import check_fit, content_of, describe
+    from fqgan.evaluation.sets import MADE_WITH, check_fit, content_of, describe
     from fqgan.evaluation.statistics import cache_path, cached, keep
     from fqgan.vision.inception import file_sha256
 
@@ -124,7 +124,7 @@ def features_of(
         if place and world.is_main:
             keep(features, {**made, "set": side}, place)
     if given.settings:
-        side = {**side, **{name: given.settings[name] for name in ("seed", "precision", "sampling")}}
+        side = {**side, **{name: given.settings[name] for name in MADE_WITH}}
     if given.statistics is not None:  # of more images than are at hand
         features = dataclasses.replace(features, pooled=given.statistics.pooled, spatial=given.statistics.spatial)
         side = {**side, "statistics": "as given"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import itertools
-import json
+import math
 import os
 import re
 from collections import Counter
@@ -48,7 +48,8 @@ from fqgan.data.sources.place import (
     word_of,
 )
 from fqgan.errors import UnreadableError, UserError
-from fqgan.schema import did_you_mean
+from fqgan.files import is_name
+from fqgan.schema import did_you_mean, entry, load_json
 
 __all__ = [
     "FORMS",
@@ -70,6 +71,7 @@ LOOKED_AT = 64
 """Pictures whose headers opening looks at, from few blocks: sizes, and values deeper than 8 bit."""
 _PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|gz|bz2|xz|zst|7z|rar)$", re.IGNORECASE)
 _MOST_FILES = 10**6
+_MOST_DIGITS = 200
 
 
 def open_source(
@@ -267,11 +269,11 @@ def _saved(place: Folder, request: Request, findings: Findings) -> Found | None:
     known = {"state.json", "dataset_info.json"} & set(place.files)
     if not arrows or (not known and kind_below(place) == "picture"):
         return None
-    try:
-        state = json.loads(Path(place.path, "state.json").read_text())
-        listed_files = [str(each["filename"]) for each in state.get("_data_files", ())]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        listed_files = []
+    listed_files: list[str] = []
+    with suppress(UserError):  # missing or odd: the files tell
+        record = Path(place.path, "state.json")
+        rows = entry(load_json(record), "_data_files", list, record)
+        listed_files = [entry(row, "filename", str, record, is_name) for row in rows]
     if listed_files:
         return Found([f"{place.path}/{name}" for name in listed_files])
     return Found(of_split([f"{place.path}/{name}" for name in arrows], request, findings, place.path))
@@ -308,10 +310,11 @@ def _matches(path: str, spec: str) -> Iterator[str]:
 
 def _expand(name: str) -> list[str]:
     """`a-{08..10}` -> `a-08`, `a-09`, `a-10`, and so for several ranges."""
-    ranges = [(int(first), int(last), len(first)) for first, last in re.findall(r"\{(\d+)\.\.(\d+)\}", name)]
-    total = 1
-    for first, last, _ in ranges:
-        total *= max(0, last - first + 1)
+    texts = re.findall(r"\{(\d+)\.\.(\d+)\}", name)
+    if len("".join(itertools.chain(*texts))) > _MOST_DIGITS:
+        raise UserError(f"{name[:100]} names more than {_MOST_FILES:,} files")
+    ranges = [(int(first), int(last), len(first)) for first, last in texts]
+    total = math.prod(max(0, last - first + 1) for first, last, _ in ranges)
     if ranges and not 0 < total <= _MOST_FILES:
         raise UserError(
             f"{name} names {total:,} files: a range such as {{0000..0099}} rises, to {_MOST_FILES:,} at most"
