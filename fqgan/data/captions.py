@@ -21,7 +21,7 @@ from fqgan.schema import entry, load_json, parse_json
 COLUMNS = ("caption", "captions", "sentences", "text")
 """Where parquet files keep captions: texts, lists of texts, or lists of objects with a text `raw`."""
 ANNOTATIONS = (".json", ".csv", ".token", ".txt")
-_LONGEST = 2**30  # bytes of a JSON file: COCO's with its splits has 145 MB
+_LONGEST = 2**30  # bytes of a file: COCO's with its splits has 145 MB
 _LONGEST_LINE = 2**16
 _TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
 # of Karpathy's splits: what they leave over of COCO's validation pictures is trained on
@@ -139,7 +139,7 @@ def _entries(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     if path.suffix == ".json":
         yield from _json_entries(path)
         return
-    check_file(path)
+    check_file(path, _LONGEST)  # a line may be as long
     with reading(path, "captions"), path.open(encoding="utf-8", newline="") as file:
         head = file.readline(_LONGEST_LINE)
         file.seek(0)

@@ -93,13 +93,14 @@ def _fits(index: TarIndex, size: int) -> bool:
     shapes = [(count,)] * 5 + [(count, 3), ()]
     if [each.dtype.kind for each in index] != list("SiiiSiS") or [each.shape for each in index] != shapes:
         return False
-    for starts, lengths in ((index.offsets, index.sizes), index.captions.T[:2]):
-        # members begin on whole blocks, and one ends before the next begins; hard links are the same one
-        within = (starts >= 0) & (starts % tarfile.BLOCKSIZE == 0) & (lengths >= 0) & (lengths <= size - starts)
-        order = np.lexsort((lengths, starts))
-        steps, longer = np.diff(starts[order]), np.diff(lengths[order])
-        if not within.all() or not ((steps == 0) & (longer == 0) | (steps >= lengths[order][:-1])).all():
-            return False
+    starts = np.concatenate([index.offsets, index.captions[:, 0]])
+    lengths = np.concatenate([index.sizes, index.captions[:, 1]])
+    # members begin on whole blocks, and one ends before the next begins; hard links are the same one
+    within = (starts >= 0) & (starts % tarfile.BLOCKSIZE == 0) & (lengths >= 0) & (lengths <= size - starts)
+    order = np.lexsort((lengths, starts))
+    steps, longer = np.diff(starts[order]), np.diff(lengths[order])
+    if not within.all() or not ((steps == 0) & (longer == 0) | (steps >= lengths[order][:-1])).all():
+        return False
     return bool(((index.labels >= -1) & (index.labels < LARGEST)).all())
 
 
