@@ -161,6 +161,8 @@ def test_texts_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
 
 def test_a_range_of_thousands_of_digits() -> None:
     assert "names more than 1,000,000 files" in line(lambda: open_source("x-{1.." + "9" * 5000 + "}.tar"))
+    assert "is no name of a file" in line(lambda: open_source("~\0/x"))
+    assert "does not exist" in line(lambda: open_source("9" * 300 + "/x"))
 
 
 def write_npz(path: Path, **arrays: Any) -> Path:

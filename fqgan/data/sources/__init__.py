@@ -48,7 +48,7 @@ from fqgan.data.sources.place import (
     word_of,
 )
 from fqgan.errors import UnreadableError, UserError
-from fqgan.files import is_name
+from fqgan.files import is_name, is_path
 from fqgan.schema import did_you_mean, entry, load_json
 
 __all__ = [
@@ -97,6 +97,8 @@ def open_source(
     options = options or SourceOptions()
     if not spec:
         raise UserError("no image source is set: name photos, cifar10, an image folder, parquet files or tars")
+    if not is_path(spec):
+        raise UserError(f"{spec[:100]!r} is no name of a file")
     given = parse_range(options.range)
     request = Request(spec, split, options, read_classes(options.classes) or classes)
     try:
@@ -270,9 +272,8 @@ def _saved(place: Folder, request: Request, findings: Findings) -> Found | None:
         return None
     listed_files: list[str] = []
     with suppress(UserError):  # missing or odd: the files tell
-        record = Path(place.path, "state.json")
-        rows = entry(load_json(record), "_data_files", list, record)
-        listed_files = [entry(row, "filename", str, record, is_name) for row in rows]
+        rows = entry(load_json(Path(place.path, "state.json")), "_data_files", list, place.path)
+        listed_files = [entry(row, "filename", str, place.path, is_name) for row in rows]
     if listed_files:
         return Found([f"{place.path}/{name}" for name in listed_files])
     return Found(of_split([f"{place.path}/{name}" for name in arrows], request, findings, place.path))
@@ -323,7 +324,7 @@ def _expand(name: str) -> list[str]:
 
 
 def _missing(spec: str, path: Path) -> UserError:
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = [entry.name for entry in path.parent.iterdir()] if os.path.isdir(path.parent) else []
     return UserError(f"{spec} does not exist{did_you_mean(path.name, [*BY_NAME, *siblings])}")
 
 
