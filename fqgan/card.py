@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fqgan.config import GeneratorConfig, TokenizerConfig
+from fqgan.schema import is_number
 
 _LABELS = {
     "psnr": "PSNR, mean over images (dB)",
@@ -64,10 +65,7 @@ def results_in(scores: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: value
         for name, value in scores.get("metrics", scores).items()
-        if isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and name not in _CONDITIONS
-        and math.isfinite(value)
+        if is_number(value) and name not in _CONDITIONS and math.isfinite(value)
     }
 
 

@@ -7,13 +7,14 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from fqgan.errors import UserError
+from fqgan.errors import UserError, in_one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 SURROUNDINGS = (
@@ -39,6 +40,52 @@ def writing(path: Path) -> Iterator[None]:
         if number is None:
             raise
         raise UnwritableError(f"{path} cannot be written: {reason(number)}") from None
+
+
+@contextmanager
+def reading(name: Path | str, form: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Whatever fails in here becomes `kind`: `name` cannot be read, or not as `form`, and why, in one line. For calls
+    of a library alone: the errors that its parsers raise on broken content are countless."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{name} cannot be read: {error.strerror or os.strerror(error.errno)}") from None
+        reason = in_one_line(error)
+        raise kind(f"{name} cannot be read as {form} (cut short, or another format?): {reason}") from None
+
+
+def check_file(path: Path, longest: int | None = None) -> int:
+    """The bytes of a file. `UserError` where it is missing, no regular file (the other end of a pipe would be waited
+    for, a device may never end), or has more than `longest` bytes."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:  # a NUL, or half a character
+        raise UserError(f"{str(path)!r} is no name of a file") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is no file")
+    if longest is not None and status.st_size > longest:
+        raise UserError(f"{path} has {status.st_size:,} bytes: no file of fqgan")
+    return status.st_size
+
+
+def is_name(text: object) -> bool:
+    """Whether it is the plain name of a file in some folder: no path, nothing that the system refuses."""
+    return isinstance(text, str) and text not in ("", "..") and is_path(text) and Path(text).name == text
+
+
+def is_path(text: str) -> bool:
+    """Whether the system takes it for a path: no NUL, no half characters of JSON."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def reason(number: int) -> str:

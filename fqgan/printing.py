@@ -14,6 +14,12 @@ def say(text: object, *, error: bool = False) -> None:
     print(in_plain(str(text)), file=sys.stderr if error else sys.stdout, flush=True)
 
 
+def say_lines(text: str) -> None:
+    """Print a text of several lines."""
+    for line in text.splitlines():
+        say(line)
+
+
 def refuse(message: str) -> int:
     """Print a user's error as one line on standard error; returns the exit status of such."""
     line = " ".join(part.strip() for part in message.splitlines())

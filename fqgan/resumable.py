@@ -117,13 +117,13 @@ class ResumableFolder:
         found = schema.diff(old, new)
         if fixed := {name: values for name, values in found.items() if not may_change(name)}:
             raise UserError(
-                f"{self.path} was begun with other settings ({told(fixed)}): restore them or use a new {self.option}"
+                f"{self.path} was begun with other settings ({told_changes(fixed)}): restore them or use a new {self.option}"
                 + advice
             )
         return found
 
 
-def told(changes: dict[str, tuple[Any, Any]]) -> str:
+def told_changes(changes: dict[str, tuple[Any, Any]]) -> str:
     """`name: before -> now, ...`; long values and fingerprints are cut."""
     return ", ".join(f"{name}: {_short(before)} -> {_short(now)}" for name, (before, now) in changes.items())
 

@@ -6,17 +6,18 @@ import dataclasses
 import difflib
 import json
 import math
-import stat
 import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fqgan.errors import UserError, in_one_line
+from fqgan.errors import UserError, in_one_line, told
+from fqgan.files import check_file
 
 FORMAT_VERSION = 1
 _LONGEST = 2**26  # bytes of a JSON file
+_DEEPEST = 50  # objects and lists inside each other
 LARGEST = 2**63
 """What integers must stay below: torch and NumPy take no larger ones."""
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(cls), typing.get_args(cls)
     if hasattr(cls, "__dataclass_fields__"):
         if not isinstance(value, dict):
-            raise UserError(f"key {where.rstrip('.') or 'root'} must be an object, got {value!r}")
+            raise UserError(f"key {where.rstrip('.') or 'root'} must be an object, got {told(value)}")
         value = getattr(cls, "from_older", dict)(value)
         hints = typing.get_type_hints(cls)
         for key in value:
@@ -57,11 +58,11 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     name = where.rstrip(".")
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"key {name} must be a list, got {value!r}")
+            raise UserError(f"key {name} must be a list, got {told(value)}")
         return tuple(_build(args[0], item, f"{where}{i}.") for i, item in enumerate(value))
     if origin is Literal:
         if value not in args:
-            raise UserError(f"key {name} must be one of {', '.join(map(str, args))}; got {value!r}")
+            raise UserError(f"key {name} must be one of {', '.join(map(str, args))}; got {told(value)}")
         return value
     if origin is types.UnionType:
         cls = args[0]
@@ -70,7 +71,7 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, cls) or (cls is int and isinstance(value, bool)):
-        raise UserError(f"key {name} must be {cls.__name__}, got {value!r}")
+        raise UserError(f"key {name} must be {cls.__name__}, got {told(value)}")
     return value
 
 
@@ -117,40 +118,41 @@ def load(cls: type[T], path: Path) -> T:
 
 def load_json(path: Path, longest: int = _LONGEST) -> dict[str, Any]:
     """A JSON object from a file of at most `longest` bytes; `UserError` when it is missing or broken."""
-    try:
-        data = json.loads(read_text(path, longest))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is no readable JSON file: {in_one_line(error)}") from None
+    data = parse_json(read_text(path, longest), path)
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no JSON object")
     return data
 
 
+def parse_json(text: str | bytes, source: Path | str) -> Any:
+    """What JSON says. `UserError` that names `source` for what is none, and for what is nested so deeply that those who
+    go through it would fail."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} is no readable JSON file: {in_one_line(error)}") from None
+    level = [data] if isinstance(data, dict | list) else []
+    for _ in range(_DEEPEST):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [item for each in inside for item in each if isinstance(item, dict | list)]
+        if not level:
+            return data
+    raise UserError(f"{source} is no readable JSON file: nested more than {_DEEPEST} deep")
+
+
 def read_text(path: Path, longest: int = _LONGEST) -> str:
     """The text of a file of at most `longest` bytes; `UserError` for anything else, a pipe or folder among it."""
+    check_file(path, longest)
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path} is no file")
-        if status.st_size > longest:
-            raise UserError(f"{path} has {status.st_size:,} bytes: no file of fqgan")
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8") from None
-    except UserError:
-        raise
-    except ValueError:
-        raise UserError(f"{str(path)!r} is no name of a file") from None
 
 
 def entry(
-    data: dict[str, Any],
+    data: Any,
     name: str,
     kind: type[T],
     source: Path | str,
@@ -166,12 +168,19 @@ def entry(
         rule: how that is told.
         default: of a file without this entry, as older versions wrote.
     """
+    if not isinstance(data, dict):
+        raise UserError(f"{source} holds no JSON object")
     value = data.get(name, default)
     if value is None:
         raise UserError(f"{source}: {name} is missing")
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or not holds(value):
         raise UserError(f"{source}: {name} must be {kind.__name__} {rule}".rstrip() + f", got {str(value)[:40]}")
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number to calculate with: no truth value, and no integer of hundreds of digits."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def history(path: Path) -> list[Any]:

@@ -152,10 +152,17 @@ def _folder(path: Path, wanted: Kind | None) -> Source:
 
 def _scores(file: Path) -> dict[str, Any]:
     """What was measured, if anything: nothing of it is needed."""
+    if not file.exists():
+        return {}
     try:
-        return schema.load_json(file) if file.exists() else {}
+        content = schema.load_json(file)
+        for name in ("metrics", "protocol"):
+            schema.entry(content, name, dict, file, default={})
+        features = schema.entry(content.get("protocol", content), "features", dict, file, default={"network": ""})
+        schema.entry(features, "network", str, file)
     except UserError:
         return {}
+    return content
 
 
 def _file(path: Path) -> Source:

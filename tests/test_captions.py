@@ -107,7 +107,7 @@ def test_annotation_files_in_the_usual_forms(annotated: Callable[[str, str], Pat
         ("a.csv", "x,y\n1,2\n", "its heading should name image and caption"),
         ("a.csv", "raw,filename\nno,0.png\n", "the captions of 0.png are no JSON list"),
         ("a.json", '{"images": [{"id": 1, "file_name": "0.png"}], "annotations": []}', "0.png has no caption"),
-        ("a.json", '{"images": [{"id": 1}], "annotations": []}', "no captions in COCO's form"),
+        ("a.json", '{"images": [{"id": 1}], "annotations": []}', "a.json: image 0: file_name is missing"),
         ("a.json", '{"annotations": []}', "no captions in COCO's form"),
         ("a.json", json.dumps({"images": KARPATHY["images"][2:]}), "no captions of the split train; its splits: test"),
         ("a.txt", "", "its heading should name"),

@@ -222,7 +222,7 @@ def test_data_damaged_after_opening_is_a_user_error(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [1, 2])
     source = ParquetSource([path], Request("a"))
     path.unlink()
-    with pytest.raises(UserError, match=r"a\.parquet cannot be read as parquet"):
+    with pytest.raises(UserError, match=r"a\.parquet does not exist"):
         source.read(0)
     picture = save(tmp_path / "pictures/a.png", size=(400, 400))
     folder = open_source(str(picture.parent))

@@ -11,7 +11,7 @@ import tyro
 
 from fqgan.commands.arguments import parse
 from fqgan.errors import UserError
-from fqgan.printing import say
+from fqgan.printing import say, say_lines
 
 PROG = "fqgan evaluate compare"
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
 
     first, second = read_result(arguments.first), read_result(arguments.second)
     changed = differences(first, second, arguments.allow)
-    say(_table(_numbers(first), _numbers(second)))
+    say_lines(_table(_numbers(first), _numbers(second)))
     if changed:
         told = "; ".join(f"{name}: {a!r} against {b!r}" for name, (a, b) in changed.items())
         raise UserError(f"not the same protocol, so these numbers do not compare: {told}")
@@ -43,10 +43,10 @@ def main(argv: list[str]) -> None:
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:
-    from fqgan.schema import flatten
+    from fqgan.schema import flatten, is_number
 
     both = {**result["metrics"], **{f"factors.{k}": v for k, v in result.get("factors", {}).items()}}
-    return {name: value for name, value in flatten(both).items() if isinstance(value, int | float)}
+    return {name: value for name, value in flatten(both).items() if is_number(value)}
 
 
 def _table(first: dict[str, float], second: dict[str, float]) -> str:

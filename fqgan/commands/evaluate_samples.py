@@ -16,7 +16,6 @@ from fqgan.outputs import check_output
 from fqgan.printing import say
 
 if TYPE_CHECKING:
-    from fqgan.data.sources import ImageSource
     from fqgan.engine.distributed import World
     from fqgan.evaluation.sets import Set
     from fqgan.vision.measuring import FeatureNetwork
@@ -62,7 +61,7 @@ def main(argv: list[str]) -> None:
         if world.is_main:
             conclude({"subject": "samples", **result}, text, warnings, _out(arguments))
         if arguments.npz != Path():
-            from_main(lambda: _write_npz(arguments, samples.source))
+            from_main(lambda: _write_npz(arguments, samples))
 
 
 def compared(
@@ -105,7 +104,7 @@ def _out(arguments: Arguments) -> Path:
     return samples / "eval.json" if samples.is_dir() else Path("eval.json")
 
 
-def _write_npz(arguments: Arguments, source: ImageSource | None) -> None:
+def _write_npz(arguments: Arguments, samples: Set) -> None:
     import numpy as np
 
     from fqgan.commands.progress import image_bar
@@ -113,9 +112,9 @@ def _write_npz(arguments: Arguments, source: ImageSource | None) -> None:
     from fqgan.data.sources.npz import write_images
     from fqgan.files import make_folder
 
-    if source is None:
+    if (source := samples.source) is None:
         raise UserError(f"--npz needs images, and {arguments.samples} holds statistics only")
-    reading = arguments.reading(arguments.size or min(source.read(0)[0].size))
+    reading = arguments.reading(arguments.size or samples.size)
     indices = reading.indices(source)
     batches = evaluation_batches(
         source, size=reading.size, batch=reading.batch, limit=reading.limit, workers=reading.workers

@@ -14,7 +14,7 @@ from fqgan.commands.progress import image_bar
 from fqgan.config import PictureOptions
 from fqgan.errors import UserError
 from fqgan.outputs import check_output
-from fqgan.printing import say
+from fqgan.printing import say, say_lines
 
 if TYPE_CHECKING:
     from fqgan.engine.distributed import World
@@ -94,7 +94,7 @@ def features_of(
     from fqgan.engine.distributed import from_main
     from fqgan.evaluation.collect import collect
     from fqgan.evaluation.protocol import features_protocol
-    from fqgan.evaluation.sets import check_fit, content_of, describe
+    from fqgan.evaluation.sets import MADE_WITH, check_fit, content_of, describe
     from fqgan.evaluation.statistics import cache_path, cached, keep
     from fqgan.vision.inception import file_sha256
 
@@ -108,9 +108,10 @@ def features_of(
     made = features_protocol(network, reading.size, source.options)
     content = {"content": from_main(lambda: content_of(source))} if hashed or cache else {}
     place = cache_path({**made, **content, "limit": reading.limit, "kept": reading.kept}) if cache else None
-    found = cached(place, world.device) if place and from_main(place.exists) else None
+    there = place and from_main(place.exists)
+    found = cached(place, made, content, network.dim, world.device) if place and there else None
     if found:
-        features, side = found[0], found[1]["set"]
+        features, side = found
         if world.is_main:
             say(f"{label}: {side['count']:,} images of {given.name}, from {place}")
     else:
@@ -123,7 +124,7 @@ def features_of(
         if place and world.is_main:
             keep(features, {**made, "set": side}, place)
     if given.settings:
-        side = {**side, **{name: given.settings[name] for name in ("seed", "precision", "sampling")}}
+        side = {**side, **{name: given.settings[name] for name in MADE_WITH}}
     if given.statistics is not None:  # of more images than are at hand
         features = dataclasses.replace(features, pooled=given.statistics.pooled, spatial=given.statistics.spatial)
         side = {**side, "statistics": "as given"}
@@ -155,7 +156,7 @@ def conclude(result: dict[str, Any], text: str, warnings: list[str], path: Path)
     """Print a table and its warnings, write the result, and print where."""
     from fqgan.evaluation.protocol import write_result
 
-    say(text)
+    say_lines(text)
     for warning in warnings:
         say(f"warning: {warning}")
     write_result({**result, "warnings": warnings}, path)

@@ -16,7 +16,7 @@ from fqgan.commands.arguments import at_least, parse
 from fqgan.config import TokenizerRunConfig
 from fqgan.errors import UserError
 from fqgan.files import write_text
-from fqgan.printing import say
+from fqgan.printing import say, say_lines
 from fqgan.ranks import ranks
 from fqgan.schema import finite
 
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
     report = _report(run, tokenizer, evaluation, evidence, command, steps_before, time.monotonic() - began)
     report = replace(report, generation=generation)
     write_text(path, page(report))
-    say(summary(report))
+    say_lines(summary(report))
     say(evaluation_path)
     say(path)
 

@@ -15,7 +15,7 @@ from fqgan.config import SamplingConfig
 from fqgan.config.data import Small
 from fqgan.errors import UserError
 from fqgan.outputs import check_output
-from fqgan.printing import say
+from fqgan.printing import say, say_lines
 
 if TYPE_CHECKING:
     from fqgan.studies.comparison import Compared
@@ -97,7 +97,7 @@ def main(name: str, argv: list[str]) -> None:
         name, models, heads, command, request, options.features, paper if options.paper else [], options.out
     )
     files = [*found.write(options.out), *files]
-    say(files[0].read_text())
+    say_lines(files[0].read_text())
     for file in files:
         say(file)
 

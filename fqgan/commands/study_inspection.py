@@ -17,7 +17,7 @@ from fqgan.config import SourceOptions
 from fqgan.config.data import Small
 from fqgan.errors import UserError
 from fqgan.outputs import check_output
-from fqgan.printing import say
+from fqgan.printing import say, say_lines
 from fqgan.studies.tables import file_stem
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def main(name: str, argv: list[str]) -> None:
     models = {n: load_tokenizer(path, device, options.weights, options.precision) for n, path in checkpoints.items()}
     table, files = run(options, models)
     files = [*table.write(options.out), *files]
-    say(files[0].read_text())
+    say_lines(files[0].read_text())
     for file in files:
         say(file)
 

@@ -13,7 +13,7 @@ from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.config.data import Small
 from fqgan.errors import UserError
 from fqgan.outputs import check_output
-from fqgan.printing import say
+from fqgan.printing import say, say_lines
 from fqgan.schema import did_you_mean
 from fqgan.studies import generators, tokenizers
 from fqgan.studies.plan import Study, load_rows
@@ -104,7 +104,7 @@ def main(name: str, argv: list[str]) -> None:
     files = run_study(
         study, base, arguments.out, arguments.seeds, measuring, arguments.processes, tuple(arguments.only)
     )
-    say((arguments.out / "table.md").read_text())
+    say_lines((arguments.out / "table.md").read_text())
     for file in files:
         say(file)
 

@@ -23,7 +23,7 @@ from fqgan.config import (
 from fqgan.config.data import Small
 from fqgan.errors import UserError
 from fqgan.outputs import check_output
-from fqgan.printing import say
+from fqgan.printing import say, say_lines
 
 if TYPE_CHECKING:
     from fqgan.data.captions import CaptionSet
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     tokenizer = str(hub.local(arguments.tokenizer))
     subsets = [_subset(text) for text in arguments.factors]
     files = _run(arguments, tokenizer, base, subsets)
-    say((arguments.out / "table.md").read_text())
+    say_lines((arguments.out / "table.md").read_text())
     for file in files:
         say(file)
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import threading
 import time
 import zlib
@@ -69,11 +70,11 @@ class Cache:
                     pieces.move_to_end(name)
                     return pieces[name]
         try:
-            handle = os.open(self._root + name, os.O_RDONLY)
+            handle = os.open(self._root + name, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
         except OSError:
             return None
-        piece = Piece(handle)
-        if os.fstat(handle).st_size != size:
+        piece, status = Piece(handle), os.fstat(handle)
+        if status.st_size != size or not stat.S_ISREG(status.st_mode):
             return None
         with suppress(OSError):
             os.utime(handle)
@@ -181,7 +182,7 @@ class Cache:
         """Count all files; above `limit` bytes remove old ones, with a tenth to spare. Returns the bytes that stay."""
         files: list[tuple[float, int, str]] = []
         total, now = 0, time.time()
-        folders = [entry.path for entry in os.scandir(self.folder) if not entry.name.startswith(".")]
+        folders = [entry.path for entry in os.scandir(self.folder) if not entry.name.startswith(".") and entry.is_dir()]
         for entry in (entry for folder in folders for entry in os.scandir(folder)):
             try:
                 status = entry.stat()
@@ -221,7 +222,7 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*((?:[kmgt]i?)?)b?", text.strip().lower())
     if not found:
         raise UserError(f"FQGAN_CACHE_BYTES={text} is no number of bytes: write it as 50G or 50000000000")
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(min(float(found[1]) * _UNITS[found[2]], 2.0**62))
 
 
 def _locked(handle: int, how: int) -> bool:
@@ -239,6 +240,6 @@ def _numbers(state: int) -> tuple[int, int]:
     """What the state file says; zeros where it is new or broken."""
     try:
         used, scanned = os.pread(state, 100, 0).split()
-        return int(used), int(scanned)
+        return max(0, int(used)), int(scanned)
     except ValueError:
         return 0, 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from fqgan.data.sources import Findings, ImageSource, open_source
 from fqgan.data.sources.folder import FileSource
 from fqgan.data.sources.place import Folder, walk
 from fqgan.errors import UserError
-from fqgan.schema import load_json
+from fqgan.files import check_file, reading
+from fqgan.schema import entry, load_json, parse_json
 
 COLUMNS = ("caption", "captions", "sentences", "text")
 """Where parquet files keep captions: texts, lists of texts, or lists of objects with a text `raw`."""
 ANNOTATIONS = (".json", ".csv", ".token", ".txt")
-_LONGEST = 2**30  # bytes of a JSON file: COCO's with its splits has 145 MB
+_LONGEST = 2**30  # bytes of a file: COCO's with its splits has 145 MB
+_LONGEST_LINE = 2**16
 _TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
 # of Karpathy's splits: what they leave over of COCO's validation pictures is trained on
 _SPLITS = {"restval": "train", "val": "validation"}
@@ -137,41 +139,43 @@ def _entries(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     if path.suffix == ".json":
         yield from _json_entries(path)
         return
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            head = file.readline()
-            file.seek(0)
-            if _TOKEN_LINE.match(head):
-                yield from _token_entries(path, file)
-            elif "|" in head:
-                yield from _piped_entries(path, file)
-            else:
-                yield from _csv_entries(path, file)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as captions: {error}") from None
+    check_file(path, _LONGEST)  # a line may be as long
+    with reading(path, "captions"), path.open(encoding="utf-8", newline="") as file:
+        head = file.readline(_LONGEST_LINE)
+        file.seek(0)
+        if _TOKEN_LINE.match(head):
+            yield from _token_entries(path, file)
+        elif "|" in head:
+            yield from _piped_entries(path, file)
+        else:
+            yield from _csv_entries(path, file)
 
 
 def _json_entries(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     content = load_json(path, _LONGEST)
-    images, annotations = content.get("images"), content.get("annotations")
-    try:
-        if annotations is None:  # Karpathy's
-            assert images is not None
-            for image in images:
-                name = "/".join(filter(None, (image.get("filepath"), image["filename"])))
-                yield image.get("split", ""), name, [sentence["raw"] for sentence in image["sentences"]]
-            return
-        assert images is not None
-        names = {image["id"]: image["file_name"] for image in images}
-        yield from (("", name, []) for name in names.values())
-        yield from (("", names[each["image_id"]], [each["caption"]]) for each in annotations)
-    except (AssertionError, AttributeError, KeyError, TypeError):
+    if not isinstance(images := content.get("images"), list):
         raise UserError(
             f"{path} holds no captions in COCO's form (images with id and file_name, annotations with image_id and "
             "caption) or Karpathy's (images with filename and sentences)"
-        ) from None
+        )
+    if "annotations" not in content:  # Karpathy's
+        for number, image in enumerate(images):
+            where = f"{path}: image {number}"
+            name, folder = entry(image, "filename", str, where), entry(image, "filepath", str, where, default="")
+            sentences = entry(image, "sentences", list, where)
+            captions = [entry(sentence, "raw", str, f"{where}: sentences") for sentence in sentences]
+            yield entry(image, "split", str, where, default=""), "/".join(filter(None, (folder, name))), captions
+        return
+    names: dict[object, str] = {}
+    for number, image in enumerate(images):
+        where = f"{path}: image {number}"
+        known = entry(image, "id", object, where, lambda value: isinstance(value, int | str), "such as 7")
+        names[known] = entry(image, "file_name", str, where)
+    yield from (("", name, []) for name in names.values())
+    for number, each in enumerate(entry(content, "annotations", list, path)):
+        where = f"{path}: annotation {number}"
+        known = entry(each, "image_id", object, where, lambda value: isinstance(value, int | str) and value in names)
+        yield "", names[known], [entry(each, "caption", str, where)]
 
 
 def _token_entries(path: Path, lines: Any) -> Iterator[tuple[str, str, list[str]]]:
@@ -200,13 +204,14 @@ def _csv_entries(path: Path, lines: Any) -> Iterator[tuple[str, str, list[str]]]
     columns = set(rows.fieldnames or ())
     if {"filename", "raw"} <= columns:
         for row in rows:
-            try:
-                captions = [str(text) for text in json.loads(row["raw"])]
-            except (ValueError, TypeError):
-                raise UserError(f"{path}: the captions of {row['filename']} are no JSON list") from None
+            captions = None
+            with suppress(UserError):
+                captions = parse_json(row["raw"] or "", path)
+            if not row["filename"] or not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+                raise UserError(f"{path}: the captions of {row['filename']} are no JSON list of texts")
             yield row.get("split") or "", row["filename"], captions
     elif {"image", "caption"} <= columns:
         for row in rows:
-            yield "", row["image"], [row["caption"] or ""]
+            yield "", row["image"] or "", [row["caption"] or ""]
     else:
         raise UserError(f"{path} holds no captions: its heading should name image and caption, or filename and raw")

@@ -50,5 +50,10 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
 def digest(data: npt.NDArray[np.int64] | Iterable[str]) -> str:
     """sha256 in hex of numbers, or of words in their order."""
     if not isinstance(data, np.ndarray):
-        return hashlib.sha256("\n".join(data).encode("utf-8", "surrogateescape")).hexdigest()
+        text = "\n".join(data)
+        try:
+            content = text.encode("utf-8", "surrogateescape")  # as the system spells names of files
+        except UnicodeEncodeError:  # half characters, as JSON may hold them
+            content = text.encode("utf-8", "surrogatepass")
+        return hashlib.sha256(content).hexdigest()
     return hashlib.sha256(data.astype("<i8").tobytes()).hexdigest()

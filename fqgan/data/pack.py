@@ -24,7 +24,7 @@ from fqgan.data.transforms import resize_shorter
 from fqgan.data.unreadable import Note, Omissions
 from fqgan.data.workers import load
 from fqgan.errors import UnreadableError, UserError
-from fqgan.files import sync, write_text, writing
+from fqgan.files import is_name, sync, write_text, writing
 from fqgan.resumable import ResumableFolder
 
 SAMPLE = 32
@@ -124,8 +124,13 @@ class Packer:
         if not self.manifest_path.exists():
             return
         content = schema.load_json(self.manifest_path)
-        data = content.pop("data", {})
+        data = schema.entry(content, "data", dict, self.manifest_path, default={})
+        content.pop("data", None)
         old = schema.from_dict(Manifest, content, str(self.manifest_path))
+        for shard in old.shards:
+            counts = shard.start, shard.stop, shard.rows, shard.bytes, shard.below_size
+            if not is_name(shard.file) or not all(0 <= count < 2**53 for count in counts):
+                raise UserError(f"{self.manifest_path}: shards hold {str(shard)[:100]}, which is none")
         shards = tuple(shard for shard in old.shards if self._find(shard))
         if not shards:
             return

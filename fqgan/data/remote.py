@@ -139,10 +139,10 @@ def expand(spec: str) -> list[str]:
     kind, path = scheme(spec), spec.partition("://")[2]
     folder = spec.endswith("/")
     if kind in WEB:
+        name = shown(spec)
         if folder or "*" in urlsplit(spec).path:
             raise UserError(
-                f"{shown(spec)}: web servers do not list their files: name each, or a range such as "
-                "train-{0000..0099}.tar"
+                f"{name}: web servers do not list their files: name each, or a range such as train-{{0000..0099}}.tar"
             )
         return [spec]
     pattern = any(sign in path for sign in "*?[")

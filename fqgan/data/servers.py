@@ -89,7 +89,10 @@ def scheme(url: str) -> str:
 
 def shown(url: str) -> str:
     """An address for messages: without passwords and signatures."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise UserError(f"{url.partition('?')[0].rpartition('@')[2][:100]!r} is no address") from None
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 

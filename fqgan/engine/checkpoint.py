@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fqgan.engine.optim import state_entries
 from fqgan.engine.sharding import sharded_like
 from fqgan.errors import UserError, in_one_line
-from fqgan.files import replacing, sync, writing
+from fqgan.files import is_name, replacing, sync, writing
 from fqgan.printing import say
 from fqgan.schema import entry, load_json
 
@@ -120,7 +120,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def _are_files(files: dict[str, Any]) -> bool:
-    plain = all(Path(name).name == name and "\0" not in name for name in files)
+    plain = all(map(is_name, files))
     return bool(files) and plain and all(isinstance(size, int) for size in files.values())
 
 

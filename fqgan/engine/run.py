@@ -16,7 +16,7 @@ from fqgan.engine import checkpoint
 from fqgan.errors import UserError
 from fqgan.files import write_text, writing
 from fqgan.printing import say
-from fqgan.resumable import ResumableFolder, told
+from fqgan.resumable import ResumableFolder, told_changes
 
 CHANGEABLE = re.compile(
     # how long, where and how it is watched
@@ -88,7 +88,7 @@ class RunFolder:
         if (file := self.path / "config.json").exists() and found:
             history = schema.history(file)
         if found and self._changed:
-            say(f"changed from now on: {told(self._changed)}")
+            say(f"changed from now on: {told_changes(self._changed)}")
             now = datetime.now(UTC).isoformat(timespec="seconds")
             changes = {name: list(values) for name, values in self._changed.items()}
             history.append({"step": checkpoint.step_of(found), "date": now, "changed": changes})

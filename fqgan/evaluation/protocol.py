@@ -62,6 +62,8 @@ def read_result(path: Path) -> dict[str, Any]:
     for name in ("metrics", "protocol"):
         if not isinstance(content.get(name), dict):
             raise UserError(f"{path} is no result of fqgan evaluate: it has no {name}")
+    schema.entry(content, "factors", dict, path, default={})
+    schema.entry(content, "request", list, path, lambda words: all(isinstance(w, str) for w in words), default=[])
     return content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,21 @@ from fqgan import schema
 from fqgan.config import PictureOptions, SourceOptions
 from fqgan.data.fingerprint import content_sha256
 from fqgan.data.sources import Findings, ImageSource, Request, open_source
+from fqgan.data.sources.base import listed
 from fqgan.data.sources.folder import FileSource
+from fqgan.data.sources.labels import LARGEST
 from fqgan.data.sources.npz import NpzSource, keys
-from fqgan.errors import UserError
+from fqgan.errors import UnreadableError, UserError
 from fqgan.evaluation.collect import FeatureSet, LeftOut
 from fqgan.evaluation.statistics import load_adm, load_statistics
+from fqgan.files import is_name
 from fqgan.vision.measuring import FeatureNetwork
 
 MANIFEST = "samples.json"  # of `fqgan generate`
+MADE_WITH = {"seed": int, "precision": str, "sampling": dict}
+"""Entries of its settings that a protocol tells."""
+_LONGEST = 2**32  # bytes: a line a picture
+_TRIED = 100  # pictures, until one can be read
 
 
 @dataclass(frozen=True)
@@ -39,19 +47,27 @@ class Set:
 
     @property
     def size(self) -> int:
-        """Pixels a side: the shorter side of the first image, or what the statistics were made at; 0: unknown."""
+        """Pixels a side: of the first readable image the shorter, or what the statistics were made at; 0: unknown."""
         if self.source is not None:
-            return min(self.source.read(0)[0].size)
-        return int(self.protocol.get("size", 0))
+            for index in range(min(len(self.source), _TRIED)):
+                with suppress(UnreadableError):
+                    return min(self.source.read(index)[0].size)
+            return 0
+        return self.protocol.get("size", 0)
 
 
 class GeneratedSource(FileSource):
     """The pictures that a `samples.json` lists, with their labels."""
 
     def __init__(self, folder: Path, name: str, manifest: dict[str, Any]) -> None:
-        rows = manifest.get("pictures", [])
-        if not manifest.get("complete"):
+        path = folder / MANIFEST
+        if not schema.entry(manifest, "complete", bool, path):
             raise UserError(f"{name} is not finished: give the command that generates it once more")
+        rows = schema.entry(manifest, "pictures", list, path, bool, "of one picture or more")
+        for number, row in enumerate(rows):
+            where = f"{path}: picture {number}"
+            schema.entry(row, "file", str, where, is_name, "with the name of a file in the folder")
+            schema.entry(row, "label", int, where, lambda label: -1 <= label < LARGEST, "from 0 on")
         findings = Findings("generated pictures", labels_from=MANIFEST)
         super().__init__([str(folder / row["file"]) for row in rows], str(folder), name, findings)
         self.labels = np.array([row["label"] for row in rows], dtype=np.int64)
@@ -71,11 +87,14 @@ def open_set(
         statistics = load_adm(path, device) if {"mu", "sigma"} <= found else None
         source = NpzSource(path, Request(spec, split, options)) if "arr_0" in found else None
         if source is None and statistics is None:
-            raise UserError(f"{spec} holds {', '.join(sorted(found)) or 'nothing'}: arr_0, or mu and sigma, is needed")
+            raise UserError(f"{spec} holds {listed(sorted(found)) or 'nothing'}: arr_0, or mu and sigma, is needed")
         return Set(spec, source, statistics)
     if (path / MANIFEST).is_file():
-        manifest = schema.load_json(path / MANIFEST)
-        return Set(spec, GeneratedSource(path, spec, manifest), settings=manifest.get("settings"))
+        manifest = schema.load_json(path / MANIFEST, _LONGEST)
+        settings = schema.entry(manifest, "settings", dict, path / MANIFEST)
+        for name, kind in MADE_WITH.items():
+            schema.entry(settings, name, kind, path / MANIFEST)
+        return Set(spec, GeneratedSource(path, spec, manifest), settings=settings)
     return Set(spec, open_source(spec, split, options))
 
 

@@ -8,18 +8,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fqgan.data.sources.npz import keys, read_array
 from fqgan.errors import UserError
 from fqgan.evaluation.collect import FeatureSet
-from fqgan.files import UnwritableError, make_folder, replacing
+from fqgan.files import UnwritableError, check_file, make_folder, reading, replacing
 from fqgan.metrics.frechet import Gaussian
 from fqgan.printing import say
-from fqgan.schema import FORMAT_VERSION
+from fqgan.schema import FORMAT_VERSION, entry, parse_json
 
 _GAUSSIANS = ("pooled", "spatial", "half")
 
@@ -47,23 +48,48 @@ def save_statistics(features: FeatureSet, protocol: dict[str, Any], path: Path) 
 
 def load_statistics(path: Path, device: torch.device | str = "cpu") -> tuple[FeatureSet, dict[str, Any]]:
     """What `save_statistics` wrote. `UserError` for missing, damaged and foreign files."""
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            content = json.loads((file.metadata() or {})["fqgan"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            gaussians = {
-                name: Gaussian(tensors[f"{name}.mean"], tensors[f"{name}.covariance"], count)
-                for name, count in content["counts"].items()
-            }
-            features = FeatureSet(**gaussians, features=tensors.get("features"), score=content["score"])
-            protocol = content["protocol"]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged or holds no statistics of fqgan evaluate ({error!r})") from None
-    if content["format_version"] != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version {content['format_version']} is of another version of fqgan")
-    return features, protocol
+    check_file(path)
+    with reading(path, "statistics of fqgan evaluate"), safe_open(path, "pt") as file:
+        metadata = (file.metadata() or {}).get("fqgan")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata is None:
+        raise UserError(f"{path} holds no statistics of fqgan evaluate")
+    content = parse_json(metadata, path)
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path} is of another version of fqgan: its format_version is not {FORMAT_VERSION}")
+    entry(content, "counts", dict, path, _are_counts, "of pooled, spatial and half, each at least 2")
+    protocol = entry(content, "protocol", dict, path)
+    entry(protocol, "size", int, path, lambda size: 0 <= size < 2**31, "of pixels", default=0)
+    side = entry(protocol, "set", dict, path, default={})
+    entry(side, "count", int, path, lambda count: 0 <= count < 2**63, default=0)
+    if (score := content.get("score")) is not None:
+        for name in ("score", "score_std"):
+            entry(entry(content, "score", dict, path), name, float, path)
+    gaussians: dict[str, Gaussian] = {}
+    for name, count in content["counts"].items():
+        mean, covariance = (_tensor(tensors, f"{name}.{part}", path) for part in ("mean", "covariance"))
+        gaussians[name] = _gaussian(path, name, mean, covariance, count, torch.finfo(covariance.dtype).eps)
+    pooled, half = gaussians["pooled"], gaussians.get("half")
+    features = _tensor(tensors, "features", path).float() if "features" in tensors else None
+    if features is not None and (features.shape[1:] != pooled.mean.shape or not features.isfinite().all()):
+        raise UserError(f"{path}: features must be (n, {len(pooled.mean)}) and finite, got {tuple(features.shape)}")
+    if half is not None and half.mean.shape != pooled.mean.shape:
+        raise UserError(f"{path}: pooled and half are of {len(pooled.mean)} and {len(half.mean)} dimensions")
+    placed = {
+        name: Gaussian(mean.to(device), covariance.to(device), n) for name, (mean, covariance, n) in gaussians.items()
+    }
+    return FeatureSet(**placed, features=None if features is None else features.to(device), score=score), protocol
+
+
+def _are_counts(counts: dict[str, Any]) -> bool:
+    known = set(counts) <= set(_GAUSSIANS) and "pooled" in counts
+    return known and all(type(count) is int and 2 <= count < 2**53 for count in counts.values())
+
+
+def _tensor(tensors: dict[str, Tensor], name: str, path: Path) -> Tensor:
+    if name not in tensors or not tensors[name].is_floating_point():
+        raise UserError(f"{path}: {name} {'holds no real numbers' if name in tensors else 'is missing'}")
+    return tensors[name]
 
 
 def load_adm(path: Path, device: torch.device | str = "cpu") -> FeatureSet:
@@ -75,14 +101,34 @@ def load_adm(path: Path, device: torch.device | str = "cpu") -> FeatureSet:
 
 
 def _adm(path: Path, mean: str, covariance: str, device: torch.device | str) -> Gaussian:
-    mu, sigma = (torch.from_numpy(read_array(path, key)).double().to(device) for key in (mean, covariance))
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise UserError(
-            f"{path}: {mean} and {covariance} must be (d,) and (d, d), got {tuple(mu.shape)} and {tuple(sigma.shape)}"
-        )
-    if not (mu.isfinite().all() and sigma.isfinite().all()):
-        raise UserError(f"{path}: {mean} or {covariance} holds NaN or infinity")
-    return Gaussian(mu, sigma, 0)
+    arrays = [read_array(path, key) for key in (mean, covariance)]
+    for key, values in zip((mean, covariance), arrays, strict=True):
+        if values.dtype.kind not in "fiu":
+            raise UserError(f"{path}: {key} must hold real numbers, not {values.dtype}")
+    with np.errstate(all="ignore"):  # what is beyond float64 becomes infinite, and is refused as such
+        mu, sigma = (torch.from_numpy(values.astype(np.float64)) for values in arrays)
+    eps = float(np.finfo(arrays[1].dtype).eps) if arrays[1].dtype.kind == "f" else 0.0
+    found = _gaussian(path, f"{mean} and {covariance}", mu, sigma, 0, eps)
+    return Gaussian(found.mean.to(device), found.covariance.to(device), 0)
+
+
+def _gaussian(path: Path, name: str, mean: Tensor, covariance: Tensor, count: int, eps: float) -> Gaussian:
+    """Mean and covariance in float64. `UserError` where they are none, by more than numbers of the precision `eps`, and
+    those of float32, are rounded."""
+    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
+        shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
+        raise UserError(f"{path}: {name} must be (d,) and (d, d), got {shapes}")
+    mean, covariance = mean.double(), covariance.double()
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise UserError(f"{path}: {name} must be finite: NaN or infinity is among them")
+    slack = max(1e-4, len(mean) * eps) * covariance.diagonal().abs().max().item()
+    if (covariance - covariance.T).abs().max() > slack:
+        raise UserError(f"{path}: {name} are no mean and covariance: not symmetric")
+    # the least eigenvalue is above -slack just where this has a root
+    lifted = covariance + (slack + torch.finfo(torch.float64).tiny) * torch.eye(len(mean), dtype=torch.float64)
+    if torch.linalg.cholesky_ex(lifted).info:
+        raise UserError(f"{path}: {name} are no mean and covariance: not positive semi-definite")
+    return Gaussian(mean, covariance, count)
 
 
 def cache_path(protocol: dict[str, Any]) -> Path:
@@ -93,12 +139,18 @@ def cache_path(protocol: dict[str, Any]) -> Path:
     return root / "statistics" / f"{key[:32]}.safetensors"
 
 
-def cached(path: Path, device: torch.device | str) -> tuple[FeatureSet, dict[str, Any]] | None:
-    """What is kept there; None where nothing is, or it is damaged."""
+def cached(
+    path: Path, made: dict[str, Any], content: dict[str, Any], dim: int, device: torch.device | str
+) -> tuple[FeatureSet, dict[str, Any]] | None:
+    """The features that are kept there and what the protocol says of their set; None where nothing is, or it is damaged
+    or not what was `made` of this `content`, with `dim` numbers an image."""
     try:
-        return load_statistics(path, device)
+        features, protocol = load_statistics(path, device)
     except UserError:
         return None
+    side = protocol.pop("set", {})
+    fits = protocol == made and content.items() <= side.items() and "count" in side
+    return (features, side) if fits and len(features.pooled.mean) == dim else None
 
 
 def keep(features: FeatureSet, protocol: dict[str, Any], path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import itertools
-import json
+import math
 import os
 import re
 from collections import Counter
@@ -48,7 +48,8 @@ from fqgan.data.sources.place import (
     word_of,
 )
 from fqgan.errors import UnreadableError, UserError
-from fqgan.schema import did_you_mean
+from fqgan.files import is_name, is_path
+from fqgan.schema import did_you_mean, entry, load_json
 
 __all__ = [
     "FORMS",
@@ -96,6 +97,8 @@ def open_source(
     options = options or SourceOptions()
     if not spec:
         raise UserError("no image source is set: name photos, cifar10, an image folder, parquet files or tars")
+    if not is_path(spec):
+        raise UserError(f"{spec[:100]!r} is no name of a file")
     given = parse_range(options.range)
     request = Request(spec, split, options, read_classes(options.classes) or classes)
     try:
@@ -267,11 +270,10 @@ def _saved(place: Folder, request: Request, findings: Findings) -> Found | None:
     known = {"state.json", "dataset_info.json"} & set(place.files)
     if not arrows or (not known and kind_below(place) == "picture"):
         return None
-    try:
-        state = json.loads(Path(place.path, "state.json").read_text())
-        listed_files = [str(each["filename"]) for each in state.get("_data_files", ())]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        listed_files = []
+    listed_files: list[str] = []
+    with suppress(UserError):  # missing or odd: the files tell
+        rows = entry(load_json(Path(place.path, "state.json")), "_data_files", list, place.path)
+        listed_files = [entry(row, "filename", str, place.path, is_name) for row in rows]
     if listed_files:
         return Found([f"{place.path}/{name}" for name in listed_files])
     return Found(of_split([f"{place.path}/{name}" for name in arrows], request, findings, place.path))
@@ -308,10 +310,10 @@ def _matches(path: str, spec: str) -> Iterator[str]:
 
 def _expand(name: str) -> list[str]:
     """`a-{08..10}` -> `a-08`, `a-09`, `a-10`, and so for several ranges."""
+    if re.search(r"\{(\d+\.\.)?\d{100}", name) or name.count("{") > 30:  # Python converts no thousands of digits
+        raise UserError(f"{name[:100]} names more than {_MOST_FILES:,} files")
     ranges = [(int(first), int(last), len(first)) for first, last in re.findall(r"\{(\d+)\.\.(\d+)\}", name)]
-    total = 1
-    for first, last, _ in ranges:
-        total *= max(0, last - first + 1)
+    total = math.prod(max(0, last - first + 1) for first, last, _ in ranges)
     if ranges and not 0 < total <= _MOST_FILES:
         raise UserError(
             f"{name} names {total:,} files: a range such as {{0000..0099}} rises, to {_MOST_FILES:,} at most"
@@ -322,7 +324,7 @@ def _expand(name: str) -> list[str]:
 
 
 def _missing(spec: str, path: Path) -> UserError:
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = [entry.name for entry in path.parent.iterdir()] if os.path.isdir(path.parent) else []
     return UserError(f"{spec} does not exist{did_you_mean(path.name, [*BY_NAME, *siblings])}")
 
 

@@ -17,12 +17,14 @@ from fqgan.data.sources import listing
 from fqgan.data.sources.base import Findings, Found, Request, Stored
 from fqgan.data.sources.folder import FileSource, match
 from fqgan.data.sources.place import is_system, labels_of, settle, split_named, walk
-from fqgan.errors import UnreadableError, UserError, in_one_line
+from fqgan.errors import UnreadableError, UserError
+from fqgan.files import check_file, reading
 
 FORM = "zip archive"
 _LOCAL_HEADER = 30  # bytes before an entry's name
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LARGEST = 2**30  # bytes of a picture, unpacked
+_LONGEST_NAME = 4096
 
 
 class ArchivePlace:
@@ -51,23 +53,28 @@ class ZipSource(FileSource):
     def __init__(self, path: Path, request: Request, findings: Findings) -> None:
         findings.form = FORM
         self._path = path
-        try:
-            with zipfile.ZipFile(path) as archive:
-                root, entries = _tree(archive.infolist())
-                while len(root.inner) == 1 and not root.files and not split_named(next(iter(root.inner))):
-                    root = root.folders[0]  # what was packed lies in a folder of its own
-                place, known = settle(root, request, findings)
-                assert isinstance(place, ArchivePlace), "an archive holds its own folders"
-                directories = list(walk(place, findings))
-                names = [f"{d.where}{name}" for d in directories for name in d.pictures]
-                if not names:
-                    raise UserError(f"{path} holds no picture")
-                request = replace(request, classes=request.classes or known)
-                table = listing.metadata_of(
-                    place.files, lambda name: archive.read(place.where + name), request, findings
-                )
-        except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, zlib.error, UnicodeError) as error:
-            raise UserError(f"{path} cannot be read as a zip archive: {in_one_line(error)}") from None
+        there = check_file(path)
+        with reading(path, "a zip archive"), zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+        root, entries = _tree(infos)
+        while len(root.inner) == 1 and not root.files and not split_named(next(iter(root.inner))):
+            root = root.folders[0]  # what was packed lies in a folder of its own
+        place, known = settle(root, request, findings)
+        assert isinstance(place, ArchivePlace), "an archive holds its own folders"
+        directories = list(walk(place, findings))
+        names = [f"{d.where}{name}" for d in directories for name in d.pictures]
+        if not names:
+            raise UserError(f"{path} holds no picture")
+        request = replace(request, classes=request.classes or known)
+
+        def read(name: str) -> bytes:
+            entry = entries[place.where + name]
+            if entry.file_size > _LARGEST:
+                raise UserError(f"{path}: {name} is said to have {entry.file_size:,} bytes")
+            with reading(f"{path}: {name}", "a list of pictures"), zipfile.ZipFile(path) as archive:
+                return archive.read(entry)
+
+        table = listing.metadata_of(place.files, read, request, findings)
         super().__init__(names, "", request.spec, findings)
         found = [entries[place.where + name] for name in names]
         if locked := next((entry for entry in found if entry.flag_bits & 1), None):
@@ -76,7 +83,9 @@ class ZipSource(FileSource):
             raise UserError(
                 f"{path} is compressed in a way that is not read ({strange.filename}): unpack it, or pack anew"
             )
-        numbers = [(e.header_offset, e.compress_size, e.file_size, e.compress_type) for e in found]
+        if cut := next((e for e in found if not 0 <= e.header_offset <= there - e.compress_size), None):
+            raise UserError(f"{path} is damaged: {cut.filename} would lie outside of it")
+        numbers = [(e.header_offset, e.compress_size, min(e.file_size, 2**62), e.compress_type) for e in found]
         self._places = np.array(numbers, np.int64)
         labels, self.classes = labels_of(place, directories, known, request, findings)
         self.labels = np.repeat(np.array(labels, np.int64), [len(d.pictures) for d in directories])
@@ -121,7 +130,7 @@ class ZipSource(FileSource):
         if kind == zipfile.ZIP_STORED:
             return data
         try:
-            return zlib.decompressobj(-15).decompress(data, size)
+            return zlib.decompressobj(-15).decompress(data, max(1, size))  # 0 would be without end
         except zlib.error as error:
             raise UnreadableError(f"{self.describe(index)} is damaged: {error}") from None
 
@@ -135,6 +144,9 @@ def _tree(entries: Iterable[zipfile.ZipInfo]) -> tuple[ArchivePlace, dict[str, z
         *folders, name = path.removeprefix("./").lstrip("/").split("/")
         place = root
         hidden = next((each for each in folders if is_system(each)), "")
+        if len(path) > _LONGEST_NAME:
+            root.odd["files of names too long"] += 1
+            continue
         if hidden or name.startswith("."):
             root.odd[f"files in {hidden}" if hidden else "hidden files"] += bool(name)
             continue
@@ -152,9 +164,10 @@ def _tree(entries: Iterable[zipfile.ZipInfo]) -> tuple[ArchivePlace, dict[str, z
 
 
 def _all(place: ArchivePlace) -> Iterable[ArchivePlace]:
-    yield place
-    for child in place.folders:
-        yield from _all(child)
+    waiting = [place]
+    while waiting:
+        yield (here := waiting.pop())
+        waiting += here.inner.values()
 
 
 def claims(found: Found) -> bool:

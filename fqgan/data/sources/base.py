@@ -18,6 +18,7 @@ from fqgan.data.decode import decode_image
 from fqgan.data.depth import Ranges
 from fqgan.errors import UserError
 from fqgan.printing import say
+from fqgan.schema import read_text
 
 LISTED = 5
 """Names that a message shows of many."""
@@ -236,13 +237,11 @@ def read_classes(file: str) -> tuple[str, ...]:
     """The class names of a file, one a line, in their order. `UserError` for none, and for one that stands twice."""
     if not file:
         return ()
-    path = Path(file).expanduser()
     try:
-        if not path.is_file():
-            raise UserError(f"--classes {file} is no file: name a text file with one class name a line")
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classes {file} cannot be read as text: {error}") from None
+        lines = read_text(Path(file).expanduser()).splitlines()
+    except UserError as error:
+        raise UserError(f"--classes {error}: name a text file with one class name a line") from None
+    names = tuple(line.strip() for line in lines if line.strip())
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"--classes {file} names {listed(twice)} twice")
     if not names:

@@ -105,10 +105,7 @@ def _add_metadata(source: FileSource, root: Folder, above: Folder, known: tuple[
     for place in dict.fromkeys((root, above)):
 
         def read(name: str, place: Folder = place) -> bytes:
-            try:
-                return Path(place.path, name).read_bytes()
-            except OSError as error:
-                raise UserError(f"{place.path}/{name} cannot be read: {error.strerror}") from None
+            return listing.read_bytes(Path(place.path, name))
 
         if found := listing.metadata_of(place.files, read, request, source.findings):
             names = [file.removeprefix(f"{place.path}/") for file in source.paths()]
@@ -177,11 +174,9 @@ def open_list(path: Path, request: Request, findings: Findings) -> FileSource:
 
 def texts(value: object) -> list[str]:
     """The captions in a cell: a text, a list of them, or objects with a text `raw`."""
-    if isinstance(value, list):
-        return [text for each in value for text in texts(each)]
-    if isinstance(value, dict):
-        return texts(value.get("raw"))
-    return [value] if isinstance(value, str) else []
+    cells = value if isinstance(value, list) else [value]
+    found = [each.get("raw") if isinstance(each, dict) else each for each in cells]
+    return [each for each in found if isinstance(each, str)]
 
 
 def claims(found: Found) -> bool:

@@ -68,8 +68,8 @@ def _by_number(values: Sequence[Any], known: tuple[str, ...]) -> npt.NDArray[np.
 
 def _plain(value: Any, where: str) -> int | str | None:
     """A raw label as a number, a name, or None."""
-    if isinstance(value, list | tuple) and len(value) == 1:
-        return _plain(value[0], where)
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
     if value is None or value == "":
         return None
     if isinstance(value, bytes):

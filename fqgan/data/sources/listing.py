@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +14,9 @@ from typing import Any
 from fqgan.data.sources.base import Findings, Request, listed
 from fqgan.data.sources.labels import columns_by_name
 from fqgan.data.sources.place import SPLITS, choose_split
-from fqgan.errors import UserError, in_one_line
+from fqgan.errors import UserError
+from fqgan.files import check_file, is_path, reading
+from fqgan.schema import parse_json
 
 FORM = "list of pictures"
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
@@ -81,26 +82,30 @@ class Rows:
 def read_list(path: Path, request: Request, data: bytes | None = None) -> Rows:
     """The rows of a list, from its content `data` or from the disk; `UserError` that names the file where it
     is none."""
-    try:
-        if data is None:
-            if path.stat().st_size > _LONGEST:
-                raise UserError(f"{path} is larger than {_LONGEST >> 30} GiB: no list of pictures")
-            data = path.read_bytes()
-        text = data.decode("utf-8-sig")
+    data = read_bytes(path) if data is None else data
+    with reading(path, "a list of pictures"):
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is no text in UTF-8") from None
         if not text.strip():
             raise UserError(f"{path} names no picture: it is empty")
         readers = {".csv": _table, ".tsv": _table, ".jsonl": _json_lines, ".json": _stylegan}
         reader = readers.get(path.suffix.lower(), _lines)
         rows = reader(text, path, request)
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text in UTF-8") from None
-    except (OSError, csv.Error, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read as a list of pictures: {in_one_line(error)}") from None
+    if strange := next((name for name in rows.paths if not is_path(name)), ""):
+        raise UserError(f"{path} names {strange[:100]!r}, which is no name of a file")
     if not rows.paths and path.name != "dataset.json":
         raise UserError(f"{path} names no picture")
     return rows
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a list; `UserError` for what cannot be one."""
+    if check_file(path) > _LONGEST:
+        raise UserError(f"{path} is larger than {_LONGEST >> 30} GiB: no list of pictures")
+    with reading(path, "a list of pictures"):
+        return path.read_bytes()
 
 
 def of_split(rows: Rows, request: Request, findings: Findings) -> Rows:
@@ -176,7 +181,8 @@ def _table(text: str, path: Path, request: Request) -> Rows:
 
 
 def _json_lines(text: str, path: Path, request: Request) -> Rows:
-    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    lines = enumerate(text.split("\n"), 1)
+    rows = [parse_json(line, f"{path}: line {number}") for number, line in lines if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} does not hold one JSON object a line")
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -247,7 +253,10 @@ def _lines(text: str, path: Path, request: Request) -> Rows:
 
 
 def _stylegan(text: str, path: Path, request: Request) -> Rows:
-    labels = json.loads(text).get("labels", ())
+    content = parse_json(text, path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object")
+    labels = content.get("labels", ())
     if labels is None:  # as StyleGAN's tool writes a set without labels
         return Rows([])
     if not isinstance(labels, list) or not all(isinstance(row, list) and len(row) == 2 for row in labels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,12 +15,16 @@ from PIL import Image
 from fqgan.data.sources.base import Findings, Found, ImageSource, Request
 from fqgan.data.sources.labels import check_labels
 from fqgan.errors import UserError
-from fqgan.files import replacing
+from fqgan.files import check_file, reading, replacing
 
 _LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
-_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-
-
+_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,  # names of fields in UTF-8, and arrays of numbers have none
+}
+_UNPACKED_MOST = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1100}
+"""How numpy packs arrays -> bytes that a packed one may stand for."""
 FORM = ".npz of ADM"
 
 
@@ -45,10 +50,11 @@ class NpzSource(ImageSource):
         self.labels = np.full(len(self._pixels), -1, np.int64)
         if "arr_1" in keys(path) and request.options.labels != "none":
             labels = read_array(path, "arr_1")
-            if labels.shape != (len(self._pixels),) or not np.issubdtype(labels.dtype, np.integer):
-                raise UserError(f"{name}: arr_1 must be {len(self._pixels)} whole numbers, got {labels.shape}")
+            if labels.shape != (len(self._pixels),) or labels.dtype.kind not in "iu":
+                told = f"{labels.shape} {labels.dtype}"
+                raise UserError(f"{name}: arr_1 must be {len(self._pixels)} whole numbers, got {told}")
+            check_labels(labels, self.classes, name)  # before a large one turns into -1
             self.labels = labels.astype(np.int64)
-            check_labels(self.labels, self.classes, name)
             self.findings.labels_from = "arr_1"
         self.blocks = [len(self._pixels)]
 
@@ -67,42 +73,46 @@ class NpzSource(ImageSource):
 
 def keys(path: Path) -> set[str]:
     """Names of a file's arrays; `UserError` where it is missing or no .npz."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist()}
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path} is cut short or no .npz file: {error}") from None
+    check_file(path)
+    with reading(path, "an .npz file"), zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
 
 
 def read_array(path: Path, key: str, mapped: bool = False) -> npt.NDArray[Any]:
-    """One array of a file; with `mapped`, from the disk as it is used, if it is stored without compression. Objects,
-    which would be pickles, are refused."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entry = archive.getinfo(f"{key}.npy")
-            if mapped and entry.compress_type == zipfile.ZIP_STORED:
-                return _map(path, entry)
-            with archive.open(entry) as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
-    except KeyError:
-        raise UserError(f"{path} holds no array {key}") from None
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: {key} cannot be read: {' '.join(str(error).split())}") from None
+    """One array of a file; with `mapped`, from the disk as it is used, if it is stored without compression. `UserError`
+    for objects, which would be pickles, and for headers that promise what the file cannot hold, before any memory is
+    taken for them."""
+    there = check_file(path)
+    if key not in keys(path):
+        raise UserError(f"{path} holds no array {key}")
+    with reading(f"{path}: {key}", "an array"), zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(f"{key}.npy")
+        packed = _UNPACKED_MOST.get(entry.compress_type, 0) * entry.compress_size
+        if entry.file_size > packed or entry.header_offset + entry.compress_size > there:
+            raise ValueError("compressed in a way that numpy does not use, or of more bytes than the file")
+        with archive.open(entry) as file:
+            version = np.lib.format.read_magic(file)
+            shape, fortran, dtype = _READERS[version](file)
+            left = entry.file_size - file.tell()
+            if dtype.hasobject:
+                raise ValueError("it holds objects")
+            if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > left:
+                raise ValueError(f"its header promises {shape} {dtype}, and {left} bytes follow")
+            if mapped and entry.compress_type == zipfile.ZIP_STORED and math.prod(shape):
+                offset = _begin(path, entry) + file.tell()
+                return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+            file.seek(0)
+            return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _map(path: Path, entry: zipfile.ZipInfo) -> npt.NDArray[Any]:
+def _begin(path: Path, entry: zipfile.ZipInfo) -> int:
+    """Where the content of an entry begins in the file."""
     with path.open("rb") as file:
         file.seek(entry.header_offset)
         header = file.read(_LOCAL_HEADER)
-        # the lengths of the name and of what follows it are the header's last numbers, and may differ from the index's
-        name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-        file.seek(entry.header_offset + _LOCAL_HEADER + name + extra)
-        shape, fortran, dtype = _READERS[np.lib.format.read_magic(file)](file)
-        if dtype.hasobject:
-            raise ValueError("it holds objects")
-        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+    # the lengths of the name and of what follows it are the header's last numbers, and may differ from the index's
+    name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    return entry.header_offset + _LOCAL_HEADER + name + extra
 
 
 def write_images(

@@ -30,7 +30,8 @@ from fqgan.data.sources.tables import (
     schema_of,
     shape_of,
 )
-from fqgan.errors import UnreadableError, UserError, in_one_line
+from fqgan.errors import UnreadableError, UserError
+from fqgan.files import reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,14 +108,17 @@ class ParquetSource(ImageSource):
 
     def stored(self, index: int) -> Stored:
         block, row = self._locate(index)
-        cell = self._column(block)[row].as_py()
+        column = self._column(block)
+        with reading(self.describe(index), "a picture", UnreadableError):  # as of a path that is no text
+            cell = column[row].as_py()
         data, path = (cell["bytes"], cell.get("path")) if isinstance(cell, dict) else (cell, "")
+        path = path if isinstance(path, str) else ""
         if data is None:
-            beside = os.path.join(os.path.dirname(self._paths[self._blocks[block].file]), path or "")
+            beside = os.path.join(os.path.dirname(self._paths[self._blocks[block].file]), path)
             if path and os.path.isfile(beside):  # as datasets keeps pictures that it has not copied
                 return Stored(Path(beside), path)
             raise UnreadableError(f"{self.describe(index)} holds no picture bytes")
-        return Stored(data, path or "")
+        return Stored(data, path)
 
     def describe(self, index: int) -> str:
         block, row = self._locate(index)
@@ -134,7 +138,8 @@ class ParquetSource(ImageSource):
         for file in self._open:
             schema, rows = shape_of(file)
             there = self._caption_name in schema.names
-            cells = read_column(file, self._caption_name).to_pylist() if there else [None] * sum(rows)
+            with reading(name_of(file), "captions"):
+                cells = read_column(file, self._caption_name).to_pylist() if there else [None] * sum(rows)
             found += map(texts, cells)
         return found
 
@@ -164,9 +169,11 @@ class ParquetSource(ImageSource):
                 first_row += count
         there = self._label_name in schema.names
         labels = read_column(self._open[number], self._label_name) if there else None
+        if labels is not None and len(labels) != sum(rows):
+            raise UserError(f"{path} holds {len(labels)} labels for {sum(rows)} rows: it is damaged")
         if self._label_name and not there:
             self.findings.warn(f"{os.path.basename(path)} has no column {self._label_name}: no labels there")
-        return Table(rows, labels, class_names(schema, self._label_name))
+        return Table(rows, labels, class_names(schema, self._label_name, path))
 
     def _set_labels(self, tables: list[Table], request: Request) -> None:
         names = [os.path.basename(path) for path in self._paths]
@@ -234,11 +241,10 @@ def _numbers(table: Table, path: str, given: tuple[str, ...]) -> npt.NDArray[np.
 
     kind = table.labels.type
     if not pa.types.is_integer(kind):
-        return [None if value is None else value for value in table.labels.to_pylist()]
-    try:
+        with reading(f"the labels of {path}", "names"):
+            return table.labels.to_pylist()
+    with reading(f"the labels of {path}", "whole numbers below 2^31"):
         labels = table.labels.cast(pa.int64()).fill_null(-1).to_numpy()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"the labels of {path} are no whole numbers below 2^31: {in_one_line(error)}") from None
     check_labels(labels, table.classes or given, path)
     if table.classes and table.classes != given:
         order = np.array([*(given.index(name) for name in table.classes), -1])

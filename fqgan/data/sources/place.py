@@ -132,21 +132,19 @@ def walk(place: Place, findings: Findings) -> Iterator[Directory]:
     """The pictures at any depth, folder by folder: its own files first, all sorted by name. Everything else is counted
     among the findings. A folder to which several links lead is read once."""
     seen: set[object] = set()
-
-    def below(here: Place, where: str) -> Iterator[Directory]:
+    waiting = [(place, "")]
+    while waiting:
+        here, where = waiting.pop()
         if (key := here.key) in seen:
             findings.ignored["links to folders read already"] += 1
-            return
+            continue
         seen.add(key)
         findings.ignored.update(here.odd)
         pictures = [name for name in here.files if KINDS.get(extension_of(name)) == "picture"]
         if len(pictures) < len(here.files):
             count_ignored(set(here.files).difference(pictures), findings)
         yield Directory(where, pictures)
-        for child in here.folders:
-            yield from below(child, f"{where}{child.name}/")
-
-    yield from below(place, "")
+        waiting += [(child, f"{where}{child.name}/") for child in reversed(here.folders)]
 
 
 def count_ignored(names: Iterable[str], findings: Findings) -> None:
@@ -158,17 +156,21 @@ def count_ignored(names: Iterable[str], findings: Findings) -> None:
             findings.warn(f"{number:,} .{kind} pictures cannot be read: {need}")
 
 
-def kind_below(place: Place, seen: set[object] | None = None) -> str:
+def kind_below(place: Place) -> str:
     """What the first data file at or below a place holds: "picture", "parquet" and so on; "" where there is none."""
-    seen = set() if seen is None else seen
-    if place.key in seen:
-        return ""
-    seen.add(place.key)
-    kinds = Counter(KINDS.get(extension_of(name), "") for name in place.files)
-    for kind in ("parquet", "arrow", "tar", "picture", "zip"):
-        if kinds[kind]:
-            return kind
-    return next((kind for child in place.folders if (kind := kind_below(child, seen))), "")
+    seen: set[object] = set()
+    waiting = [place]
+    while waiting:
+        here = waiting.pop()
+        if here.key in seen:
+            continue
+        seen.add(here.key)
+        kinds = Counter(KINDS.get(extension_of(name), "") for name in here.files)
+        for kind in ("parquet", "arrow", "tar", "picture", "zip"):
+            if kinds[kind]:
+                return kind
+        waiting += reversed(here.folders)
+    return ""
 
 
 def choose_split(names: dict[T, str], request: Request, findings: Findings, what: str) -> list[T]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from fqgan.data.remote import RemoteFile
 from fqgan.data.sources.labels import columns_by_name
 from fqgan.errors import UserError
+from fqgan.files import check_file, reading
+from fqgan.schema import entry, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,6 +22,8 @@ IMAGE_COLUMNS = (
 )
 
 
+_MOST_ROWS = 1000  # of a byte: equal rows are stored once
+
 File = str | RemoteFile
 """A path on this machine, or a file elsewhere."""
 
@@ -27,17 +31,12 @@ File = str | RemoteFile
 @contextmanager
 def opened(file: File) -> Iterator[Any]:
     """A parquet file; `UserError` where it cannot be read."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(file) as content:
-            yield content
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{name_of(file)} cannot be read as parquet (cut short, or another format?): {reason}"
-        ) from None
+    if isinstance(file, str):
+        check_file(Path(file))
+    with reading(name_of(file), "parquet"), pq.ParquetFile(file) as content:
+        yield content
 
 
 @contextmanager
@@ -45,17 +44,15 @@ def opened_arrow(path: str) -> Iterator[list[Any]]:
     """The record batches of an Arrow file (mapped, not read), in either of its two formats."""
     import pyarrow as pa
 
-    try:
-        with pa.memory_map(path) as file:
-            try:
-                yield list(pa.ipc.open_stream(file))
-            except pa.ArrowInvalid:
-                file.seek(0)
-                reader = pa.ipc.open_file(file)
-                yield [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read as Arrow (cut short, or another format?): {reason}") from None
+    check_file(Path(path))
+    with reading(path, "Arrow"), pa.memory_map(path) as file:
+        try:
+            batches = list(pa.ipc.open_stream(file))
+        except pa.ArrowInvalid:
+            file.seek(0)
+            reader = pa.ipc.open_file(file)
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        yield batches
 
 
 def name_of(file: File) -> str:
@@ -68,15 +65,26 @@ def _is_arrow(file: File) -> TypeGuard[str]:
 
 
 def shape_of(file: File) -> tuple[pa.Schema, list[int]]:
-    """The schema of a file, and the rows of its groups or batches."""
+    """The schema of a file, and the rows of its groups or batches; `UserError` for what cannot be."""
     if _is_arrow(file):
         with opened_arrow(file) as batches:
             if not batches:
                 raise UserError(f"{file} holds no rows")
-            return batches[0].schema, [batch.num_rows for batch in batches]
+            for batch in batches:  # what points outside of the file would end the process when it is read
+                batch.validate(full=True)
+            return _checked(file, batches[0].schema, [batch.num_rows for batch in batches])
     with opened(file) as content:
         metadata = content.metadata
-        return content.schema_arrow, [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        return _checked(file, content.schema_arrow, rows)
+
+
+def _checked(file: File, schema: pa.Schema, rows: list[int]) -> tuple[pa.Schema, list[int]]:
+    """`UserError` for counts of rows that the file cannot hold, before labels are laid out for them."""
+    size = file.size if isinstance(file, RemoteFile) else check_file(Path(file))
+    if min(rows, default=0) < 0 or sum(rows) > _MOST_ROWS * size:
+        raise UserError(f"{name_of(file)} promises {sum(rows):,} rows in {size:,} bytes")
+    return schema, rows
 
 
 def schema_of(file: File) -> pa.Schema:
@@ -137,19 +145,24 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_bytes(kind.field(index).type)
+        return index >= 0 and not pa.types.is_struct(kind.field(index).type) and _holds_bytes(kind.field(index).type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def features(schema: pa.Schema) -> dict[str, Any]:
     """The Hugging Face features of a schema; empty where it has none, or none that can be read."""
     try:
-        content = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        content = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), "metadata")
+        found = entry(entry(content, "info", dict, "metadata"), "features", dict, "metadata")
+    except UserError:  # other programs' metadata are none of ours
         return {}
-    return {name: each for name, each in content.items() if isinstance(each, dict)} if isinstance(content, dict) else {}
+    return {name: each for name, each in found.items() if isinstance(each, dict)}
 
 
-def class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
+def class_names(schema: pa.Schema, column: str, path: str) -> tuple[str, ...]:
+    """What the features call the classes of a column; `UserError` for names that are none."""
     names = features(schema).get(column, {}).get("names")
-    return tuple(map(str, names)) if isinstance(names, list) else ()
+    names = names if isinstance(names, list) else []
+    if odd := [name for name in names if not isinstance(name, str | int)]:
+        raise UserError(f"{path}: the class names of {column} hold {str(odd[0])[:40]}, which is no name")
+    return tuple(map(str, names))

@@ -22,6 +22,7 @@ from fqgan.data.sources.listing import CAPTION_COLUMNS
 from fqgan.data.sources.place import split_named
 from fqgan.data.sources.tar_index import TarIndex
 from fqgan.errors import UserError
+from fqgan.schema import parse_json
 
 FORM = "WebDataset tars"
 SPAN = 1000
@@ -105,8 +106,8 @@ class TarSource(ImageSource):
         data = self._pread(index, size, offset)
         if not is_json:
             return [data.decode("utf-8", "replace").strip()]
-        content = tar_index.read_json(data)
-        keys = columns_by_name(list(content), CAPTION_COLUMNS)
+        content = parse_json(data, f"the caption of {self.describe(index)}")
+        keys = columns_by_name(list(content), CAPTION_COLUMNS) if isinstance(content, dict) else []
         return texts(content[keys[0]]) if keys else []
 
     def _set_labels(self, indices: list[TarIndex], request: Request) -> None:

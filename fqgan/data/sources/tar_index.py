@@ -8,10 +8,10 @@ import json
 import os
 import re
 import tarfile
-import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -20,16 +20,20 @@ import numpy.typing as npt
 
 from fqgan.data.remote import RemoteFile
 from fqgan.data.sources.base import Findings
-from fqgan.data.sources.labels import columns_by_name
+from fqgan.data.sources.labels import LARGEST, columns_by_name
 from fqgan.data.sources.listing import CAPTION_COLUMNS, LABEL_COLUMNS
+from fqgan.data.sources.npz import read_array
 from fqgan.data.sources.place import KINDS, count_ignored, extension_of, is_system
 from fqgan.errors import UserError
+from fqgan.files import check_file, reading
+from fqgan.schema import entry, is_number, parse_json
 
 _FORMAT = 3  # of a cached index
 _CAPTIONS = ("txt", "caption", "text")
 _LABELS = ("cls", "label")
-_PADDING = 2**20  # bytes behind the end mark that are looked at: tars are filled up to a whole number of blocks
+_PADDING = 2**20  # bytes of a header at most, and of what is looked at behind the end mark: tars are filled up
 _LONGEST = 2**26  # bytes of a member that is no picture
+_LONGEST_NAME = 4096
 
 
 class TarIndex(NamedTuple):
@@ -51,18 +55,16 @@ class TarIndex(NamedTuple):
 def index_of(tar: str | RemoteFile, label_key: str) -> TarIndex:
     """The index of a tar, from the cache if it is there."""
     path = tar.name if isinstance(tar, RemoteFile) else tar
-    try:
-        if isinstance(tar, RemoteFile):
-            key = f"{_FORMAT} {label_key} {tar.url} {tar.version}"
-        else:
+    if isinstance(tar, RemoteFile):
+        size, key = tar.size, f"{_FORMAT} {label_key} {tar.url} {tar.version}"
+    else:
+        with reading(path, "a tar"):
             status = os.stat(path)
-            state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-            key = f"{_FORMAT} {label_key} {os.path.realpath(path)} {state}"
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        size, key = status.st_size, f"{_FORMAT} {label_key} {os.path.realpath(path)} {state}"
     cached = Path("~/.cache/fqgan/tar-index").expanduser() / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.npz"
-    with suppress(OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile), np.load(cached) as arrays:
-        return TarIndex(**arrays)
+    with suppress(UserError):  # missing, or odd
+        return _kept(cached, size)
     index = _scan(tar, label_key)
     with suppress(OSError):  # a cache that cannot be written costs time only
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -72,32 +74,51 @@ def index_of(tar: str | RemoteFile, label_key: str) -> TarIndex:
     return index
 
 
+def _kept(cached: Path, size: int) -> TarIndex:
+    """A cached index of a tar of `size` bytes. `UserError` for what is none, or cannot be of that tar."""
+    index = TarIndex(**{name: read_array(cached, name) for name in TarIndex._fields})
+    if not _fits(index, size):
+        raise UserError(f"{cached} is no index of this tar")
+    said = parse_json(index.findings.tobytes(), cached)
+    counts = [*entry(said, "ignored", dict, cached).values(), said.get("merged"), said.get("without")]
+    warnings = entry(said, "warnings", list, cached)
+    if not all(is_number(count) for count in counts) or not all(isinstance(each, str) for each in warnings):
+        raise UserError(f"{cached} says nothing that is understood")
+    return index
+
+
+def _fits(index: TarIndex, size: int) -> bool:
+    """Whether arrays can be those of a tar of `size` bytes."""
+    count = len(index.names) if index.names.ndim else -1
+    shapes = [(count,)] * 5 + [(count, 3), ()]
+    if [each.dtype.kind for each in index] != list("SiiiSiS") or [each.shape for each in index] != shapes:
+        return False
+    starts = np.concatenate([index.offsets, index.captions[:, 0]])
+    lengths = np.concatenate([index.sizes, index.captions[:, 1]])
+    # members begin on whole blocks, and one ends before the next begins; hard links are the same one
+    within = (starts >= 0) & (starts % tarfile.BLOCKSIZE == 0) & (lengths >= 0) & (lengths <= size - starts)
+    order = np.lexsort((lengths, starts))
+    steps, longer = np.diff(starts[order]), np.diff(lengths[order])
+    if not within.all() or not ((steps == 0) & (longer == 0) | (steps >= lengths[order][:-1])).all():
+        return False
+    return bool(((index.labels >= -1) & (index.labels < LARGEST)).all())
+
+
 def _scan(tar: str | RemoteFile, label_key: str) -> TarIndex:
     """Read the headers and labels of a tar."""
     findings = Findings()
     path = tar.name if isinstance(tar, RemoteFile) else tar
     rows: list[tuple[bytes, int, int, int, bytes, tuple[int, int, int]]] = []
-    try:
-        with _opened(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            members = list(archive)
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any end for the end
-                raise tarfile.ReadError("its end mark is missing")
-            if file.read(_PADDING).strip(b"\0"):
-                raise UserError(
-                    f"{path} holds more behind its end mark, as tars do that were joined with cat: unpack each"
-                )
-            for sample in _samples(_resolved(members, findings), path, findings):
-                picture = _picture(sample, findings)
-                if picture is None:
-                    findings.without_picture += 1
-                    count_ignored((member.name for member in sample.values()), findings)
-                    continue
-                name = picture.name.encode("utf-8", "surrogateescape")
-                number, word, caption = _texts_of(file, sample, path, label_key)
-                rows.append((name, picture.offset_data, picture.size, number, word, caption))
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a tar (cut short, or another format?): {error}") from None
+    with _opened(tar) as file:
+        for sample in _samples(_resolved(_members(file, path), findings), path, findings):
+            picture = _picture(sample, findings)
+            if picture is None:
+                findings.without_picture += 1
+                count_ignored((member.name for member in sample.values()), findings)
+                continue
+            name = picture.name.encode("utf-8", "surrogateescape")
+            number, word, caption = _texts_of(file, sample, path, label_key)
+            rows.append((name, picture.offset_data, picture.size, number, word, caption))
     names, offsets, sizes, numbers, words, captions = zip(*rows, strict=True) if rows else ((), (), (), (), (), ())
     said = {"ignored": findings.ignored, "merged": findings.merged, "without": findings.without_picture}
     return TarIndex(
@@ -111,9 +132,28 @@ def _scan(tar: str | RemoteFile, label_key: str) -> TarIndex:
     )
 
 
+def _members(file: _Bytes, path: str) -> list[tarfile.TarInfo]:
+    """All members of a tar, as its headers tell of them."""
+    members: list[tarfile.TarInfo] = []
+    with reading(path, "a tar"), tarfile.open(fileobj=cast("IO[bytes]", file), mode="r:") as archive:
+        for member in archive:
+            plain = member.isreg() and not member.issparse()
+            beyond = plain and not 0 <= member.size <= file.size - member.offset_data
+            # back to where the reading has been, it would go on without end
+            if beyond or archive.offset <= member.offset or len(member.name) > _LONGEST_NAME:
+                raise tarfile.ReadError(f"the header of {member.name[:100]} promises {member.size} bytes")
+            members.append(member)
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any end for the end
+            raise tarfile.ReadError("its end mark is missing")
+        if file.read(_PADDING).strip(b"\0"):
+            raise UserError(f"{path} holds more behind its end mark, as tars do that were joined with cat: unpack each")
+    return members
+
+
 def add(findings: Findings, index: TarIndex) -> None:
     """Add what one tar's index says to the findings of all."""
-    said = json.loads(bytes(index.findings[()]))
+    said = json.loads(index.findings.tobytes())
     findings.ignored.update(said["ignored"])
     findings.merged += said["merged"]
     findings.without_picture += said["without"]
@@ -123,9 +163,11 @@ def add(findings: Findings, index: TarIndex) -> None:
 
 def _resolved(members: list[tarfile.TarInfo], findings: Findings) -> Iterator[tarfile.TarInfo]:
     """The files among the members; a hard link, as tar writes for the second name of a file, stands for that file."""
-    files = {member.name: member for member in members if member.isreg()}
+    files = {member.name: member for member in members if member.isreg() and not member.issparse()}
     for member in members:
-        if member.isreg():
+        if member.issparse():  # its bytes stand in pieces
+            findings.ignored["sparse files in tars"] += 1
+        elif member.isreg():
             yield member
         elif member.islnk() and (target := files.get(member.linkname)):
             linked = copy.copy(target)
@@ -208,7 +250,7 @@ def _picture(sample: dict[str, tarfile.TarInfo], findings: Findings) -> tarfile.
 
 
 def _texts_of(
-    file: IO[bytes], sample: dict[str, tarfile.TarInfo], path: str, label_key: str
+    file: _Bytes, sample: dict[str, tarfile.TarInfo], path: str, label_key: str
 ) -> tuple[int, bytes, tuple[int, int, int]]:
     """The label of a sample as a number (-1: none) and as a name, and where its caption lies."""
     value: Any = None
@@ -218,13 +260,12 @@ def _texts_of(
             continue
         if member.size > _LONGEST:
             raise UserError(f"{path}: {member.name} has {member.size:,} bytes: no label")
-        file.seek(member.offset_data)
-        data = file.read(member.size)
+        data = file.pread(member.size, member.offset_data)
         if extension in _LABELS:
             text = data.decode("utf-8", "replace").strip()
-            value = int(float(text)) if re.fullmatch(r"-?[0-9]+(\.0+)?", text) else text or value
+            value = float(text) if re.fullmatch(r"-?[0-9]+(\.0+)?", text) else text or value
             continue
-        content = read_json(data, f"{path}: {member.name}")
+        content = parse_json(data, f"{path}: {member.name}")
         if not isinstance(content, dict):
             value = content if type(content) is int else value  # a list is no label
             continue
@@ -247,19 +288,36 @@ def _texts_of(
     return -1 if value is None else value, b"", caption
 
 
-def read_json(data: bytes, where: str = "") -> Any:
-    """What JSON says. `UserError` that names the member for what is none."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise UserError(f"{where} is no readable JSON: {data[:40]!r}") from None
+class _Bytes:
+    """What a tar holds, as `tarfile` reads it: no number of a header, however large, goes beyond the end or takes
+    memory, and no header is such that looking through it takes minutes."""
+
+    def __init__(self, size: int, pread: Callable[[int, int], bytes]) -> None:
+        self.size, self.pread, self._position = size, pread, 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int) -> None:
+        self._position = max(0, offset)
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _PADDING:
+            raise tarfile.ReadError(f"a header promises {size} bytes")
+        data = self.pread(size, self._position) if self._position < self.size else b""
+        self._position += len(data)
+        if re.search(rb"[0-9]{1000}", data):
+            raise tarfile.ReadError("a header holds a number of more than 1000 digits")
+        return data
 
 
 @contextmanager
-def _opened(tar: str | RemoteFile) -> Iterator[IO[bytes]]:
+def _opened(tar: str | RemoteFile) -> Iterator[_Bytes]:
     if isinstance(tar, RemoteFile):
-        tar.seek(0)
-        yield cast("IO[bytes]", tar)
+        yield _Bytes(tar.size, tar.pread)
         return
-    with open(tar, "rb") as file:
-        yield file
+    size = check_file(Path(tar))
+    with reading(tar, "a tar"):
+        file = open(tar, "rb", buffering=0)  # noqa: SIM115
+    with file:
+        yield _Bytes(size, partial(os.pread, file.fileno()))
