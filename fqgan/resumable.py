@@ -116,9 +116,9 @@ class ResumableFolder:
         """
         found = schema.diff(old, new)
         if fixed := {name: values for name, values in found.items() if not may_change(name)}:
+            listed = told_changes(fixed)
             raise UserError(
-                f"{self.path} was begun with other settings ({told_changes(fixed)}): restore them or use a new {self.option}"
-                + advice
+                f"{self.path} was begun with other settings ({listed}): restore them or use a new {self.option}{advice}"
             )
         return found
 

@@ -91,7 +91,7 @@ def features_of(
         cache: look for them in the cache, where they are put otherwise; `hashed` too.
     """
     from fqgan.data.sources import announce
-    from fqgan.engine.distributed import from_main
+    from fqgan.engine.distributed import agree, from_main
     from fqgan.evaluation.collect import collect
     from fqgan.evaluation.protocol import features_protocol
     from fqgan.evaluation.sets import MADE_WITH, check_fit, content_of, describe
@@ -108,9 +108,8 @@ def features_of(
     made = features_protocol(network, reading.size, source.options)
     content = {"content": from_main(lambda: content_of(source))} if hashed or cache else {}
     place = cache_path({**made, **content, "limit": reading.limit, "kept": reading.kept}) if cache else None
-    there = place and from_main(place.exists)
-    found = cached(place, made, content, network.dim, world.device) if place and there else None
-    if found:
+    found = cached(place, made, content, network.dim, world.device) if place and place.exists() else None
+    if not agree(int(found is None)) and found:  # the ranks' machines may have caches of their own
         features, side = found
         if world.is_main:
             say(f"{label}: {side['count']:,} images of {given.name}, from {place}")

@@ -22,7 +22,7 @@ from fqgan.data.sources import ImageSource
 from fqgan.data.transforms import normalize
 from fqgan.data.workers import load
 from fqgan.errors import UserError
-from fqgan.files import replacing, write_text
+from fqgan.files import check_file, replacing, write_text
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.vision.efficientnet import load_efficientnet_lite0
 
@@ -145,7 +145,9 @@ def is_filled(reader: Reader, content: dict[str, Any], path: Path) -> bool:
 
 def open_bank(path: Path) -> Bank:
     """What `fill` wrote. `UserError` where it is missing or broken."""
-    dims = schema.load_json(path.with_suffix(".json")).get("dims", [])
+    record = path.with_suffix(".json")
+    dims = schema.entry(schema.load_json(record), "dims", list, record, lambda dims: all(map(schema.is_number, dims)))
+    check_file(path)
     try:
         return Bank(np.load(path, mmap_mode="r"), tuple(dims))
     except (OSError, ValueError) as error:
