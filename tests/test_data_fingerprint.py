@@ -99,7 +99,7 @@ def test_a_resumed_run_refuses_other_data(
     (folder / "dog/6.png").unlink()
     line = refused(*train)
     assert "the training data of run changed since its last checkpoint (images: 8 -> 7)" in line
-    assert "restore the data, or start from these weights with --init run and a new --run" in line
+    assert "restore the data, or use a new --run; --init run with a new --run starts from these weights" in line
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step-00000001"]
     (folder / "dog/6.png").write_bytes(taken)
     assert main([*train]) == 0

@@ -46,6 +46,11 @@ class RunFolder:
         self._changed = {} if self.fresh else self._changes()
 
     @property
+    def instead(self) -> str:
+        """How a new run starts from this one's weights; empty where there is no option for that."""
+        return f"--init {self.path} with a new --run starts from these weights" if hasattr(self.config, "init") else ""
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -71,7 +76,7 @@ class RunFolder:
     def _changes(self) -> dict[str, tuple[Any, Any]]:
         """What a resume changes; `UserError` for what it must not."""
         old = schema.load(type(self.config), self.path / "config.json")
-        advice = f"; --init {self.path} with a new --run starts from these weights"
+        advice = f"; {self.instead}" if self.instead else ""
         changed = self._folder.changed(old, self.config, lambda name: bool(CHANGEABLE.fullmatch(name)), advice)
         weights = changed.get("discriminator.weight", (1, 1))
         if not all(weights):  # with 0 there is no discriminator

@@ -281,11 +281,11 @@ class Trainer:
         """Load a checkpoint into all phases; returns the number of steps done. `UserError` if the data changed, and for
         files of something else."""
         state, load = checkpoint.load_state(folder), checkpoint.load_tensors
+        instead = f"; {self.run.instead}" if self.run.instead else ""
         if changed := changes(state["data"], self.task.fingerprint()):
             raise UserError(
                 f"the training data of {self.run.path} changed since its last checkpoint ({changed}), and with it the "
-                f"order of the pictures: restore the data, or start from these weights with --init {self.run.path} and "
-                "a new --run"
+                f"order of the pictures: restore the data, or use a new --run{instead}"
             )
         device = self.world.device
         for phase in self.task.phases:
