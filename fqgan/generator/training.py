@@ -38,7 +38,7 @@ from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
 from fqgan.engine.task import Phase, Task, Terms
 from fqgan.errors import UserError
-from fqgan.files import make_folder, writing
+from fqgan.files import making_folder
 from fqgan.generator.model import FAR, GeneratorLoss
 from fqgan.generator.pictures import labelled_rows
 from fqgan.generator.sampler import Sampler
@@ -138,20 +138,15 @@ class GeneratorTask(Task):
         """The tokenizer in the run's folder, as hard links where the disk allows it."""
         if folder.exists():
             return
-        temporary = folder.with_name(f".{folder.name}.writing")
-        shutil.rmtree(temporary, ignore_errors=True)
-        if self.config.tokenizer:
-            save_tokenizer(_tokenizer_of(self.config, self.store), temporary)
-        else:
-            make_folder(temporary)
+        with making_folder(folder) as temporary:
+            if self.config.tokenizer:
+                save_tokenizer(_tokenizer_of(self.config, self.store), temporary)
+                return
             for file in self.store.tokenizer_path.iterdir():
-                with writing(temporary):
-                    try:
-                        os.link(file.resolve(), temporary / file.name)
-                    except OSError:
-                        shutil.copyfile(file, temporary / file.name)
-        with writing(folder):
-            temporary.rename(folder)
+                try:
+                    os.link(file.resolve(), temporary / file.name)
+                except OSError:
+                    shutil.copyfile(file, temporary / file.name)
 
     def fingerprint(self) -> dict[str, Any]:
         return self.store.data_fingerprint()
