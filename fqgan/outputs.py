@@ -9,11 +9,14 @@ from pathlib import Path
 
 from fqgan.errors import UserError
 
+_LOOKED_AT = 2**20  # bytes
 _BEGINNINGS = {".json": (0, b"{"), ".npz": (0, b"PK"), ".safetensors": (8, b"{")}
 """Where what this program writes begins with what."""
 
 
-def check_output(path: Path, *, folder: bool, option: str = "--out", inputs: Iterable[str | Path] = ()) -> None:
+def check_output(
+    path: Path, *, folder: bool, option: str = "--out", inputs: Iterable[str | Path] = (), mark: str = ""
+) -> None:
     """`UserError` for an output that cannot be written or would destroy something.
 
     That is: a folder where a file is asked for and the reverse, a pipe or device, a file below a file, an input or the
@@ -23,6 +26,7 @@ def check_output(path: Path, *, folder: bool, option: str = "--out", inputs: Ite
         path: the output.
         folder: whether it is one.
         inputs: paths and data specs that are read; what is no local path is passed over.
+        mark: words that a file of this kind holds near its beginning; one that is there without them is somebody's.
     """
     try:
         str(path).encode()  # TensorBoard and others write no other names
@@ -32,7 +36,7 @@ def check_output(path: Path, *, folder: bool, option: str = "--out", inputs: Ite
         for given in _local(inputs):
             _check_apart(path, given, folder, option)
         if not folder and path.exists():
-            _check_kind(path, option)
+            _check_kind(path, option, mark.encode())
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}") from None
     except ValueError as error:
@@ -71,11 +75,12 @@ def _holds_data(folder: Path) -> bool:
     return not any((folder / name).exists() for name in ("config.json", "manifest.json", "samples.json"))
 
 
-def _check_kind(path: Path, option: str) -> None:
+def _check_kind(path: Path, option: str, mark: bytes) -> None:
+    """A file that is there must begin as those do that this program writes, and hold the mark."""
     start, wanted = _BEGINNINGS.get(path.suffix.lower(), _BEGINNINGS[".json"])
     with path.open("rb") as file:
-        begins = file.read(start + 64)
-    if begins and not begins[start:].lstrip().startswith(wanted):
+        begins = file.read(start + _LOOKED_AT)
+    if begins and not (begins[start:].lstrip().startswith(wanted) and mark in begins):
         raise UserError(f"{option} {path} holds something else than this command writes: choose another name")
 
 

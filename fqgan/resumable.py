@@ -16,7 +16,7 @@ from fqgan import schema
 from fqgan.errors import UserError
 from fqgan.files import UnwritableError, lock, make_folder
 
-_LOCKS = (".lock", "lock")
+_LOCKS = (".lock", "lock", ".*unfinished/lock")
 WRITING = ".writing"
 """End of the names of what is being written (`fqgan.files`)."""
 
@@ -138,7 +138,7 @@ def _half_written(folder: Path) -> Iterator[Path]:
     for path in list(folder.iterdir()):
         if path.name.startswith(".") and path.name.endswith(WRITING):
             yield path
-        elif path.is_dir() and not path.is_symlink() and not any((path / name).exists() for name in _LOCKS):
+        elif path.is_dir() and not path.is_symlink() and not any(any(path.glob(name)) for name in _LOCKS):
             yield from _half_written(path)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fqgan import hub, schema
 from fqgan.config import GeneratorConfig, TokenizerConfig
 from fqgan.engine import checkpoint
-from fqgan.errors import UserError
+from fqgan.errors import UserError, told
 from fqgan.face import as_path
 from fqgan.released import files, layouts
 
@@ -142,12 +142,22 @@ def _folder(path: Path, wanted: Kind | None) -> Source:
         model_config(path, kind),
         weights,
         # a checkpoint's config.json is that of a run
-        facts=schema.load_json(path / ("state.json" if trained else "config.json")),
+        facts=_facts(path / ("state.json" if trained else "config.json")),
         scores=_scores(home / "eval.json"),
         carried=_carried(path) if kind == "generator" else None,
         discriminator=(lambda: checkpoint.load_tensors(discriminator)) if discriminator.exists() else None,
         trained=trained,
     )
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    """What a model's file says of it beside its architecture."""
+    content = schema.load_json(file)
+    names = schema.entry(content, "label_names", list, file, default=[])
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file}: label_names must be a list of words, got {told(names)}")
+    schema.entry(content, "tokenizer", str, file, default="")
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def _scores(file: Path) -> dict[str, Any]:

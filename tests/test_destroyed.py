@@ -22,6 +22,7 @@ from fqgan import pickles, schema
 from fqgan.cli import main
 from fqgan.engine import checkpoint
 from fqgan.engine.memory import check_pictures
+from fqgan.engine.run import read_stats
 from fqgan.errors import UserError
 from fqgan.outputs import check_output
 from fqgan.resumable import ResumableFolder
@@ -220,7 +221,7 @@ def test_tensors_of_something_else_are_refused(file: str, change: Any, run: Path
     changed = change(load_file(path))
     save_file(changed, path)
     spoil_state(files={f.name: f.stat().st_size for f in path.parent.iterdir() if f.name != "state.json"})(path.parent)
-    if file == "statistics" and "zz/extra" in changed:
+    if file == "statistics" and ("zz/extra" in changed or "meter/unreadable" not in changed):
         assert train("--train.steps", "2") == 0, "what no meter asks for is nobody's loss"
     else:
         line = refused(*TRAIN, "--train.steps", "2")
@@ -325,3 +326,105 @@ def test_a_picture_that_is_not_ours_is_made_anew(tmp_path: Path) -> None:
     assert all(folder.is_whole(range(i, i + 2)) for i in (0, 2, 4))
     folder.close()
     assert not (tmp_path / "s/.lock").exists()
+
+
+def test_a_refusal_removes_only_what_it_made(run: Path, refused: Refused) -> None:
+    """Copies under other names are no checkpoints to resume from, and nothing to delete either."""
+    (run / "checkpoints/step-00000001").rename(run / "checkpoints/best")
+    write_picture(run.parent / "data" / "0.png", (20, 20))
+    kept = snapshot(run / "checkpoints")
+    options = ("--data.source", "data", "--data.small", "refuse", "--train.batch", "1")
+    assert "below the image size 32" in refused(*TRAIN, *options)
+    assert snapshot(run / "checkpoints") == kept and (run / "config.json").exists()
+
+
+def test_foreign_configs_and_other_kinds_of_runs(here: Path, run: Path, nothing_happens: Refused) -> None:
+    (here / "other").mkdir()
+    (here / "other/config.json").write_text('{"train": {"lr": 1}, "model": "x"}')
+    line = nothing_happens(*TRAIN[:-1], "other")
+    assert "other exists and is no run folder" in line
+    content = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**content, "label_smoothing": 0.1}))
+    assert "run is a run of another kind (its config.json has label_smoothing)" in nothing_happens(*TRAIN)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate tokenizer exported --data data --workers 0 --out exported/config.json",
+        "evaluate statistics data --workers 0 --out exported/model.safetensors",
+        "evaluate samples data data --workers 0 --npz mine.npz",
+        "evaluate samples data data --workers 0 --out mine.json",
+        "data info data --json exported/config.json",
+        "reconstruct exported data/0.png --out mine",
+        "quickstart --run mine",
+    ],
+)
+def test_files_of_somebody_stay(command: str, here: Path, nothing_happens: Refused) -> None:
+    for i in range(4):
+        write_picture(here / "data" / f"{i}.png")
+    write_picture(here / "mine" / "0.png")
+    (here / "mine.json").write_text('{"mine": 1}')
+    np.savez(here / "mine.npz", mine=np.zeros(3))
+    line = nothing_happens(*command.split())
+    assert "choose another" in line
+
+
+def test_a_foreign_eval_json_stays(here: Path, run: Path, nothing_happens: Refused) -> None:
+    (run / "eval.json").write_text("notes")
+    assert "run/eval.json holds something else" in nothing_happens("evaluate", "tokenizer", "run", "--data", "photos")
+
+
+def test_a_run_does_not_lie_in_its_data(here: Path, nothing_happens: Refused) -> None:
+    for i in range(8):
+        write_picture(here / "data" / f"{i}.png")
+    line = nothing_happens(*TRAIN[:-1], "data/run", "--data.source", "data")
+    assert "--run data/run lies in the input data" in line
+
+
+def test_a_refused_resume_leaves_config_and_history_alone(here: Path, run: Path, refused: Refused) -> None:
+    for i in range(7):
+        write_picture(here / "data" / f"{i}.png")
+    before = (run / "config.json").read_bytes()
+    line = refused(*TRAIN, "--train.steps", "2", "--data.source", "data", "--optimizer.lr", "1e-5")
+    assert "changed since its last checkpoint" in line
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_counts_of_version_0_1_are_taken(run: Path) -> None:
+    file = run / "checkpoints/step-00000001/statistics.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "meter/unreadable": tensors["meter/unreadable"][:1].clone()}, file)
+    spoil_state(files={f.name: f.stat().st_size for f in file.parent.iterdir() if f.name != "state.json"})(file.parent)
+    assert train("--train.steps", "2") == 0
+
+
+def test_odd_lines_of_statistics_cost_no_others(run: Path) -> None:
+    file = run / "stats.jsonl"
+    file.write_text('{"step": 0, "a": 1}\n\nnonsense\n[1]\n{"step": "x"}\n' + file.read_text() + '{"step": 1, "b')
+    assert train("--train.steps", "2") == 0
+    assert [line["step"] for line in read_stats(run)] == [0, 1, 2]
+
+
+def test_half_written_files_of_a_store_below_stay(tmp_path: Path) -> None:
+    (tmp_path / "x/store/.unfinished").mkdir(parents=True)
+    (tmp_path / "x/box").touch()
+    (tmp_path / "x/store/.unfinished/lock").touch()
+    (tmp_path / "x/store/.codes-00000.npy.writing").touch()
+    folder = ResumableFolder(tmp_path / "x", kind="box", known=(tmp_path / "x/box").exists)
+    folder.take()
+    folder.release()
+    assert (tmp_path / "x/store/.codes-00000.npy.writing").exists()
+
+
+def test_a_service_that_does_not_start_is_one_line(
+    here: Path, nothing_happens: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Service:
+        @staticmethod
+        def init(**settings: Any) -> None:
+            raise RuntimeError("api_key not configured")
+
+    monkeypatch.setitem(sys.modules, "wandb", Service)
+    line = nothing_happens(*TRAIN, "--train.wandb", "x")
+    assert "W&B does not start (api_key not configured)" in line

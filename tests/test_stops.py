@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import finish, on_two_ranks, start
-from runs import STEPS, contents, lines
+from runs import STEPS, contents, lines, stopped_by
 from test_resume import command, everything, pictures, uninterrupted
 
 from fqgan.config import TokenizerRunConfig
@@ -330,3 +330,23 @@ def _runs(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+def test_a_closed_terminal_saves(pictures: Path, tmp_path: Path) -> None:
+    stopped_by(
+        signal.SIGHUP, command(child(stoppable(pictures), train={"steps": 500}), tmp_path / "run"), tmp_path / "run"
+    )
+
+
+def test_ranks_go_on_with_other_losses_than_the_lines_before(pictures: Path, tmp_path: Path) -> None:
+    """The sums since the last line are one rank's, under names that the resumed run does not count any more."""
+    run = tmp_path / "run"
+    config = child(stoppable(pictures), train={"micro_batch": 0, "log_every": 4, "steps": 3, "validate_every": 0})
+    config = child(config, loss={"entropy_weight": 0.0}, data={"validation": ""})
+    code = f"{HEAD}\nat_call(4, workers.Batches, '__next__', user)\nrun()"
+    process = start(command(child(config, train={"steps": 4}), run), code=code)
+    output, _ = process.communicate(timeout=300)
+    assert "resumes from step 3" in output
+    later = child(config, train={"steps": 4}, loss={"perceptual": "none"})
+    assert "at step 3" in on_two_ranks(command(later, run))
+    assert "perceptual_loss" in lines(run)[-1]

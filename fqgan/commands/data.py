@@ -106,7 +106,7 @@ def _info(argv: list[str]) -> None:
     at_least(0, scan=arguments.scan, workers=arguments.workers)
     at_least(1, size=min(arguments.size, default=1))
     if arguments.json != Path():
-        check_output(arguments.json, folder=False, option="--json", inputs=[arguments.source])
+        check_output(arguments.json, folder=False, option="--json", inputs=[arguments.source], mark='"scanned"')
     from rich import print as show
 
     from fqgan.data.sources import open_source

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fqgan.commands.arguments import parse
-from fqgan.commands.measuring import MeasuringOptions, conclude, features_of, measuring, scores_of, size_of
+from fqgan.commands.measuring import RESULT, MeasuringOptions, conclude, features_of, measuring, scores_of, size_of
 from fqgan.config import SourceOptions
 from fqgan.errors import UserError
 from fqgan.outputs import check_output
@@ -47,8 +47,9 @@ def main(argv: list[str]) -> None:
     arguments = parse(Arguments, argv, PROG, "Compare a set of images with a reference.")
     inputs = arguments.reference, arguments.samples
     arguments.check(*inputs)
+    _out(arguments)  # what cannot be written is told before the work
     if arguments.npz != Path():
-        check_output(arguments.npz, folder=False, option="--npz", inputs=inputs)
+        check_output(arguments.npz, folder=False, option="--npz", inputs=inputs, mark="arr_0")
     with measuring(arguments.device) as world:
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.sets import open_set
@@ -101,7 +102,9 @@ def _out(arguments: Arguments) -> Path:
     if arguments.out != Path():
         return arguments.out
     samples = Path(arguments.samples).expanduser()
-    return samples / "eval.json" if samples.is_dir() else Path("eval.json")
+    path = samples / "eval.json" if samples.is_dir() else Path("eval.json")
+    check_output(path, folder=False, mark=RESULT)
+    return path
 
 
 def _write_npz(arguments: Arguments, samples: Set) -> None:

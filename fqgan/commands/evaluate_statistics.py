@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     arguments = parse(Arguments, argv, PROG, "Save a set's features and statistics, to compare samples with later.")
     if arguments.out.suffix != ".safetensors":
         raise UserError("--out must name a file that ends in .safetensors")
-    arguments.check(arguments.data)
+    arguments.check(arguments.data, mark='"fqgan"')
     with measuring(arguments.device) as world:
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.protocol import features_protocol

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from fqgan.vision.measuring import FeatureNetwork
 
 
+RESULT = '"metrics"'
+"""What an eval.json holds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasuringOptions(PictureOptions):
     """How images are measured."""
@@ -46,13 +50,13 @@ class MeasuringOptions(PictureOptions):
     """Where to write the numbers and their protocol; by default eval.json beside what is evaluated."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    def check(self, *inputs: str | Path) -> None:
+    def check(self, *inputs: str | Path, mark: str = RESULT) -> None:
         """Raise `UserError` for numbers that make no sense, and for an output that cannot be written or is one of the
-        `inputs`."""
+        `inputs` or of another kind."""
         at_least(1, batch=self.batch)
         at_least(0, size=self.size, limit=self.limit, workers=self.workers, kept=self.kept)
         if self.out != Path():
-            check_output(self.out, folder=False, inputs=inputs)
+            check_output(self.out, folder=False, inputs=inputs, mark=mark)
 
     def reading(self, size: int) -> Reading:
         """The options that a set is read with."""
@@ -168,7 +172,9 @@ def result_path(checkpoint: Path, out: Path) -> Path:
         return out
     if checkpoint.is_file() or str(checkpoint).startswith("hf:"):
         raise UserError(f"--out is missing: {checkpoint} is no folder that eval.json could be written into")
-    return run_of(checkpoint) / "eval.json"
+    path = run_of(checkpoint) / "eval.json"
+    check_output(path, folder=False, mark=RESULT)
+    return path
 
 
 def run_of(checkpoint: Path) -> Path:

@@ -16,6 +16,7 @@ from fqgan.commands.arguments import at_least, parse
 from fqgan.config import TokenizerRunConfig
 from fqgan.errors import UserError
 from fqgan.files import write_text
+from fqgan.outputs import check_output
 from fqgan.printing import say, say_lines
 from fqgan.ranks import ranks
 from fqgan.schema import finite
@@ -65,6 +66,9 @@ def main(argv: list[str]) -> None:
     )
     if arguments.run == Path():
         raise UserError("--run must name a folder, such as --run runs/quickstart")
+    check_output(arguments.run, folder=True, option="--run")
+    if arguments.run.is_dir() and any(arguments.run.iterdir()) and not (arguments.run / "tokenizer").is_dir():
+        raise UserError(f"--run {arguments.run} exists and is no folder of the quickstart: choose another name")
     at_least(0, steps=arguments.steps, images=arguments.images)
     at_least(0, **{"generator-steps": arguments.generator_steps})
     _check_surroundings()

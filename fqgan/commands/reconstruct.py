@@ -71,11 +71,14 @@ def main(argv: list[str]) -> None:
     check_pictures(1, size, tokenizer.config.channels, device)
     # all pictures are read before anything is written, so that a bad one leaves nothing half done
     images = load_images(arguments.images, size)
-    make_folder(arguments.out)
     names = [factor.name for factor in tokenizer.config.factors]
     columns = ["original", "reconstruction", *([f"{name} alone" for name in names] if len(names) > 1 else [])]
     say(f"columns: {', '.join(columns)}")
     stems = _distinct(arguments.images)
+    for path in (arguments.out / f"{stem}.png" for stem in stems):
+        if path.exists() and not path.with_suffix(".npz").exists():
+            raise UserError(f"--out {arguments.out} holds a {path.name} of another origin: choose another folder")
+    make_folder(arguments.out)
     for stem, image in zip(stems, images.split(1), strict=True):
         image = image.to(device)
         with torch.inference_mode():

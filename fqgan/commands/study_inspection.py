@@ -157,7 +157,8 @@ def _check(options: Any) -> None:
     from fqgan.report.figures import require_matplotlib
 
     check_names(options)
-    check_output(options.out, folder=True)
+    data = [value for name in ("data", "train", "test") if (value := getattr(options, name, ""))]
+    check_output(options.out, folder=True, inputs=[*options.checkpoints, *map(str, data)])
     require_matplotlib()
     lowest = {"batch": 1, "limit": 0, "size": 0, "workers": 0, "seed": 0, "permutations": 1, "test_limit": 0}
     lowest |= {"neighbours": 1, "shown": 1}

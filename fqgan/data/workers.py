@@ -134,7 +134,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _block_signals() -> set[Any]:
-    return signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    return signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
 def _begin(worker: int) -> None:

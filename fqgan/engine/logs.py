@@ -16,7 +16,7 @@ from fqgan import schema
 from fqgan.config import TrainConfig
 from fqgan.engine.distributed import World
 from fqgan.engine.run import RunFolder
-from fqgan.errors import UserError
+from fqgan.errors import UserError, in_one_line
 from fqgan.files import writing
 from fqgan.printing import in_plain, say
 
@@ -126,12 +126,10 @@ def load_wandb() -> Any:
 
 
 def _wandb(project: str, run: RunFolder) -> Any:
-    return load_wandb().init(
-        project=project,
-        name=run.path.name,
-        id=run.identity(),
-        dir=str(run.path),
-        config=schema.to_dict(run.config),
-        allow_val_change=True,
-        resume="allow",
-    )
+    init = load_wandb().init
+    settings = {"project": project, "name": run.path.name, "id": run.identity(), "dir": str(run.path)}
+    settings |= {"config": schema.to_dict(run.config), "allow_val_change": True, "resume": "allow"}
+    try:
+        return init(**settings)
+    except Exception as error:  # of many kinds: no key, no network, a name that it does not take
+        raise UserError(f"W&B does not start ({in_one_line(error)}): WANDB_MODE=offline needs no account") from None

@@ -41,6 +41,7 @@ class RunFolder:
         self.path = path
         self.config = config
         self._stats: IO[str] | None = None
+        self._made: list[str] = []
         self._folder = ResumableFolder(path, kind="run folder", option="--run", known=self._known, lock="lock")
         self._folder.check_own()
         self._changed = {} if self.fresh else self._changes()
@@ -67,7 +68,7 @@ class RunFolder:
                 return False
             raise UserError(f"--run {self.path} has checkpoints, but no config.json: copy that of its last checkpoint")
         try:
-            return "train" in schema.load_json(file)
+            return {"format_version", "model", "optimizer", "train"} <= schema.load_json(file).keys()
         except UserError:
             if self.fresh:
                 return False
@@ -75,7 +76,12 @@ class RunFolder:
 
     def _changes(self) -> dict[str, tuple[Any, Any]]:
         """What a resume changes; `UserError` for what it must not."""
-        old = schema.load(type(self.config), self.path / "config.json")
+        file = self.path / "config.json"
+        if other := schema.load_json(file).keys() - {"format_version", "history"} - vars(self.config).keys():
+            raise UserError(
+                f"--run {self.path} is a run of another kind (its config.json has {min(other)}): use a new one"
+            )
+        old = schema.load(type(self.config), file)
         advice = f"; {self.instead}" if self.instead else ""
         changed = self._folder.changed(old, self.config, lambda name: bool(CHANGEABLE.fullmatch(name)), advice)
         weights = changed.get("discriminator.weight", (1, 1))
@@ -85,21 +91,29 @@ class RunFolder:
         return changed
 
     def open(self) -> Path | None:
-        """Take the lock, write the config, and return the checkpoint to resume from, if there is one. What it goes on
-        with differently is told, and kept in config.json's history."""
+        """Take the lock and return the checkpoint to resume from, if there is one. A new run gets its config."""
+        before = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         self._folder.take()
+        self._made = [name for name in _MADE if name not in before]
         found = checkpoint.latest(self.checkpoints)
-        history = []
-        if (file := self.path / "config.json").exists() and found:
-            history = schema.history(file)
-        if found and self._changed:
+        if not found:
+            self._write_config([])
+        return found
+
+    def resumed(self, step: int) -> None:
+        """The checkpoint of `step` is loaded: what the run goes on with differently is told, and kept in config.json's
+        history."""
+        history = schema.history(self.path / "config.json")
+        if self._changed:
             say(f"changed from now on: {told_changes(self._changed)}")
             now = datetime.now(UTC).isoformat(timespec="seconds")
             changes = {name: list(values) for name, values in self._changed.items()}
-            history.append({"step": checkpoint.step_of(found), "date": now, "changed": changes})
+            history.append({"step": step, "date": now, "changed": changes})
+        self._write_config(history)
+
+    def _write_config(self, history: list[Any]) -> None:
         content = schema.to_dict(self.config) | ({"history": history} if history else {})
-        write_text(file, json.dumps(content, indent=2) + "\n")
-        return found
+        write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
 
     def identity(self) -> str:
         """Eight letters that are this run's alone, the same after every resume; kept in `wandb-id`."""
@@ -129,13 +143,14 @@ class RunFolder:
             self._stats.flush()
 
     def abandon(self) -> None:
-        """After a refusal: leave nothing of a run that never began, which has neither a checkpoint nor statistics."""
+        """After a refusal: leave nothing of what was made for a run that never began, without checkpoint or statistics.
+        What was there before stays."""
         stats = self.path / "stats.jsonl"
         if not self._folder.held or not self.fresh or (stats.exists() and stats.stat().st_size):
             return
-        for name in _MADE:
+        for name in self._made:
             path = self.path / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         if self._stats is not None:
             self._stats.close()
         self._folder.abandon()
@@ -149,15 +164,15 @@ class RunFolder:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a stats.jsonl up to one that a kill cut off, or that is of something else."""
+    """The lines of a stats.jsonl, but for what a kill cut off or is of something else."""
     lines: list[dict[str, Any]] = []
     for text in schema.read_text(path).splitlines():
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
-            break
+            continue
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            break
+            continue
         lines.append(line)
     return lines
 

@@ -8,6 +8,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+def stopping() -> list[signal.Signals]:
+    """The signals that ask for an end: SIGTERM, Ctrl-C, and the closing of the terminal unless nohup ignores it."""
+    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
 class Stop:
     """Set by a signal."""
 
@@ -22,7 +28,7 @@ class Stop:
 def stop_requests() -> Iterator[Stop]:
     """Within, SIGINT and SIGTERM end nothing: they are noted for whoever asks."""
     stop = Stop()
-    previous = {number: signal.signal(number, stop.note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, stop.note) for number in stopping()}
     try:
         yield stop
     finally:

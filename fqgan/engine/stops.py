@@ -54,10 +54,14 @@ class Agreed(Iterator[T]):
         try:
             return next(self._batches)
         except UserError as error:
-            if not distributed.is_distributed():
-                raise
-            self._error = error
+            self.hold(error)
             raise StopIteration from None
+
+    def hold(self, error: UserError) -> None:
+        """Keep an error for `check`."""
+        if not distributed.is_distributed():
+            raise error
+        self._error = error
 
     def check(self) -> None:
         """`StoppedError` on all ranks where one of them had an error; called by all of them."""

@@ -24,6 +24,7 @@ from fqgan.engine.logs import Log
 from fqgan.engine.optim import Ema, align_gradients, learning_rate
 from fqgan.engine.run import RunFolder
 from fqgan.engine.sharding import gathered, sharded_parts, whole
+from fqgan.engine.signals import stopping
 from fqgan.engine.stops import StoppedError, in_words, together
 from fqgan.engine.task import Task, Terms
 from fqgan.errors import UserError, in_one_line
@@ -61,12 +62,14 @@ class Trainer:
         """Train to the last step. SIGTERM and Ctrl-C save, then raise SystemExit; what else stops the training saves
         the last finished step first, too, and is a `UserError` where it is not a mistake of this program."""
         start = self.done = self.saved = self._restore(resume) if resume else 0
+        if resume and self.world.is_main:
+            self.run.resumed(start)
         if start >= self.steps and self.world.is_main:
             say(f"{self.run.path} has already done its {self.steps} steps")
         for phase in self.task.phases:
             phase.network = distributed.wrap(phase.network, self.world)
         log = Log(self.run, self.world, start, self.steps, self.config)
-        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        previous = {s: signal.signal(s, self._on_signal) for s in stopping()}
         try:
             self._loop(start, log)
         except StoppedError as stop:
@@ -115,8 +118,9 @@ class Trainer:
         """Validation metrics; where the data stop it, the step's other statistics are written all the same."""
         try:
             return {f"val_{name}": value for name, value in self.task.validate(self.model.eval()).items()}
-        except (UserError, StoppedError):
-            log.write(done, self._statistics(done - 1))
+        except (UserError, StoppedError) as error:
+            if isinstance(error, StoppedError) or self.world.size == 1:  # otherwise others are elsewhere
+                log.write(done, self._statistics(done - 1))
             raise
 
     def _rescue(self, by_itself: bool = False) -> str:
@@ -141,6 +145,8 @@ class Trainer:
                 own = error.error or error if isinstance(error, StoppedError) else error
                 why = f"step {self.done} could not be saved ({in_one_line(own)})"
         then = f"the same command resumes from step {self.saved}" if self.saved else "the same command starts again"
+        if self.saved == self.steps:
+            then = "all steps are done and saved; fqgan evaluate measures what was not validated"
         return f"; {why}; {then}" if why else f"; {then}"
 
     def _failed(self, error: Exception, told: str) -> Exception:
@@ -299,17 +305,19 @@ class Trainer:
             extra = load(path, device)
             checkpoint.check_like(self.task.extra_state(), extra, str(path))
             self.task.load_extra_state(extra)
+        path = folder / "statistics.safetensors"
+        groups: dict[str, dict[str, Tensor]] = {"meter": {}, "window": {}}
+        for key, value in load(path, device).items():
+            group, _, name = key.partition("/")
+            groups.get(group, {})[name] = value
+        meters, own = groups["meter"], self.task.meter_state()
+        if "unreadable" in own and len(meters.get("unreadable", ())) < 2:  # version 0.1 had none, or counted less
+            own["unreadable"] = meters.setdefault("unreadable", own["unreadable"][:1])
+        checkpoint.check_like(own, meters, str(path))
+        checkpoint.check_like({name: torch.empty(1) for name in groups["window"]}, groups["window"], str(path))
         if self.world.is_main:  # sums over ranks: one rank carries them on
-            path = folder / "statistics.safetensors"
-            groups: dict[str, dict[str, Tensor]] = {"meter": {}, "window": {}}
-            for key, value in load(path, device).items():
-                group, _, name = key.partition("/")
-                groups.get(group, {})[name] = value
-            meters = {"unreadable": groups["meter"].get("unreadable"), **self.task.meter_state()}
-            checkpoint.check_like({name: m for name, m in meters.items() if m is not None}, groups["meter"], str(path))
-            self.task.load_meter_state(groups["meter"])
-            checkpoint.check_like({name: torch.empty(1) for name in groups["window"]}, groups["window"], str(path))
-            self.window = {name: value[0] for name, value in groups["window"].items()}
+            self.task.load_meter_state(meters)
+        self.window = {name: value[0] * self.world.is_main for name, value in groups["window"].items()}
         self.left_out, self.left_out_in_a_row = state.get("nonfinite_steps", (0, 0))
         if self.world.is_main:
             say(f"resuming {self.run.path} at step {state['step']}")

@@ -36,6 +36,7 @@ from fqgan.engine.optim import make_optimizer
 from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
+from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase, Task, Terms
 from fqgan.errors import UserError
 from fqgan.files import making_folder
@@ -164,18 +165,25 @@ class GeneratorTask(Task):
         count = min(self.config.train.validation_images or len(store), len(store))
         share = evenly_spaced(len(store), count, world.rank, world.size)
         size = micro_batch(self.config.train, world.size)
-        network, terms = LossFace(model), {}
+        network, terms, agreed = LossFace(model), {}, Agreed(iter(()))
         sums = torch.zeros(2 * len(self.names), dtype=torch.float64, device=world.device)
         # sharded weights are put together by all ranks: each makes as many passes as the one with the largest share,
         # if need be with an image that does not count
         for start in range(0, math.ceil(count / world.size), size):
             indices = share[start : start + size]
             shown = indices or [0]
-            batch = self._placed(*store.take(shown, [store.center_crop] * len(shown)))
+            try:
+                taken = store.take(shown, [store.center_crop] * len(shown))
+            except UserError as error:
+                agreed.hold(error)
+                shape = (len(shown), store.num_factors, *store.grid)
+                indices, taken = [], (torch.zeros(shape, dtype=torch.int64), torch.zeros(len(shown), dtype=torch.int64))
+            batch = self._placed(*taken)
             with autocast(world.device, self.config.train.precision):
                 terms = self._by_factor(network(batch.codes, batch.labels))
             sums += len(indices) * torch.stack([*terms.values()]).double()
         means = dict(zip(terms, (all_reduce_sum(sums) / count).tolist(), strict=True))
+        agreed.check()
         nats = sum(means[f"{name}_loss"] for name in self.names)
         bits = nats * self.config.model.num_positions / math.log(2)
         return {"loss": nats / len(self.names), **means, "bits_per_image": bits}

@@ -30,6 +30,7 @@ from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase, Task
 from fqgan.errors import UserError
 from fqgan.metrics.usage import CodeUsage
+from fqgan.outputs import check_output
 from fqgan.printing import say
 from fqgan.tokenizer.adversary import Adversary
 from fqgan.tokenizer.codebook import FEATURES_PER_CODE, CodebookKeeper, in_order
@@ -294,6 +295,7 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
         config = _with_teacher_dims(config, teachers)
         perceptual = load_perceptual(config.loss.perceptual) if config.loss.perceptual_weight else None
         _check_memory(config, world)
+        check_output(path, folder=True, option="--run", inputs=[config.data.source, config.data.validation])
         run = RunFolder(path, config)
         init = Start.of(config.init, config.model) if config.init and run.fresh else None
         if init and world.is_main:

@@ -26,6 +26,7 @@ from fqgan.engine.session import session, train
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase, Task
 from fqgan.errors import UserError
+from fqgan.outputs import check_output
 from fqgan.vision.classifier import NAME, Classifier, correct
 
 Batch = tuple[Tensor, Tensor]
@@ -126,6 +127,7 @@ def train_classifier(config: ClassifierRunConfig, path: Path) -> None:
         check_ranks(source, world.size)
         model = replace(config.model, num_classes=_num_classes(config, source, validation))
         config = replace(config, model=model)
+        check_output(path, folder=True, option="--run", inputs=[config.data.source, config.data.validation])
         run = RunFolder(path, config)
         if world.is_main:
             announce(source, config.model.image_size)
