@@ -348,6 +348,32 @@ def test_sigterm_saves_then_stops(uninterrupted: Path, home: Path, tmp_path: Pat
     assert_same(run, uninterrupted)
 
 
+BAD_CODES_OF_ONE_RANK = """
+import os, sys
+from fqgan.cli import run
+from fqgan.data.tokens import TokenStore
+from fqgan.errors import UserError
+whole = TokenStore.take
+def take(self, *arguments):
+    if os.environ["RANK"] == "1" and sys._getframe(1).f_code.co_name == "validate":
+        raise UserError("one bad code")
+    return whole(self, *arguments)
+TokenStore.take = take
+run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_bad_validation_codes_of_one_rank_stop_all_of_them_saved(home: Path, tmp_path: Path, fsdp: bool) -> None:
+    run = tmp_path / "run"
+    config = small(home, train={"micro_batch": 2, "fsdp": fsdp, "checkpoint_every": 100})
+    output = on_two_ranks(command(config, run), 2, code=BAD_CODES_OF_ONE_RANK)
+    assert output.count("fqgan: error: one bad code; the same command resumes from step 3") == 1, output
+    assert "Traceback" not in output
+    assert "at step 3" in on_two_ranks(command(config, run))
+
+
 @pytest.mark.slow
 def test_ranks_and_sharding_change_nothing_but_rounding(home: Path, tmp_path: Path) -> None:
     """One process, two ranks with DDP, two with FSDP2: with accumulation, clipping and a moving average. A checkpoint

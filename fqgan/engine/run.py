@@ -85,9 +85,11 @@ class RunFolder:
         advice = f"; {self.instead}" if self.instead else ""
         changed = self._folder.changed(old, self.config, lambda name: bool(CHANGEABLE.fullmatch(name)), advice)
         weights = changed.get("discriminator.weight", (1, 1))
-        if not all(weights):  # with 0 there is no discriminator
-            name = "discriminator.weight"
-            self._folder.changed({name: weights[0]}, {name: weights[1]}, advice=advice)
+        fixed = [] if all(weights) else ["discriminator.weight"]  # with 0 there is no discriminator
+        if "discriminator.start" in changed and self.config.discriminator.lecam_weight:
+            fixed.append("discriminator.start")  # LeCam's averages start with it
+        before, now = ({name: changed[name][i] for name in fixed} for i in range(2))
+        self._folder.changed(before, now, advice=advice)
         return changed
 
     def open(self) -> Path | None:
