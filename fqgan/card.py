@@ -137,7 +137,11 @@ def _generator(config: GeneratorConfig, facts: Mapping[str, Any]) -> list[str]:
 
 
 def _usage(*lines: str) -> str:
-    return "\n".join(("```python", "import fqgan", "", *lines, "```"))
+    code = "\n".join(("```python", "import fqgan", "", *lines, "```"))
+    return (
+        f"{code}\n\ntransformers' `AutoModel` does not load it: that would run a copy of the model's code from this "
+        "repository (`trust_remote_code`). The weights are plain safetensors, the code is the package `fqgan`."
+    )
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
