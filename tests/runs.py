@@ -55,9 +55,9 @@ def killed_and_resumed(arguments: list[str], run: Path, after: str) -> None:
     assert "resuming" in output or "already done" in output
 
 
-def stopped_by(number: signal.Signals, arguments: list[str], run: Path) -> None:
+def stopped_by(number: signal.Signals, arguments: list[str], run: Path, code: str = "") -> None:
     """Send a signal after the first step: the run must save, once, and stop."""
-    process = start(arguments)
+    process = start(arguments, code)
     wait_for(run / "stats.jsonl", process)
     while not (run / "stats.jsonl").read_text():
         time.sleep(0.005)
