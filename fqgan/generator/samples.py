@@ -131,7 +131,9 @@ class SampleFolder:
             "complete": complete,
             "source": self.source,
             "settings": schema.to_dict(self.settings),
-            "class_names": {str(label): self.names[label] for label in self.settings.classes if self.names},
+            "class_names": {
+                str(label): self.names[label] for label in self.settings.classes if label < len(self.names)
+            },
         }
         head = json.dumps(content, indent=1).removesuffix("\n}")
         with replacing(self.folder / MANIFEST) as temporary, temporary.open("w") as file:
