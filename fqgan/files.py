@@ -22,6 +22,8 @@ SURROUNDINGS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE),
 )
 """Numbers of errors that are neither a bug nor a user's typing mistake, but how the machine is."""
+WRITING = ".writing"
+"""End of the hidden names of what is being written."""
 # file systems without locks: better no lock than no run
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -96,7 +98,7 @@ def reason(number: int) -> str:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`. What is written there becomes `path` at the end; after an error it is removed."""
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}{WRITING}")
     try:
         with writing(path):
             yield temporary
@@ -110,7 +112,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def making_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, which must not exist, or be empty. What is written there becomes `path` at the
     end; after an error it is removed."""
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}{WRITING}")
     shutil.rmtree(temporary, ignore_errors=True)
     make_folder(temporary)
     try:

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from fqgan import schema
 from fqgan.errors import UserError
-from fqgan.files import UnwritableError, lock, make_folder
+from fqgan.files import WRITING, UnwritableError, lock, make_folder
 
 _LOCKS = (".lock", "lock", ".*unfinished/lock")
-WRITING = ".writing"
-"""End of the names of what is being written (`fqgan.files`)."""
 
 
 class ResumableFolder:
@@ -123,7 +121,7 @@ class ResumableFolder:
         return found
 
 
-def told_changes(changes: dict[str, tuple[Any, Any]]) -> str:
+def told_changes(changes: Mapping[str, Sequence[Any]]) -> str:
     """`name: before -> now, ...`; long values and fingerprints are cut."""
     return ", ".join(f"{name}: {_short(before)} -> {_short(now)}" for name, (before, now) in changes.items())
 

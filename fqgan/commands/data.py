@@ -237,7 +237,7 @@ def _pack(argv: list[str]) -> None:
     _announce(source, packer)
     try:
         with image_bar("packing", len(source), before) as advance:
-            manifest = packer.run(advance, lambda text: say(text))
+            manifest = packer.run(advance, say)
     except KeyboardInterrupt:
         say(f"stopped with {len(packer.manifest.shards)} of {shards} files finished; the same command resumes")
         raise

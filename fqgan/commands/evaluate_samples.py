@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     arguments = parse(Arguments, argv, PROG, "Compare a set of images with a reference.")
     inputs = arguments.reference, arguments.samples
     arguments.check(*inputs)
-    _out(arguments)  # what cannot be written is told before the work
+    path = _out(arguments)
     if arguments.npz != Path():
         check_output(arguments.npz, folder=False, option="--npz", inputs=inputs, mark="arr_0")
     with measuring(arguments.device) as world:
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         samples = open_set(arguments.samples, arguments.samples_split, world.device, arguments)
         result, text, warnings = compared(reference, samples, network, arguments, world, arguments.cache)
         if world.is_main:
-            conclude({"subject": "samples", **result}, text, warnings, _out(arguments))
+            conclude({"subject": "samples", **result}, text, warnings, path)
         if arguments.npz != Path():
             from_main(lambda: _write_npz(arguments, samples))
 

@@ -115,12 +115,9 @@ def _extract(arguments: Arguments, world: World, given: ImageSource | None) -> N
     )
     writer = TokenWriter(arguments.out, manifest, len(source))
 
-    def note(text: str) -> None:
-        say(text)
-
     def begin() -> list[int]:
         announce(source, manifest.options.image_size)
-        missing = writer.begin(lambda folder: save_tokenizer(tokenizer, folder), arguments.verify, note)
+        missing = writer.begin(lambda folder: save_tokenizer(tokenizer, folder), arguments.verify, say)
         _announce(writer, missing, world)
         return missing
 
@@ -139,7 +136,7 @@ def _extract(arguments: Arguments, world: World, given: ImageSource | None) -> N
                 workers=arguments.workers,
                 max_unreadable=arguments.max_unreadable,
                 advance=advance,
-                note=note,
+                note=say,
             )
         barrier()
         if missing:

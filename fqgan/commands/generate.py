@@ -138,12 +138,12 @@ def make(generator: FAR, settings: SampleSettings, out: Path, source: str, npz: 
         if world.is_main:
             _announce(folder, there, world)
         began, own = time.monotonic(), 0
-        share = settings.share(world.rank, world.size)
-        with image_bar("generating", sum(map(len, settings.share(world.rank, world.size))), shown=world.is_main) as bar:
-            missing = (batch for batch in share if not (folder.is_whole(batch) and bar(len(batch)) is None))
-            for pictures in _pictures(generator, folder, missing):
-                own += pictures
-                bar(pictures)
+        pictures = sum(map(len, settings.share(world.rank, world.size)))
+        with image_bar("generating", pictures, shown=world.is_main) as advance:
+            missing = folder.missing(world.rank, world.size, skipped=advance)
+            for made in _pictures(generator, folder, missing):
+                own += made
+                advance(made)
         made = int(all_reduce_sum(torch.tensor(own, device=world.device)))
         if world.is_main:
             if made:

@@ -44,7 +44,8 @@ class RunFolder:
         self._made: list[str] = []
         self._folder = ResumableFolder(path, kind="run folder", option="--run", known=self._known, lock="lock")
         self._folder.check_own()
-        self._changed = {} if self.fresh else self._changes()
+        changed = {} if self.fresh else self._changes()
+        self._changed = {name: list(values) for name, values in changed.items()}
 
     @property
     def instead(self) -> str:
@@ -109,8 +110,7 @@ class RunFolder:
         if self._changed:
             say(f"changed from now on: {told_changes(self._changed)}")
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            changes = {name: list(values) for name, values in self._changed.items()}
-            history.append({"step": step, "date": now, "changed": changes})
+            history.append({"step": step, "date": now, "changed": self._changed})
         self._write_config(history)
 
     def _write_config(self, history: list[Any]) -> None:
@@ -132,7 +132,7 @@ class RunFolder:
         path = self.path / "stats.jsonl"
         lines = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step] if path.exists() else []
         if self._changed and step:
-            lines.append(json.dumps({"step": step, "changed": {k: list(v) for k, v in self._changed.items()}}) + "\n")
+            lines.append(json.dumps({"step": step, "changed": self._changed}) + "\n")
         write_text(path, "".join(lines))
         with writing(path):
             self._stats = path.open("a")
@@ -169,13 +169,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a stats.jsonl, but for what a kill cut off or is of something else."""
     lines: list[dict[str, Any]] = []
     for text in schema.read_text(path).splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            continue
-        lines.append(line)
+        with suppress(UserError):
+            line = schema.parse_json(text, path)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
     return lines
 
 

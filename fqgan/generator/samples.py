@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,14 @@ class SampleFolder:
         if not manifest.exists():
             self._record(complete=False)
         return sum(bool(re.fullmatch(r"\d{6,}\.png", entry.name)) for entry in os.scandir(self.folder))
+
+    def missing(self, rank: int, ranks: int, skipped: Callable[[int], None]) -> Iterator[range]:
+        """A rank's batches that are not all there; `skipped` is told how many pictures each of the others has."""
+        for batch in self.settings.share(rank, ranks):
+            if self.is_whole(batch):
+                skipped(len(batch))
+            else:
+                yield batch
 
     def is_whole(self, batch: range) -> bool:
         """Whether all pictures of a batch are there, of this size and undamaged. Otherwise it is made anew."""
