@@ -31,8 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fqgan import presets
-from fqgan.config import GeneratorConfig
+from fqgan.config import GeneratorConfig, presets
+from fqgan.config.presets import child
 from fqgan.engine.allocator import keep_freed_memory
 from fqgan.engine.compilation import compile_parts
 from fqgan.engine.distributed import pick_device
@@ -40,7 +40,6 @@ from fqgan.engine.optim import Ema, make_optimizer
 from fqgan.engine.precision import autocast
 from fqgan.generator.model import FAR
 from fqgan.generator.transformer import Block
-from fqgan.presets import child
 
 
 def forward_flops(config: GeneratorConfig) -> float:

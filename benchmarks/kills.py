@@ -32,12 +32,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.tensorboard.writer import SummaryWriter  # noqa: F401  (imported here, it is there in every fork)
 
-import fqgan.tokenizer.training  # noqa: F401
-from fqgan import presets, schema
+import fqgan.tokenizer.task  # noqa: F401
+from fqgan.base import schema
 from fqgan.cli import main as fqgan_main
-from fqgan.config import FactorConfig, TokenizerRunConfig
+from fqgan.config import FactorConfig, TokenizerRunConfig, presets
 from fqgan.engine.run import read_stats
-from fqgan.vision.efficientnet import load_efficientnet_lite0
+from fqgan.nets.efficientnet import load_efficientnet_lite0
 
 CHECKPOINT_EVERY = 3
 WRITE_SECONDS = 0.08

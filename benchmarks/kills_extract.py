@@ -27,8 +27,7 @@ from kills import ended, start, write_pictures
 
 import fqgan
 import fqgan.tokenizer.extraction
-from fqgan import presets
-from fqgan.config import FactorConfig
+from fqgan.config import FactorConfig, presets
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 PICTURES, SHARD = 160, 8

@@ -23,7 +23,7 @@ from fqgan.evaluation.collect import FeatureCollector
 from fqgan.metrics.frechet import FeatureStatistics, frechet_distance
 from fqgan.metrics.kernel import kernel_distance
 from fqgan.metrics.neighbours import precision_recall
-from fqgan.vision.measuring import load_network
+from fqgan.nets.measuring import load_network
 
 
 def timed(call: Callable[[], object]) -> tuple[float, float, int]:

@@ -25,9 +25,9 @@ from fqgan.data.transforms import center_crop, normalize
 from fqgan.engine.distributed import World
 from fqgan.evaluation.collect import FeatureSet, Reading, collect
 from fqgan.evaluation.scores import set_scores
-from fqgan.tokenizer.evaluation import Scores
-from fqgan.vision.measuring import FeatureNetwork, load_network
-from fqgan.vision.perceptual import load_perceptual
+from fqgan.nets.measuring import FeatureNetwork, load_network
+from fqgan.nets.perceptual import load_perceptual
+from fqgan.tokenizer.validation import Scores
 
 Change = Callable[[Image.Image, int], Image.Image]
 METRICS = ("frechet", "kernel_distance", "score", "precision", "recall", "density", "coverage")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fqgan.tokenizer.quantize import VectorQuantizer
+from fqgan.tokenizer.quantizers.vector import VectorQuantizer
 
 
 def plain(z: Tensor, codebook: Tensor, tau: float = 0.01) -> Tensor:

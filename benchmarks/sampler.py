@@ -26,8 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fqgan import presets
-from fqgan.config import GeneratorConfig
+from fqgan.config import GeneratorConfig, presets
 from fqgan.engine.allocator import keep_freed_memory
 from fqgan.engine.distributed import pick_device
 from fqgan.generator.model import FAR

@@ -30,9 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fqgan import presets
-from fqgan.checkpoints import load_tokenizer
-from fqgan.config import TokenizerConfig, TokenizerRunConfig
+from fqgan.config import TokenizerConfig, TokenizerRunConfig, presets
 from fqgan.data.sources import open_source
 from fqgan.data.transforms import normalize, resize_shorter, to_tensor
 from fqgan.engine.allocator import keep_freed_memory
@@ -40,11 +38,11 @@ from fqgan.engine.distributed import World, pick_device
 from fqgan.engine.run import RunFolder
 from fqgan.engine.trainer import Trainer
 from fqgan.metrics.psnr import psnr
-from fqgan.tokenizer.model import FactorizedTokenizer
-from fqgan.tokenizer.quantize import Quantized, VectorQuantizer
-from fqgan.tokenizer.training import Batch, TokenizerTask
-from fqgan.vision.perceptual import load_perceptual
-from fqgan.vision.teachers import load_teacher
+from fqgan.nets.perceptual import load_perceptual
+from fqgan.nets.teachers import load_teacher
+from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
+from fqgan.tokenizer.quantizers.vector import Quantized, VectorQuantizer
+from fqgan.tokenizer.task import Batch, TokenizerTask
 
 TEACHER = "efficientnet-lite0"  # ships in a package
 JOBS = ("encode", "decode", "train")

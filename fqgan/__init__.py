@@ -6,20 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fqgan.checkpoints import load_generator, load_tokenizer, save_generator, save_tokenizer
+    from fqgan.base.errors import UserError
     from fqgan.data.images import load_images
-    from fqgan.errors import UserError
+    from fqgan.generator.model import load_generator, save_generator
+    from fqgan.tokenizer.model import load_tokenizer, save_tokenizer
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "load_generator", "load_images", "load_tokenizer", "save_generator", "save_tokenizer"]
 
 _HOMES = {
-    "UserError": "fqgan.errors",
-    "load_generator": "fqgan.checkpoints",
+    "UserError": "fqgan.base.errors",
+    "load_generator": "fqgan.generator.model",
     "load_images": "fqgan.data.images",
-    "load_tokenizer": "fqgan.checkpoints",
-    "save_generator": "fqgan.checkpoints",
-    "save_tokenizer": "fqgan.checkpoints",
+    "load_tokenizer": "fqgan.tokenizer.model",
+    "save_generator": "fqgan.generator.model",
+    "save_tokenizer": "fqgan.tokenizer.model",
 }
 
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 from importlib import import_module
 
 from fqgan import __version__
-from fqgan.errors import UserError, in_one_line, out_of_memory
-from fqgan.files import SURROUNDINGS, reason
-from fqgan.printing import refuse, say, steady_streams
-from fqgan.ranks import ranks_or_one
-from fqgan.schema import did_you_mean
+from fqgan.base.errors import UserError, in_one_line, out_of_memory
+from fqgan.base.files import SURROUNDINGS, reason
+from fqgan.base.printing import refuse, say, steady_streams
+from fqgan.base.ranks import ranks_or_one
+from fqgan.base.schema import did_you_mean
 
 COMMANDS = {
     "quickstart": ("fqgan.commands.quickstart", "train, evaluate and show a small tokenizer, in minutes on a laptop"),

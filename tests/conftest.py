@@ -20,10 +20,10 @@ from sets import write_pictures
 import fqgan
 from fqgan.cli import main
 from fqgan.config import FactorConfig, TokenizerRunConfig
+from fqgan.config.presets import child
 from fqgan.generator.transformer import rotary_table
-from fqgan.presets import child
+from fqgan.nets.efficientnet import load_efficientnet_lite0
 from fqgan.tokenizer.model import FactorizedTokenizer
-from fqgan.vision.efficientnet import load_efficientnet_lite0
 
 torch.set_num_threads(1)  # small networks on more threads than free cores are 10 to 100 times as slow
 

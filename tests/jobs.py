@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fqgan.errors import UserError
+from fqgan.base.errors import UserError
 
 
 def write_gpus(job: str) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fqgan.base.errors import UnreadableError, UserError
 from fqgan.config import DataConfig
 from fqgan.data.loader import training_batches
 from fqgan.data.sources import Findings, ImageSource
-from fqgan.errors import UnreadableError, UserError
 
 
 class Noise(ImageSource):

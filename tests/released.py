@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fqgan.config import FactorConfig, GeneratorConfig, TokenizerConfig
 from fqgan.generator.model import FAR
-from fqgan.released.layouts import to_released
+from fqgan.models.released.layouts import to_released
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 GOLDEN = Path(__file__).parent / "golden"

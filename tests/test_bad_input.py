@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fqgan import schema
+from fqgan.base import schema
 from fqgan.cli import main
 from fqgan.config import TokenizerRunConfig
 from fqgan.engine import distributed
 from fqgan.engine.run import RunFolder
-from fqgan.tokenizer import training
+from fqgan.tokenizer import task as training
 
 Refused = Callable[..., str]
 

@@ -13,12 +13,12 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from fqgan.errors import UserError
-from fqgan.metrics import words as words_module
-from fqgan.metrics.bleu import bleu_4
-from fqgan.metrics.cider import cider_d
-from fqgan.metrics.rouge import rouge_l
-from fqgan.metrics.words import Words, choose, java_tokenizer, tokenize, tokenized
+from fqgan.base.errors import UserError
+from fqgan.lab.understanding import words as words_module
+from fqgan.lab.understanding.bleu import bleu_4
+from fqgan.lab.understanding.cider import cider_d
+from fqgan.lab.understanding.rouge import rouge_l
+from fqgan.lab.understanding.words import Words, choose, java_tokenizer, tokenize, tokenized
 
 PEOPLE = (
     (

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from captioned import write_captioned
 
-from fqgan.data.captions import knows_splits, open_captions
-from fqgan.errors import UserError
+from fqgan.base.errors import UserError
+from fqgan.lab.understanding.captions import knows_splits, open_captions
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fqgan.base.errors import UserError
 from fqgan.engine import checkpoint
 from fqgan.engine.checkpoint import latest, load_module, load_optimizer, load_tensors, optimizer_tensors, save
-from fqgan.errors import UserError
 
 STATE = {"config": {"format_version": 1}}
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from runs import contents, lines
 
+from fqgan.classifier.model import Classifier, load_classifier
 from fqgan.cli import main
 from fqgan.commands.train_classifier import COMMAND, PRESETS
-from fqgan.vision.classifier import Classifier, load_classifier
-from fqgan.vision.measuring import load_network
+from fqgan.nets.measuring import load_network
 
 Refused = Callable[..., str]
 TINY = ("--model.image-size", "8", "--model.channels", "8", "--model.stages", "2", "--model.stem", "1")

@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 
 import fqgan
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
 from fqgan.cli import COMMANDS, main
 from fqgan.commands.arguments import parse
 from fqgan.config import TokenizerRunConfig
+from fqgan.config.presets import PRESETS
 from fqgan.data.transforms import to_uint8
 from fqgan.engine.run import read_stats
-from fqgan.errors import UserError
-from fqgan.presets import PRESETS
 
 Refused = Callable[..., str]
 

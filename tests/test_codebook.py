@@ -14,12 +14,12 @@ from torch import Tensor
 
 import fqgan
 from fqgan.config import TokenizerRunConfig
+from fqgan.config.presets import child
 from fqgan.engine.run import read_stats
-from fqgan.presets import child
-from fqgan.tokenizer import codebook
-from fqgan.tokenizer.codebook import CodebookKeeper, spherical_kmeans
-from fqgan.tokenizer.quantize import VectorQuantizer, as_rows, nearest_codes
-from fqgan.tokenizer.training import train_tokenizer
+from fqgan.tokenizer.quantizers import keeper as codebook
+from fqgan.tokenizer.quantizers.keeper import CodebookKeeper, spherical_kmeans
+from fqgan.tokenizer.quantizers.vector import VectorQuantizer, as_rows, nearest_codes
+from fqgan.tokenizer.task import train_tokenizer
 
 ALL = {"gradient": "rotation", "ema_decay": 0.8, "restart_after": 2, "kmeans_iterations": 3}
 BY_GRADIENT = {"restart_after": 2}

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from fqgan import presets, schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
 from fqgan.commands.train_tokenizer import parse_run, with_num_factors
-from fqgan.config import FactorConfig, TokenizerConfig, TokenizerRunConfig
-from fqgan.errors import UserError
-from fqgan.presets import child
+from fqgan.config import FactorConfig, TokenizerConfig, TokenizerRunConfig, presets
+from fqgan.config.presets import child
 
 PAPER = TokenizerRunConfig()
 

@@ -20,19 +20,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import fqgan
+from fqgan.base.errors import UserError
 from fqgan.cli import main
 from fqgan.config import FactorConfig, GeneratorConfig, TokenizerConfig, TokenizerRunConfig
+from fqgan.config.presets import child, get_generator
 from fqgan.engine.checkpoint import load_tensors
-from fqgan.errors import UserError
 from fqgan.generator.model import FAR
-from fqgan.generator.training import train_generator
-from fqgan.presets import child, get_generator
-from fqgan.released import files
-from fqgan.released.layouts import to_released
+from fqgan.generator.task import train_generator
+from fqgan.models.released import files
+from fqgan.models.released.layouts import to_released
 from fqgan.tokenizer.adversary import build_discriminator
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.start import Start
-from fqgan.tokenizer.training import train_tokenizer
+from fqgan.tokenizer.task import train_tokenizer
 
 GENERATOR = GeneratorConfig((64, 32), (16, 16), 10, width=64, depth=1, heads=1, mlp_multiple=16, head_depth=1)
 Refused = Callable[..., str]

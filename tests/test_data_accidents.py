@@ -17,10 +17,10 @@ from PIL import Image
 from test_data_sources import names, opened, png, put, refusal, table
 from test_data_tar import write_tar
 
+from fqgan.base.errors import UserError
+from fqgan.base.printing import in_plain
 from fqgan.config import DataConfig
 from fqgan.data.sources import open_data, open_source
-from fqgan.errors import UserError
-from fqgan.printing import in_plain
 
 
 def arrow(path: Path, labels: list[int]) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
+from fqgan.base.errors import UserError
 from fqgan.cli import main
 from fqgan.data.sources import default_validation, open_source
 from fqgan.engine.run import read_stats
-from fqgan.errors import UserError
 
 
 def batch(seed: int, count: int, key: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def test_its_test_split_validates() -> None:
 
 
 def test_a_run_on_it(root: Path, tiny: Any, tmp_path: Path, refused: Callable[..., str]) -> None:
-    from fqgan import schema
+    from fqgan.base import schema
 
     schema.save(tiny, tmp_path / "tiny.json")
     train = ("train-tokenizer", "dual-ds16", "--config", str(tmp_path / "tiny.json"), "--run", str(tmp_path / "run"))

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from fqgan.base.errors import UnreadableError, UserError
 from fqgan.data import decode
 from fqgan.data.decode import decode_image
-from fqgan.errors import UnreadableError, UserError
 
 WHITE = (255, 255, 255)
 

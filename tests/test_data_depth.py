@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fqgan.base.errors import UnreadableError, UserError
 from fqgan.data.decode import decode_image, set_ranges
 from fqgan.data.depth import Range, Ranges, guess, is_deep, parse_range, to_8bit, values
-from fqgan.errors import UnreadableError, UserError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 65536, (5, 7), dtype=np.uint16)

@@ -12,12 +12,13 @@ import pytest
 from test_data_images import write_parquet
 from test_data_tar import samples, write_tar
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.schema import changes
 from fqgan.cli import main
 from fqgan.config import TokenizerRunConfig
-from fqgan.data.fingerprint import changes, fingerprint
+from fqgan.config.presets import child
+from fqgan.data.fingerprint import fingerprint
 from fqgan.data.sources import open_source
-from fqgan.presets import child
 
 
 def of(path: Path | str) -> dict[str, Any]:

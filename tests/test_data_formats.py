@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fqgan.base.errors import UnreadableError
 from fqgan.data import formats
 from fqgan.data.decode import decode_image
-from fqgan.errors import UnreadableError
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fqgan.base.errors import UserError
 from fqgan.data.images import load_images
 from fqgan.data.loader import evaluation_batches
 from fqgan.data.order import epoch_order
 from fqgan.data.sources import Request, open_source
 from fqgan.data.sources.parquet import ParquetSource
-from fqgan.errors import UserError
 
 
 def save(path: Path, colour: Any = 0, size: tuple[int, int] = (8, 8)) -> Path:

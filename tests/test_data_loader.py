@@ -16,11 +16,11 @@ import pytest
 import torch
 from noise import Noise, batches
 
+from fqgan.base.errors import UserError
 from fqgan.config import DataConfig, SourceOptions
 from fqgan.data.loader import TrainingSet, evaluation_batches, training_batches
 from fqgan.data.order import SampleStream
 from fqgan.data.transforms import center_crop, flip, to_tensor
-from fqgan.errors import UserError
 
 
 def equal(left: list[Any], right: list[Any]) -> bool:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fqgan.base.errors import UserError
 from fqgan.cli import main
 from fqgan.config import DataConfig
 from fqgan.data import pack, shards
@@ -31,7 +32,6 @@ from fqgan.data.shards import PackOptions
 from fqgan.data.sources import ImageSource, open_source
 from fqgan.data.survey import survey
 from fqgan.data.transforms import resize_shorter
-from fqgan.errors import UserError
 
 Refused = Callable[..., str]
 CLASSES = ("cat", "dog", "emu")

@@ -7,9 +7,9 @@ import importlib.util
 import numpy as np
 import pytest
 
+from fqgan.base.errors import UserError
 from fqgan.data.sources import photos
 from fqgan.data.sources.photos import CROP, PHOTOS, PhotoSource, crop_boxes
-from fqgan.errors import UserError
 
 
 @pytest.mark.parametrize("photo", PHOTOS, ids=lambda photo: photo.name)

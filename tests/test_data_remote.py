@@ -29,12 +29,12 @@ from PIL import Image
 from stores import make_store
 from torch.utils.data import DataLoader, Dataset
 
+from fqgan.base.errors import UserError
 from fqgan.data import cache, remote, servers
 from fqgan.data.loader import evaluation_batches
 from fqgan.data.remote import RemoteFile, expand, is_remote, local_copy
 from fqgan.data.sources import open_source
 from fqgan.data.tokens import TokenStore
-from fqgan.errors import UserError
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 CONTENT = np.random.default_rng(0).bytes(10 * 1000 + 7)

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from test_data_tar import write_tar
 
+from fqgan.base.errors import UserError
 from fqgan.config import DataConfig, SourceOptions
 from fqgan.data.sources import ImageSource, open_data, open_source
-from fqgan.errors import UserError
 
 
 def png(value: int = 0) -> bytes:

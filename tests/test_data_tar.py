@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fqgan.base.errors import UnreadableError, UserError
 from fqgan.config import DataConfig
 from fqgan.data.loader import evaluation_batches, training_batches
 from fqgan.data.sources import Request, open_source, tar, tar_index
 from fqgan.data.sources.tar import TarSource
-from fqgan.errors import UnreadableError, UserError
 
 
 @pytest.fixture(autouse=True)

@@ -14,18 +14,18 @@ import pytest
 import torch
 from noise import Noise, batches
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
 from fqgan.cli import main
 from fqgan.config import DataConfig, TokenizerRunConfig
+from fqgan.config.presets import child
 from fqgan.data import workers
 from fqgan.data.loader import TrainingSet, evaluation_batches, training_batches
 from fqgan.data.order import SampleStream
 from fqgan.data.sources import open_source
 from fqgan.data.unreadable import FLOOR, UnreadableMeter
 from fqgan.engine.run import read_stats
-from fqgan.errors import UserError
-from fqgan.presets import child
-from fqgan.report.evidence import gather
+from fqgan.lab.report.evidence import gather
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 BLOCKS = [7, 9, 4]

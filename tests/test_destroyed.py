@@ -18,15 +18,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_bad_input import TRAIN, Refused, here, nothing_happens, snapshot, write_picture
 
-from fqgan import pickles, schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
+from fqgan.base.folder import ResumableFolder
+from fqgan.base.outputs import check_output
 from fqgan.cli import main
 from fqgan.engine import checkpoint
 from fqgan.engine.memory import check_pictures
 from fqgan.engine.run import read_stats
-from fqgan.errors import UserError
-from fqgan.outputs import check_output
-from fqgan.resumable import ResumableFolder
-from fqgan.tokenizer.codebook import spherical_kmeans
+from fqgan.models import pickles
+from fqgan.tokenizer.quantizers.keeper import spherical_kmeans
 
 __all__ = ["here", "nothing_happens"]  # fixtures
 

@@ -13,8 +13,8 @@ from PIL import Image
 from test_tokenizer import images, small
 
 import fqgan
+from fqgan.base.errors import UserError
 from fqgan.cli import main
-from fqgan.errors import UserError
 from fqgan.generator.draw import draw
 from fqgan.tokenizer.backbone import Normalize
 

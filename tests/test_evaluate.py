@@ -14,12 +14,12 @@ from inception_weights import save_random_inception
 from processes import IN_FLOAT64, finish, on_two_ranks, start
 from sets import FAST, FULL, evaluated, samples, write_pictures
 
+from fqgan.base.schema import flatten
 from fqgan.cli import main
 from fqgan.data.fingerprint import content_sha256
 from fqgan.data.sources import open_source
 from fqgan.evaluation.statistics import load_statistics
-from fqgan.schema import flatten
-from fqgan.vision import inception
+from fqgan.nets import inception
 
 Refused = Callable[..., str]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fqgan.errors import UserError
-from fqgan.tokenizer.evaluation import Scores
-from fqgan.vision.efficientnet import load_efficientnet_lite0
+from fqgan.base.errors import UserError
+from fqgan.nets.efficientnet import load_efficientnet_lite0
+from fqgan.tokenizer.validation import Scores
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 

@@ -21,8 +21,9 @@ from processes import on_two_ranks
 from torchvision.transforms.functional import ten_crop
 
 import fqgan
-from fqgan import schema
-from fqgan.checkpoints import weights_kind
+from fqgan.base import schema
+from fqgan.base.errors import UserError
+from fqgan.base.files import lock
 from fqgan.cli import main
 from fqgan.config import TokenizerRunConfig
 from fqgan.data.sources import open_source
@@ -30,10 +31,9 @@ from fqgan.data.tokens import TokenStore
 from fqgan.data.transforms import center_crop, crops, flip, normalize, resize_shorter, to_tensor
 from fqgan.data.workers import Batches
 from fqgan.engine import distributed
-from fqgan.errors import UserError
-from fqgan.files import lock
+from fqgan.models.find import find
+from fqgan.models.fingerprint import fingerprint
 from fqgan.tokenizer.extraction import Passes
-from fqgan.tokenizer.fingerprint import fingerprint
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 Refused = Callable[..., str]
@@ -391,7 +391,7 @@ def test_which_weights(
         expected = fqgan.load_tokenizer("run", weights=weights).fingerprint()
         assert TokenStore.open(f"store-{weights}").fingerprint == expected
     assert TokenStore.open("store-raw").fingerprint != TokenStore.open("store-auto").fingerprint
-    assert weights_kind(exported) == "exported"
+    assert find(exported, "tokenizer").choose("auto") == "exported"
 
 
 def test_the_photographs_and_their_held_out_regions(exported: Path, tmp_path: Path) -> None:

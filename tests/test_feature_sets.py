@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from fqgan.base.errors import UserError
 from fqgan.data.sources import Request, open_source
 from fqgan.data.sources.npz import NpzSource
 from fqgan.engine.distributed import World
-from fqgan.errors import UserError
 from fqgan.evaluation.collect import FeatureCollector, Reading, collect
 from fqgan.evaluation.scores import set_scores
-from fqgan.vision.measuring import FeatureNetwork, Features, load_network
+from fqgan.nets.measuring import FeatureNetwork, Features, load_network
 
 
 def pixels_network(dim: int = 12) -> FeatureNetwork:

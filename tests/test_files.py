@@ -16,13 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
+from fqgan.base.files import UnwritableError, discard, lock, write_text
 from fqgan.cli import main
 from fqgan.config import TokenizerRunConfig
 from fqgan.engine import checkpoint
 from fqgan.engine.run import RunFolder, read_stats
-from fqgan.errors import UserError
-from fqgan.files import UnwritableError, discard, lock, write_text
 
 Refused = Callable[..., str]
 FULL = "No space left on device: free some space"
@@ -183,7 +183,7 @@ def test_a_kill_while_a_folder_is_deleted_leaves_nothing_under_its_name(
         folder.mkdir()
         (folder / name).touch()
         with monkeypatch.context() as patch:
-            patch.setattr("fqgan.files.shutil.rmtree", lambda *_, **__: None)  # as if killed before
+            patch.setattr("fqgan.base.files.shutil.rmtree", lambda *_, **__: None)  # as if killed before
             discard(folder)
         assert not folder.exists() and [path.name for path in tmp_path.iterdir()] == [".samples.discarded"]
         discard(folder)

@@ -18,15 +18,14 @@ import torch
 from PIL import Image
 from processes import on_two_ranks, start
 
-from fqgan.checkpoints import load_generator, save_generator, save_tokenizer
+from fqgan.base.errors import UserError
+from fqgan.base.files import lock
 from fqgan.cli import main
 from fqgan.commands.generate import chosen_classes
 from fqgan.config import GeneratorConfig
 from fqgan.data.transforms import to_uint8
-from fqgan.errors import UserError
-from fqgan.files import lock
-from fqgan.generator.model import FAR
-from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.generator.model import FAR, load_generator, save_generator
+from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
 
 Refused = Callable[..., str]
 NAMES = ("cat", "dog", "tench, Tinca tinca")

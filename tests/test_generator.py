@@ -14,8 +14,8 @@ from released import tensors, write
 from torch import Tensor
 
 import fqgan
+from fqgan.base.errors import UserError
 from fqgan.config import GeneratorConfig
-from fqgan.errors import UserError
 from fqgan.generator.cross_entropy import linear_cross_entropy
 from fqgan.generator.model import FAR
 from fqgan.generator.transformer import rotary_table, rotate

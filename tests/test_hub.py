@@ -15,9 +15,9 @@ from processes import Started
 from test_data_images import write_parquet
 
 import fqgan
-from fqgan import hub
+from fqgan.base.errors import UserError
 from fqgan.data.sources import open_source
-from fqgan.errors import UserError
+from fqgan.models import hub
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 LOAD = "import fqgan; print(fqgan.load_tokenizer({!r}).fingerprint())"

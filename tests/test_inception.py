@@ -10,12 +10,12 @@ import torch
 from inception_weights import save_random_inception
 from torch import Tensor
 
-from fqgan.errors import UserError
+from fqgan.base.errors import UserError
 from fqgan.metrics.frechet import FeatureStatistics, frechet_distance
 from fqgan.metrics.inception_score import InceptionScore
-from fqgan.vision import inception
-from fqgan.vision.inception import Inception, load_inception, resize_tf1
-from fqgan.vision.measuring import load_network
+from fqgan.nets import inception
+from fqgan.nets.inception import Inception, load_inception, resize_tf1
+from fqgan.nets.measuring import load_network
 
 port = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
 

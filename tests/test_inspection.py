@@ -17,13 +17,11 @@ from PIL import Image
 from scipy.stats import ortho_group
 from sklearn.metrics import mutual_info_score
 
-from fqgan.checkpoints import save_tokenizer
 from fqgan.cli import main
 from fqgan.data.images import load_images
 from fqgan.data.sources import open_source
-from fqgan.metrics.psnr import psnr
-from fqgan.studies.codes import features_of, pick
-from fqgan.studies.structure import (
+from fqgan.lab.studies.codes import features_of, pick
+from fqgan.lab.studies.structure import (
     entropy,
     linear_probe,
     mean_squared_cosine,
@@ -31,7 +29,8 @@ from fqgan.studies.structure import (
     neighbour_purity,
     within_share,
 )
-from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.metrics.psnr import psnr
+from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
 
 Refused = Callable[..., str]
 RNG = np.random.default_rng(0)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fqgan import presets
-from fqgan.config import OptimizerConfig
+from fqgan.config import OptimizerConfig, presets
 from fqgan.engine.checkpoint import load_optimizer, optimizer_tensors
 from fqgan.engine.muon import Muon, is_hidden_matrix, orthogonalize
 from fqgan.engine.optim import make_optimizer

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fqgan.base.errors import UserError
 from fqgan.commands.train_tokenizer import parse_run
-from fqgan.errors import UserError
+from fqgan.config.presets import GENERATOR_PRESETS, PRESETS, child, get, get_generator
 from fqgan.generator.model import FAR
-from fqgan.presets import GENERATOR_PRESETS, PRESETS, child, get, get_generator
 from fqgan.tokenizer.model import FactorizedTokenizer, num_parameters
 
 PAPER = [name for name in PRESETS if re.match(r"(dual|triple|vqgan)-ds\d", name)]

@@ -14,11 +14,11 @@ from test_tokenizer import images, small
 from torch import Tensor
 
 import fqgan
+from fqgan.base.errors import UserError, told
+from fqgan.base.inputs import as_images
 from fqgan.config import SamplingConfig
 from fqgan.data.transforms import normalize
 from fqgan.engine.distributed import pick_device
-from fqgan.errors import UserError, told
-from fqgan.face import as_images
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 NAN, INF = float("nan"), float("inf")

@@ -14,8 +14,8 @@ from released import filled
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fqgan.tokenizer import quantize
-from fqgan.tokenizer.quantize import VectorQuantizer, as_rows, nearest_codes, rotate
+from fqgan.tokenizer.quantizers import vector as quantize
+from fqgan.tokenizer.quantizers.vector import VectorQuantizer, as_rows, nearest_codes, rotate
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())["quantizer"]
 

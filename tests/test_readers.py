@@ -19,19 +19,19 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UnreadableError, UserError
 from fqgan.data.cache import Cache
-from fqgan.data.captions import open_captions
 from fqgan.data.decode import decode_image
 from fqgan.data.fingerprint import fingerprint
 from fqgan.data.pack import Packer
 from fqgan.data.shards import PackOptions
 from fqgan.data.sources import open_source
-from fqgan.errors import UnreadableError, UserError
 from fqgan.evaluation.collect import FeatureSet
 from fqgan.evaluation.protocol import read_result
 from fqgan.evaluation.sets import open_set
 from fqgan.evaluation.statistics import cached, load_statistics, save_statistics
+from fqgan.lab.understanding.captions import open_captions
 from fqgan.metrics.frechet import Gaussian
 
 DEEP = "[" * 60 + "]" * 60

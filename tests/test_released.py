@@ -18,11 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import fqgan
-from fqgan import presets
-from fqgan.config import FactorConfig, GeneratorConfig, TokenizerConfig
-from fqgan.errors import UserError
+from fqgan.base.errors import UserError
+from fqgan.config import FactorConfig, GeneratorConfig, TokenizerConfig, presets
 from fqgan.generator.model import FAR
-from fqgan.released import layouts
+from fqgan.models.released import layouts
 from fqgan.tokenizer.losses import disentanglement_loss
 from fqgan.tokenizer.model import FactorizedTokenizer
 

@@ -15,16 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fqgan import presets
 from fqgan.cli import main
-from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerConfig, TokenizerRunConfig
+from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerConfig, TokenizerRunConfig, presets
 from fqgan.data.sources import photos
 from fqgan.engine.precision import fast_precision
-from fqgan.report.content import Generation, Report, training_seconds
-from fqgan.report.evidence import gather, sample_indices
-from fqgan.report.images import palette
-from fqgan.report.markup import Html, duration, element, fixed, listed, percent, signed
-from fqgan.report.page import page
+from fqgan.lab.report.content import Generation, Report, training_seconds
+from fqgan.lab.report.evidence import gather, sample_indices
+from fqgan.lab.report.images import palette
+from fqgan.lab.report.markup import Html, duration, element, fixed, listed, percent, signed
+from fqgan.lab.report.page import page
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 pytest.importorskip("matplotlib")

@@ -23,9 +23,9 @@ from runs import (
     stopped_by,
 )
 
-from fqgan import schema
+from fqgan.base import schema
 from fqgan.config import FactorConfig, TokenizerRunConfig
-from fqgan.presets import child
+from fqgan.config.presets import child
 
 pytestmark = pytest.mark.slow
 QUANTIZER_OPTIONS = {"gradient": "rotation", "ema_decay": 0.9, "restart_after": 1, "kmeans_iterations": 2}

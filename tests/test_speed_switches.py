@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 import fqgan
-from fqgan import presets, schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
 from fqgan.cli import main
-from fqgan.config import TokenizerConfig, TokenizerRunConfig
+from fqgan.config import TokenizerConfig, TokenizerRunConfig, presets
+from fqgan.config.presets import child
 from fqgan.engine.checkpoint import load_tensors
 from fqgan.engine.optim import align_gradients
 from fqgan.engine.precision import fast_precision
 from fqgan.engine.run import read_stats
-from fqgan.errors import UserError
-from fqgan.presets import child
 from fqgan.tokenizer import speed
 from fqgan.tokenizer.model import FactorizedTokenizer
-from fqgan.tokenizer.training import train_tokenizer
+from fqgan.tokenizer.task import train_tokenizer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -181,7 +181,7 @@ def test_compile_without_a_compiler_trains_on(tiny: TokenizerRunConfig, tmp_path
     usual = trained(tiny, tmp_path / "usual")
     code = (
         "import sys; from pathlib import Path; from fqgan import schema; from fqgan.config import TokenizerRunConfig;"
-        "from fqgan.presets import child; from fqgan.tokenizer.training import train_tokenizer;"
+        "from fqgan.config.presets import child; from fqgan.tokenizer.task import train_tokenizer;"
         "config = schema.load(TokenizerRunConfig, Path(sys.argv[1]));"
         "train_tokenizer(child(config, train={'compile': True}), Path(sys.argv[2]))"
     )

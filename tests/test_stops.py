@@ -17,7 +17,7 @@ from runs import STEPS, contents, lines, stopped_by
 from test_resume import command, everything, pictures, uninterrupted
 
 from fqgan.config import TokenizerRunConfig
-from fqgan.presets import child
+from fqgan.config.presets import child
 
 __all__ = ["pictures", "uninterrupted"]  # fixtures
 
@@ -26,9 +26,9 @@ HEAD = """
 import os, signal, sys
 from functools import wraps
 from fqgan.cli import run
-from fqgan.errors import UserError
+from fqgan.base.errors import UserError
 from fqgan.engine import checkpoint, trainer
-from fqgan.tokenizer import training
+from fqgan.tokenizer import task as training
 from fqgan.data import workers
 rank = os.environ.get("RANK", "0")
 

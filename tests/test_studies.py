@@ -17,16 +17,16 @@ from jobs import write_gpus
 from processes import start, wait_for
 from sets import write_pictures
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
 from fqgan.cli import main
 from fqgan.config import TokenizerRunConfig
+from fqgan.config.presets import child
 from fqgan.engine.run import read_stats
 from fqgan.engine.trainer import Trainer
-from fqgan.errors import UserError
-from fqgan.presets import child
-from fqgan.studies.tokenizers import ABLATION_PRESETS, SCALING_PRESETS
-from fqgan.studies.workers import spread as over_processes
-from fqgan.tokenizer.training import train_tokenizer
+from fqgan.lab.studies.tokenizers import ABLATION_PRESETS, SCALING_PRESETS
+from fqgan.lab.studies.workers import spread as over_processes
+from fqgan.tokenizer.task import train_tokenizer
 
 Refused = Callable[..., str]
 # 40 dimensions: a Frechet distance in 1,280 takes seconds on one core

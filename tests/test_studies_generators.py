@@ -16,14 +16,14 @@ from sets import write_pictures
 from stores import make_store
 
 import fqgan
-from fqgan import schema
+from fqgan.base import schema
 from fqgan.cli import main
 from fqgan.config import FactorConfig, TokenizerRunConfig
+from fqgan.config.presets import child, get_generator
 from fqgan.engine.run import read_stats
-from fqgan.presets import child, get_generator
-from fqgan.studies.generators import CURVES_PRESETS, HEADS_PRESETS, LARGER, curves, heads
-from fqgan.studies.plan import settings_of
-from fqgan.studies.results import MARK
+from fqgan.lab.studies.generators import CURVES_PRESETS, HEADS_PRESETS, LARGER, curves, heads
+from fqgan.lab.studies.plan import settings_of
+from fqgan.lab.studies.results import MARK
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 Refused = Callable[..., str]

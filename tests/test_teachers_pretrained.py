@@ -19,10 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fqgan.errors import UserError
-from fqgan.vision import hub
-from fqgan.vision.features import NetworkTeacher
-from fqgan.vision.teachers import load_teacher
+from fqgan.base.errors import UserError
+from fqgan.nets import weights as hub
+from fqgan.nets.features import NetworkTeacher
+from fqgan.nets.teachers import load_teacher
 
 transformers = pytest.importorskip("transformers")
 timm = pytest.importorskip("timm")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fqgan.base.errors import UserError
 from fqgan.config import FactorConfig, TokenizerConfig
-from fqgan.errors import UserError
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.pictures import reconstruction_grid
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from fqgan import schema
-from fqgan.data.fingerprint import changes
+from fqgan.base import schema
+from fqgan.base.errors import UserError
+from fqgan.base.schema import changes
 from fqgan.data.order import SampleStream
 from fqgan.data.token_manifest import File, LeftOut, StoreManifest, StoreOptions, StoreShard
 from fqgan.data.token_writer import SHARDS, TokenWriter, images_per_shard
 from fqgan.data.tokens import TokenStore, array_header
-from fqgan.errors import UserError
 
 IMAGES = 23
 OPTIONS = StoreOptions("f" * 64, (50, 70_000, 9), (2, 3), 32, crops="flip", images_per_shard=5)

@@ -26,17 +26,17 @@ from stores import CLASSES, make_store
 from torch import Tensor
 
 import fqgan
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
 from fqgan.commands.train_generator import parse_run
 from fqgan.config import GeneratorRunConfig, OptimizerConfig, TokenizerRunConfig
+from fqgan.config.presets import child, get_generator
 from fqgan.data.loader import token_batches
 from fqgan.data.tokens import TokenStore
 from fqgan.engine.distributed import World
 from fqgan.engine.optim import make_optimizer
-from fqgan.errors import UserError
 from fqgan.generator.model import FAR
-from fqgan.generator.training import GeneratorTask, train_generator
-from fqgan.presets import child, get_generator
+from fqgan.generator.task import GeneratorTask, train_generator
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -300,7 +300,7 @@ def test_an_unknown_preset(refused: Refused) -> None:
 
 
 def test_more_ranks_than_images(home: Path) -> None:
-    from fqgan.generator.training import _open
+    from fqgan.generator.task import _open
 
     with pytest.raises(UserError, match=r"holds 12 picture\(s\) for 13 ranks"):
         _open(str(home / "store"), World(0, 13, CPU.device))
@@ -352,7 +352,7 @@ BAD_CODES_OF_ONE_RANK = """
 import os, sys
 from fqgan.cli import run
 from fqgan.data.tokens import TokenStore
-from fqgan.errors import UserError
+from fqgan.base.errors import UserError
 whole = TokenStore.take
 def take(self, *arguments):
     if os.environ["RANK"] == "1" and sys._getframe(1).f_code.co_name == "validate":

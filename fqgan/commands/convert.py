@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from fqgan import hub
+from fqgan.base.errors import UserError
+from fqgan.base.files import make_folder, making_folder
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say
 from fqgan.commands.arguments import parse
-from fqgan.errors import UserError
-from fqgan.files import make_folder, making_folder
-from fqgan.outputs import check_output
-from fqgan.printing import say
+from fqgan.models import hub
 
 if TYPE_CHECKING:
-    from fqgan.pretrained import Pretrained
-    from fqgan.sources import Source
+    from fqgan.models.find import Source
+    from fqgan.models.pretrained import Pretrained
 
 PROG = "fqgan convert"
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"DST {arguments.out} exists: choose another name")
     path = hub.local(arguments.source)
     from fqgan.generator.model import FAR
-    from fqgan.sources import find
+    from fqgan.models.find import find
     from fqgan.tokenizer.model import FactorizedTokenizer
 
     source = find(path)
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
 
 def _write_folder(out: Path, source: Source, model: Pretrained, raw: Pretrained | None, discriminator: dict) -> None:
     from fqgan.engine.checkpoint import save_tensors
-    from fqgan.sources import DISCRIMINATOR, RAW
+    from fqgan.models.find import DISCRIMINATOR, RAW
 
     make_folder(out.parent)
     with making_folder(out) as folder:
@@ -88,8 +88,8 @@ def _write_folder(out: Path, source: Source, model: Pretrained, raw: Pretrained 
 
 
 def _write_released(out: Path, source: Source, model: Pretrained, raw: Pretrained | None, discriminator: dict) -> None:
-    from fqgan.released.files import ReleasedFile, write
-    from fqgan.released.layouts import arguments_of, to_released
+    from fqgan.models.released.files import ReleasedFile, write
+    from fqgan.models.released.layouts import arguments_of, to_released
 
     weights = {"raw": to_released((raw or model).state_dict(), model.config)}
     if raw:

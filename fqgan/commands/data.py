@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fqgan.base.errors import UserError
+from fqgan.base.files import UnwritableError, make_folder, write_text
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say
+from fqgan.base.progress import image_bar, readable_bytes
+from fqgan.base.schema import did_you_mean
 from fqgan.commands.arguments import at_least, parse
-from fqgan.commands.progress import image_bar, readable_bytes
 from fqgan.config import SourceOptions
-from fqgan.errors import UserError
-from fqgan.files import UnwritableError, make_folder, write_text
-from fqgan.outputs import check_output
-from fqgan.printing import say
-from fqgan.schema import did_you_mean
 
 if TYPE_CHECKING:
     from fqgan.data.pack import Packer

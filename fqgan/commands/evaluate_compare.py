@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from fqgan.base.errors import UserError
+from fqgan.base.printing import say, say_lines
 from fqgan.commands.arguments import parse
-from fqgan.errors import UserError
-from fqgan.printing import say, say_lines
 
 PROG = "fqgan evaluate compare"
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:
-    from fqgan.schema import flatten, is_number
+    from fqgan.base.schema import flatten, is_number
 
     both = {**result["metrics"], **{f"factors.{k}": v for k, v in result.get("factors", {}).items()}}
     return {name: value for name, value in flatten(both).items() if is_number(value)}

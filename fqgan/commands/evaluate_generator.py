@@ -8,15 +8,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fqgan import hub
+from fqgan.base.errors import UserError
+from fqgan.base.files import UnwritableError
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say
 from fqgan.commands import generate
 from fqgan.commands.arguments import at_least, parse
 from fqgan.commands.evaluate_samples import compared
 from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path, run_of
-from fqgan.errors import UserError
-from fqgan.files import UnwritableError
-from fqgan.outputs import check_output
-from fqgan.printing import say
+from fqgan.models import hub
 
 PROG = "fqgan evaluate generator"
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     with measuring(arguments.device) as world:
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.sets import check_fit, open_set
-        from fqgan.vision.measuring import load_network
+        from fqgan.nets.measuring import load_network
 
         from_main(lambda: generate.check_ranks(arguments.num, world.size))
         generator = generate.load(arguments, world)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fqgan.base.errors import UserError
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say
 from fqgan.commands.arguments import parse
 from fqgan.commands.measuring import RESULT, MeasuringOptions, conclude, features_of, measuring, scores_of, size_of
 from fqgan.config import SourceOptions
-from fqgan.errors import UserError
-from fqgan.outputs import check_output
-from fqgan.printing import say
 
 if TYPE_CHECKING:
     from fqgan.engine.distributed import World
     from fqgan.evaluation.sets import Set
-    from fqgan.vision.measuring import FeatureNetwork
+    from fqgan.nets.measuring import FeatureNetwork
 
 PROG = "fqgan evaluate samples"
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     with measuring(arguments.device) as world:
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.sets import open_set
-        from fqgan.vision.measuring import load_network
+        from fqgan.nets.measuring import load_network
 
         network = load_network(arguments.features, world.device)
         reference = open_set(arguments.reference, arguments.split, world.device, arguments)
@@ -110,10 +110,10 @@ def _out(arguments: Arguments) -> Path:
 def _write_npz(arguments: Arguments, samples: Set) -> None:
     import numpy as np
 
-    from fqgan.commands.progress import image_bar
+    from fqgan.base.files import make_folder
+    from fqgan.base.progress import image_bar
     from fqgan.data.loader import evaluation_batches
     from fqgan.data.sources.npz import write_images
-    from fqgan.files import make_folder
 
     if (source := samples.source) is None:
         raise UserError(f"--npz needs images, and {arguments.samples} holds statistics only")

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fqgan.base.errors import UserError
+from fqgan.base.printing import say
 from fqgan.commands.arguments import parse
 from fqgan.commands.measuring import MeasuringOptions, features_of, measuring, size_of
 from fqgan.config import SourceOptions
-from fqgan.errors import UserError
-from fqgan.printing import say
 
 PROG = "fqgan evaluate statistics"
 
@@ -36,12 +36,12 @@ def main(argv: list[str]) -> None:
         raise UserError("--out must name a file that ends in .safetensors")
     arguments.check(arguments.data, mark='"fqgan"')
     with measuring(arguments.device) as world:
+        from fqgan.base.files import make_folder
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.protocol import features_protocol
         from fqgan.evaluation.sets import open_set
         from fqgan.evaluation.statistics import save_statistics
-        from fqgan.files import make_folder
-        from fqgan.vision.measuring import load_network
+        from fqgan.nets.measuring import load_network
 
         network = load_network(arguments.features, world.device)
         given = open_set(arguments.data, arguments.split, world.device, arguments)

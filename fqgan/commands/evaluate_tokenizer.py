@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fqgan import hub
+from fqgan.base.progress import image_bar
 from fqgan.commands.arguments import parse
 from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path, scores_of
-from fqgan.commands.progress import image_bar
 from fqgan.config import SourceOptions
+from fqgan.models import hub
 
 if TYPE_CHECKING:
     from fqgan.engine.distributed import World
@@ -55,16 +55,16 @@ def main(argv: list[str]) -> None:
 
 def evaluate(arguments: Arguments, world: World) -> tuple[dict[str, Any], list[str]]:
     """All metrics of a tokenizer on a data set, and warnings; called by all ranks, of use on the main one."""
-    from fqgan.checkpoints import load_tokenizer
     from fqgan.data.loader import evaluation_batches
     from fqgan.data.sources import announce, open_source
     from fqgan.engine.distributed import from_main
     from fqgan.evaluation.collect import FeatureCollector, LeftOut
     from fqgan.evaluation.protocol import features_protocol, full_protocol
     from fqgan.evaluation.sets import content_of, describe
-    from fqgan.tokenizer.evaluation import Scores, evaluate_tokenizer
-    from fqgan.vision.measuring import load_network
-    from fqgan.vision.perceptual import load_perceptual
+    from fqgan.nets.measuring import load_network
+    from fqgan.nets.perceptual import load_perceptual
+    from fqgan.tokenizer.model import load_tokenizer
+    from fqgan.tokenizer.validation import Scores, evaluate_tokenizer
 
     device = world.device
     tokenizer = load_tokenizer(arguments.checkpoint, device, arguments.weights, arguments.precision)
@@ -78,7 +78,9 @@ def evaluate(arguments: Arguments, world: World) -> tuple[dict[str, Any], list[s
     reading = arguments.reading(size)
     indices = reading.indices(source)
     real, fake = (FeatureCollector(network, indices, reading.kept, device) for _ in range(2))
-    scores = Scores(device, perceptual.to(device) if perceptual else None, None, source.classes, (real, fake))
+    scores = Scores(
+        device, perceptual.to(device) if perceptual else None, None, source.classes, (real.update, fake.update)
+    )
     batches = evaluation_batches(
         source,
         size=size,

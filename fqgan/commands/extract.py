@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from fqgan import hub
+from fqgan.base.errors import UserError
+from fqgan.base.files import UnwritableError
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say
+from fqgan.base.progress import image_bar, readable_bytes
 from fqgan.commands.arguments import at_least, parse
-from fqgan.commands.progress import image_bar, readable_bytes
 from fqgan.config import SourceOptions
-from fqgan.errors import UserError
-from fqgan.files import UnwritableError
-from fqgan.outputs import check_output
-from fqgan.printing import say
+from fqgan.models import hub
 
 if TYPE_CHECKING:
     from fqgan.data.sources import ImageSource
@@ -92,12 +92,13 @@ def main(argv: list[str], source: ImageSource | None = None) -> None:
 
 
 def _extract(arguments: Arguments, world: World, given: ImageSource | None) -> None:
-    from fqgan.checkpoints import load_tokenizer, save_tokenizer, weights_kind
     from fqgan.data.loader import check_ranks
     from fqgan.data.sources import announce, open_source
     from fqgan.data.token_writer import TokenWriter
     from fqgan.engine.distributed import barrier, from_main
+    from fqgan.models.find import find
     from fqgan.tokenizer.extraction import extract, plan
+    from fqgan.tokenizer.model import load_tokenizer, save_tokenizer
 
     tokenizer = load_tokenizer(arguments.checkpoint, world.device, arguments.weights, arguments.precision)
     source = given or open_source(arguments.data, arguments.split, SourceOptions.of(arguments))
@@ -108,7 +109,7 @@ def _extract(arguments: Arguments, world: World, given: ImageSource | None) -> N
         size=arguments.size or tokenizer.config.image_size,
         crops=arguments.crops,
         crop_range=arguments.crop_range or (1.1 if arguments.crops == "ten" else 1.0),
-        weights=weights_kind(arguments.checkpoint, arguments.weights),
+        weights=find(arguments.checkpoint, "tokenizer").choose(arguments.weights),
         device=world.device.type,
         crops_per_pass=arguments.crops_per_pass,
         shard_images=arguments.shard_images,

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from fqgan import hub
+from fqgan.base.errors import UserError
+from fqgan.base.files import UnwritableError
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say
+from fqgan.base.progress import image_bar
+from fqgan.base.schema import did_you_mean
 from fqgan.commands.arguments import at_least, parse
-from fqgan.commands.progress import image_bar
 from fqgan.config import SamplingConfig
-from fqgan.errors import UserError
-from fqgan.files import UnwritableError
-from fqgan.outputs import check_output
-from fqgan.printing import say
-from fqgan.schema import did_you_mean
+from fqgan.models import hub
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +113,7 @@ def _generate(arguments: Arguments, world: World) -> None:
 
 def load(arguments: Arguments, world: World) -> FAR:
     """The generator that the options name, with its tokenizer."""
-    from fqgan.checkpoints import load_generator
+    from fqgan.generator.model import load_generator
 
     return load_generator(
         arguments.checkpoint, world.device, arguments.weights, arguments.precision, arguments.tokenizer
@@ -163,13 +163,13 @@ def check_ranks(num: int, ranks: int) -> None:
 
 def settings_of(arguments: Arguments, generator: FAR, world: World) -> SampleSettings:
     """What is to be made; `UserError` where it cannot be."""
-    from fqgan.checkpoints import fingerprint_of
     from fqgan.generator.samples import SampleSettings
-    from fqgan.tokenizer.fingerprint import fingerprint
+    from fqgan.models.find import find
+    from fqgan.models.fingerprint import fingerprint
 
     model, tokenizer = generator.config, generator.tokenizer
     grid = (tokenizer.config.grid, tokenizer.config.grid)
-    if not fingerprint_of(arguments.checkpoint) and model.grid != grid:
+    if not find(arguments.checkpoint, "generator").facts.get("tokenizer") and model.grid != grid:
         own, other = ("x".join(map(str, each)) for each in (model.grid, grid))
         raise UserError(f"the generator's token grid is {own}, the tokenizer's {other}: they don't belong together")
     sampling = SamplingConfig(**{each.name: getattr(arguments, each.name) for each in fields(SamplingConfig)})

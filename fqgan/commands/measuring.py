@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fqgan.base.errors import UserError
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say, say_lines
+from fqgan.base.progress import image_bar
 from fqgan.commands.arguments import at_least
-from fqgan.commands.progress import image_bar
 from fqgan.config import PictureOptions
-from fqgan.errors import UserError
-from fqgan.outputs import check_output
-from fqgan.printing import say, say_lines
 
 if TYPE_CHECKING:
     from fqgan.engine.distributed import World
     from fqgan.evaluation.collect import FeatureSet, Reading
     from fqgan.evaluation.sets import Set
-    from fqgan.vision.measuring import FeatureNetwork
+    from fqgan.nets.measuring import FeatureNetwork
 
 
 RESULT = '"metrics"'
@@ -100,7 +100,7 @@ def features_of(
     from fqgan.evaluation.protocol import features_protocol
     from fqgan.evaluation.sets import MADE_WITH, check_fit, content_of, describe
     from fqgan.evaluation.statistics import cache_path, cached, keep
-    from fqgan.vision.inception import file_sha256
+    from fqgan.nets.inception import file_sha256
 
     source = given.source
     if given.statistics is not None:

@@ -10,24 +10,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fqgan import presets
+from fqgan.base.errors import UserError
+from fqgan.base.files import write_text
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say, say_lines
+from fqgan.base.ranks import ranks
+from fqgan.base.schema import finite
 from fqgan.commands import quickstart_generator as second
 from fqgan.commands.arguments import at_least, parse
-from fqgan.config import TokenizerRunConfig
-from fqgan.errors import UserError
-from fqgan.files import write_text
-from fqgan.outputs import check_output
-from fqgan.printing import say, say_lines
-from fqgan.ranks import ranks
-from fqgan.schema import finite
+from fqgan.config import TokenizerRunConfig, presets
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from fqgan.data.sources import ImageSource
-    from fqgan.report.content import Report
-    from fqgan.report.evidence import Evidence
+    from fqgan.lab.report.content import Report
+    from fqgan.lab.report.evidence import Evidence
     from fqgan.tokenizer.model import FactorizedTokenizer
 
 PROG = "fqgan quickstart"
@@ -73,16 +72,16 @@ def main(argv: list[str]) -> None:
     at_least(0, **{"generator-steps": arguments.generator_steps})
     _check_surroundings()
 
-    from fqgan.checkpoints import load_tokenizer
     from fqgan.data.sources import open_source
     from fqgan.data.sources.photos import NAME
     from fqgan.engine import checkpoint
     from fqgan.engine.distributed import pick_device
     from fqgan.engine.precision import fast_precision
-    from fqgan.generator.training import train_generator
-    from fqgan.report.evidence import gather
-    from fqgan.report.page import page
-    from fqgan.tokenizer.training import train_tokenizer
+    from fqgan.generator.task import train_generator
+    from fqgan.lab.report.evidence import gather
+    from fqgan.lab.report.page import page
+    from fqgan.tokenizer.model import load_tokenizer
+    from fqgan.tokenizer.task import train_tokenizer
 
     device = pick_device(arguments.device)
     precision = fast_precision(device)
@@ -129,8 +128,8 @@ def _check_surroundings() -> None:
     """Everything that is needed after minutes of training is asked for before it."""
     from fqgan.data.sources import open_source
     from fqgan.data.sources.photos import NAME
-    from fqgan.report.figures import require_matplotlib
-    from fqgan.vision.efficientnet import load_efficientnet_lite0
+    from fqgan.lab.report.figures import require_matplotlib
+    from fqgan.nets.efficientnet import load_efficientnet_lite0
 
     if ranks().size > 1:
         raise UserError(f"{PROG} runs as one process: for several, torchrun fqgan train-tokenizer {PRESET} ...")
@@ -142,9 +141,9 @@ def _check_surroundings() -> None:
 def evaluate(tokenizer: FactorizedTokenizer, source: ImageSource, device: torch.device) -> dict[str, Any]:
     """Scores of the `tokenizer` and of the `baseline` on a source, overall and for each class."""
     from fqgan.data.loader import evaluation_batches
-    from fqgan.tokenizer.evaluation import Scores, evaluate_mean_colour, evaluate_tokenizer
-    from fqgan.vision.efficientnet import load_efficientnet_lite0
-    from fqgan.vision.perceptual import load_perceptual
+    from fqgan.nets.efficientnet import load_efficientnet_lite0
+    from fqgan.nets.perceptual import load_perceptual
+    from fqgan.tokenizer.validation import Scores, evaluate_mean_colour, evaluate_tokenizer
 
     size, patch = tokenizer.config.image_size, tokenizer.config.downsampling
     perceptual = load_perceptual("efficientnet-lite0")
@@ -178,10 +177,10 @@ def _report(
     steps_before: int,
     seconds: float,
 ) -> Report:
-    from fqgan import schema
+    from fqgan.base import schema
     from fqgan.engine import checkpoint
     from fqgan.engine.run import read_stats
-    from fqgan.report.content import Report
+    from fqgan.lab.report.content import Report
     from fqgan.tokenizer.branch import FeaturePredictionHead
     from fqgan.tokenizer.model import num_parameters
 
@@ -205,9 +204,9 @@ def _report(
 
 def summary(report: Report) -> str:
     """The result in a few aligned lines."""
-    from fqgan.report.content import training_seconds
-    from fqgan.report.markup import duration, percent
-    from fqgan.report.scores import PERCEPTUAL, PSNR
+    from fqgan.lab.report.content import training_seconds
+    from fqgan.lab.report.markup import duration, percent
+    from fqgan.lab.report.scores import PERCEPTUAL, PSNR
 
     ours, theirs = report.tokenizer, report.baseline
     training = f"{report.steps:,} steps in {duration(training_seconds(report.stats))}"

@@ -8,17 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fqgan import presets
+from fqgan.base.errors import UserError
 from fqgan.commands import extract
-from fqgan.config import GeneratorRunConfig
-from fqgan.errors import UserError
+from fqgan.config import GeneratorRunConfig, presets
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from fqgan.data.sources.photos import PhotoSource
-    from fqgan.report.content import Generation
+    from fqgan.lab.report.content import Generation
 
 PRESET = "far-photos"
 SAMPLES = 400
@@ -41,8 +40,8 @@ def train_crops(images: int) -> PhotoSource:
 
 def extract_codes(run: Path, device: str, precision: str, images: int) -> None:
     """Token stores of the photographs' training and held-out crops: `run/tokens/train` and `run/tokens/validation`."""
-    from fqgan.checkpoints import load_tokenizer
     from fqgan.data.sources.photos import PhotoSource
+    from fqgan.tokenizer.model import load_tokenizer
 
     tokenizer = run / "tokenizer"
     fingerprint = load_tokenizer(tokenizer).fingerprint()
@@ -76,18 +75,17 @@ def evaluate(run: Path, device: torch.device, images: int) -> Generation:
     """Generate images of every class, and compare them, and others for scale, with real crops."""
     import torch
 
-    from fqgan import schema
-    from fqgan.checkpoints import load_generator
+    from fqgan.base import schema
     from fqgan.config import SamplingConfig
     from fqgan.data.sources.photos import PhotoSource
     from fqgan.engine import checkpoint
     from fqgan.engine.run import read_stats
-    from fqgan.generator.evaluation import Judge
-    from fqgan.generator.model import FAR
+    from fqgan.generator.model import FAR, load_generator
     from fqgan.generator.sampler import Sampler
-    from fqgan.report.content import Generation
+    from fqgan.lab.judge import Judge
+    from fqgan.lab.report.content import Generation
+    from fqgan.nets.efficientnet import load_efficientnet_lite0
     from fqgan.tokenizer.model import num_parameters
-    from fqgan.vision.efficientnet import load_efficientnet_lite0
 
     config = schema.load(GeneratorRunConfig, run / "config.json")
     precision = config.train.precision

@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fqgan import hub
+from fqgan.base.errors import UserError
+from fqgan.base.files import make_folder, write_bytes
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say
 from fqgan.commands.arguments import at_least, parse
-from fqgan.errors import UserError
-from fqgan.files import make_folder, write_bytes
-from fqgan.outputs import check_output
-from fqgan.printing import say
+from fqgan.models import hub
 
 PROG = "fqgan reconstruct"
 
@@ -55,12 +55,12 @@ def main(argv: list[str]) -> None:
     import numpy as np
     import torch
 
-    from fqgan.checkpoints import load_tokenizer
     from fqgan.data.images import load_images
     from fqgan.engine.allocator import keep_freed_memory
     from fqgan.engine.distributed import pick_device
     from fqgan.engine.memory import check_pictures
     from fqgan.metrics.psnr import psnr
+    from fqgan.tokenizer.model import load_tokenizer
     from fqgan.tokenizer.pictures import reconstruction_rows, row_of, save_picture
 
     keep_freed_memory()

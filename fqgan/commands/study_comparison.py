@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fqgan import hub
+from fqgan.base.errors import UserError
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say, say_lines
 from fqgan.commands import evaluate_generator, evaluate_tokenizer
 from fqgan.commands.arguments import at_least, parse
 from fqgan.config import SamplingConfig
 from fqgan.config.data import Small
-from fqgan.errors import UserError
-from fqgan.outputs import check_output
-from fqgan.printing import say, say_lines
+from fqgan.models import hub
 
 if TYPE_CHECKING:
-    from fqgan.studies.comparison import Compared
+    from fqgan.lab.studies.comparison import Compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def main(name: str, argv: list[str]) -> None:
     options: Any = parse(kind, argv, f"fqgan study {name}", f"{table} under one protocol, beside the paper's.")
     _check(options)
     models, size = (_tokenizers if of_tokenizers else _generators)(options)
-    from fqgan.studies import comparison
+    from fqgan.lab.studies import comparison
 
     shared = [("data", options.data), ("size", size)]
     shared += [(n, getattr(options, n)) for n in ("limit", "kept", "batch", "workers", "precision", "device", "small")]
@@ -108,7 +108,7 @@ def _texts(value: Any) -> list[str]:
 
 def _check(options: Any) -> None:
     from fqgan.commands.study_inspection import check_names
-    from fqgan.report.figures import require_matplotlib
+    from fqgan.lab.report.figures import require_matplotlib
 
     check_names(options)
     at_least(1, batch=options.batch, num=getattr(options, "num", 1))
@@ -120,8 +120,8 @@ def _check(options: Any) -> None:
 
 
 def _tokenizers(options: Any) -> tuple[list[Compared], int]:
-    from fqgan.checkpoints import load_tokenizer
-    from fqgan.studies.comparison import Compared
+    from fqgan.lab.studies.comparison import Compared
+    from fqgan.tokenizer.model import load_tokenizer
 
     models, size = [], options.size
     for name, path in zip(options.names or map(str, options.checkpoints), options.checkpoints, strict=True):
@@ -138,10 +138,10 @@ def _tokenizers(options: Any) -> tuple[list[Compared], int]:
 
 
 def _generators(options: Any) -> tuple[list[Compared], int]:
-    from fqgan.checkpoints import load_generator
     from fqgan.data.fingerprint import digest
-    from fqgan.studies.comparison import Compared
-    from fqgan.tokenizer.fingerprint import fingerprint
+    from fqgan.generator.model import load_generator
+    from fqgan.lab.studies.comparison import Compared
+    from fqgan.models.fingerprint import fingerprint
 
     models, size = [], options.size
     for name, path in zip(options.names or map(str, options.checkpoints), options.checkpoints, strict=True):

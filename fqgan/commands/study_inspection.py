@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fqgan import hub
+from fqgan.base.errors import UserError
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say, say_lines
+from fqgan.base.progress import image_bar
 from fqgan.commands.arguments import at_least, parse
 from fqgan.commands.generate import chosen_classes
-from fqgan.commands.progress import image_bar
 from fqgan.config import SourceOptions
 from fqgan.config.data import Small
-from fqgan.errors import UserError
-from fqgan.outputs import check_output
-from fqgan.printing import say, say_lines
-from fqgan.studies.tables import file_stem
+from fqgan.lab.studies.tables import file_stem
+from fqgan.models import hub
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fqgan.data.sources import ImageSource
-    from fqgan.studies.codes import Features
+    from fqgan.lab.studies.codes import Features
     from fqgan.tokenizer.model import FactorizedTokenizer
 
 
@@ -123,9 +123,9 @@ def main(name: str, argv: list[str]) -> None:
     options: Options = parse(kind, argv, f"fqgan study {name}", about)
     _check(options)
     checkpoints = {name: hub.local(path) for name, path in zip(_names(options), options.checkpoints, strict=True)}
-    from fqgan.checkpoints import load_tokenizer
     from fqgan.engine.allocator import keep_freed_memory
     from fqgan.engine.distributed import pick_device
+    from fqgan.tokenizer.model import load_tokenizer
 
     keep_freed_memory()
     device = pick_device(options.device)
@@ -154,7 +154,7 @@ def check_names(options: Any) -> None:
 
 
 def _check(options: Any) -> None:
-    from fqgan.report.figures import require_matplotlib
+    from fqgan.lab.report.figures import require_matplotlib
 
     check_names(options)
     data = [value for name in ("data", "train", "test") if (value := getattr(options, name, ""))]
@@ -182,7 +182,7 @@ class _Collector:
         self.options, self.source, self.indices, self.label = options, source, indices, label
 
     def __call__(self, name: str, tokenizer: FactorizedTokenizer) -> Features:
-        from fqgan.studies.codes import features_of
+        from fqgan.lab.studies.codes import features_of
 
         options = self.options
         with image_bar(f"{self.label} {name}", len(self.indices), shown=True) as advance:
@@ -205,8 +205,8 @@ def _size(options: Options, tokenizer: FactorizedTokenizer) -> int:
 
 def _disentangle(options: DisentangleOptions, models: Any) -> Any:
     from fqgan.data.sources import open_source
-    from fqgan.studies.codes import pick
-    from fqgan.studies.inspection import disentangle
+    from fqgan.lab.studies.codes import pick
+    from fqgan.lab.studies.inspection import disentangle
 
     source = open_source(options.data, options.split, SourceOptions(small=options.small))
     collect = _Collector(options, source, pick(source, options.limit))
@@ -215,8 +215,8 @@ def _disentangle(options: DisentangleOptions, models: Any) -> Any:
 
 def _probe(options: ProbeOptions, models: Any) -> Any:
     from fqgan.data.sources import open_source
-    from fqgan.studies.codes import POOLS, pick
-    from fqgan.studies.inspection import probe
+    from fqgan.lab.studies.codes import POOLS, pick
+    from fqgan.lab.studies.inspection import probe
 
     source, test = (
         open_source(options.data, options.split, SourceOptions(small=options.small)),
@@ -253,8 +253,8 @@ def _tsne(options: TsneOptions, models: Any) -> Any:
     import numpy as np
 
     from fqgan.data.sources import open_source
-    from fqgan.studies.codes import pick
-    from fqgan.studies.inspection import tsne
+    from fqgan.lab.studies.codes import pick
+    from fqgan.lab.studies.inspection import tsne
 
     source = open_source(options.data, options.split, SourceOptions(small=options.small))
     known = [int(label) for label in np.unique(source.labels) if label >= 0]
@@ -286,7 +286,7 @@ def _views(options: ViewsOptions, models: Any) -> Any:
     from fqgan.data.order import evenly_spaced
     from fqgan.data.sources import open_source
     from fqgan.data.transforms import normalize
-    from fqgan.studies.inspection import views
+    from fqgan.lab.studies.inspection import views
 
     source = open_source(options.data, options.split, SourceOptions(small=options.small))
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fqgan.base.errors import UserError
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say, say_lines
+from fqgan.base.schema import did_you_mean
 from fqgan.commands.arguments import at_least
-from fqgan.commands.training import TrainingCommand
+from fqgan.commands.runs import TrainingCommand
 from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.config.data import Small
-from fqgan.errors import UserError
-from fqgan.outputs import check_output
-from fqgan.printing import say, say_lines
-from fqgan.schema import did_you_mean
-from fqgan.studies import generators, tokenizers
-from fqgan.studies.plan import Study, load_rows
+from fqgan.lab.studies import generators, tokenizers
+from fqgan.lab.studies.plan import Study, load_rows
 
 if TYPE_CHECKING:
-    from fqgan.studies.jobs import Measuring
+    from fqgan.lab.studies.jobs import Measuring
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def main(name: str, argv: list[str]) -> None:
     if arguments.rows != Path():
         study = study.extended(load_rows(arguments.rows))
     measuring = _measuring(base, arguments)
-    from fqgan.studies.training import run_study  # torch: only when there is something to train
+    from fqgan.lab.studies.training import run_study  # torch: only when there is something to train
 
     files = run_study(
         study, base, arguments.out, arguments.seeds, measuring, arguments.processes, tuple(arguments.only)
@@ -124,7 +124,7 @@ def _check(arguments: Any) -> None:
 
 def _measuring(base: TokenizerRunConfig | GeneratorRunConfig, arguments: Any) -> Measuring:
     from fqgan.data.sources import default_validation
-    from fqgan.studies.jobs import Measuring, labelled
+    from fqgan.lab.studies.jobs import Measuring, labelled
 
     measure, data = arguments.measure, arguments.measure.data
     options = [(name, getattr(measure, name)) for name in ("limit", "kept", "batch", "workers", "precision", "small")]

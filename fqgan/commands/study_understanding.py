@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from fqgan import hub
+from fqgan.base.errors import UserError
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say, say_lines
 from fqgan.commands.arguments import at_least, parse
-from fqgan.commands.training import value_of
+from fqgan.commands.runs import value_of
 from fqgan.config import (
     IMAGE,
     TINY_PROJECTOR,
@@ -21,12 +23,10 @@ from fqgan.config import (
     TrainConfig,
 )
 from fqgan.config.data import Small
-from fqgan.errors import UserError
-from fqgan.outputs import check_output
-from fqgan.printing import say, say_lines
+from fqgan.models import hub
 
 if TYPE_CHECKING:
-    from fqgan.data.captions import CaptionSet
+    from fqgan.lab.understanding.captions import CaptionSet
 
 PROG = "fqgan study understanding"
 TINY = "tiny"
@@ -133,12 +133,12 @@ def _subset(text: str) -> tuple[int, ...]:
 
 
 def _run(arguments: Arguments, tokenizer: str, base: ProjectorRunConfig, subsets: list[tuple[int, ...]]) -> list[Path]:
-    from fqgan.data.captions import knows_splits
-    from fqgan.schema import did_you_mean
-    from fqgan.sources import find
-    from fqgan.studies import understanding as study
-    from fqgan.studies.understanding_report import report
-    from fqgan.studies.workers import check_alone, spread
+    from fqgan.base.schema import did_you_mean
+    from fqgan.lab.studies.workers import check_alone, spread
+    from fqgan.lab.understanding import study
+    from fqgan.lab.understanding.captions import knows_splits
+    from fqgan.lab.understanding.report import report
+    from fqgan.models.find import find
 
     check_alone()
     rows = study.rows_of(find(tokenizer, "tokenizer").config, base.model, subsets)
@@ -186,10 +186,10 @@ def _run(arguments: Arguments, tokenizer: str, base: ProjectorRunConfig, subsets
 
 def _language_model(arguments: Arguments, captions: CaptionSet) -> Path:
     """Its folder; the small one is trained where it is missing."""
-    from fqgan import schema
-    from fqgan.studies.plan import undeclared
-    from fqgan.understanding.language import find_language_model
-    from fqgan.understanding.tiny import train_language_model
+    from fqgan.base import schema
+    from fqgan.lab.studies.plan import undeclared
+    from fqgan.lab.understanding.language import find_language_model
+    from fqgan.lab.understanding.tiny import train_language_model
 
     if arguments.lm != TINY:
         return find_language_model(arguments.lm)

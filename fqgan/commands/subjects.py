@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 
-from fqgan.errors import UserError
-from fqgan.schema import did_you_mean
+from fqgan.base.errors import UserError
+from fqgan.base.schema import did_you_mean
 
 Subjects = Mapping[str, tuple[str, str]]
 """Name -> its arguments, and what it is about."""

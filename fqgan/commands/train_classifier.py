@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fqgan.commands.training import RunArguments, TrainingCommand, print_last
+from fqgan.base.errors import UserError
+from fqgan.base.schema import did_you_mean
+from fqgan.commands.runs import RunArguments, TrainingCommand, print_last
 from fqgan.config import ClassifierRunConfig
-from fqgan.errors import UserError
-from fqgan.schema import did_you_mean
 
 PRESETS = {"resnet-32": ClassifierRunConfig()}
 
@@ -32,7 +32,7 @@ COMMAND = TrainingCommand(
 def main(argv: list[str]) -> None:
     """Entry point."""
     config, run = COMMAND.parse(argv)
-    from fqgan.vision.classifier_training import train_classifier  # torch: only when there is something to train
+    from fqgan.classifier.training import train_classifier  # torch: only when there is something to train
 
     train_classifier(config, run)
     print_last(run)

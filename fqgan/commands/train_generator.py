@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fqgan import presets
-from fqgan.commands.training import RunArguments, TrainingCommand, print_last
-from fqgan.config import GeneratorRunConfig
+from fqgan.commands.runs import RunArguments, TrainingCommand, print_last
+from fqgan.config import GeneratorRunConfig, presets
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ COMMAND = TrainingCommand(
 def main(argv: list[str]) -> None:
     """Entry point."""
     config, run = parse_run(argv)
-    from fqgan.generator.training import train_generator  # torch: only when there is something to train
+    from fqgan.generator.task import train_generator  # torch: only when there is something to train
 
     train_generator(config, run)
     print_last(run)

@@ -6,11 +6,10 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fqgan import presets
-from fqgan.commands.training import RunArguments, TrainingCommand, print_last, value_of
-from fqgan.config import TokenizerRunConfig
+from fqgan.base.errors import UserError
+from fqgan.commands.runs import RunArguments, TrainingCommand, print_last, value_of
+from fqgan.config import TokenizerRunConfig, presets
 from fqgan.config.tokenizer import MOST_FACTORS
-from fqgan.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ COMMAND = TrainingCommand(
 def main(argv: list[str]) -> None:
     """Entry point."""
     config, run = parse_run(argv)
-    from fqgan.tokenizer.training import train_tokenizer  # torch: only when there is something to train
+    from fqgan.tokenizer.task import train_tokenizer  # torch: only when there is something to train
 
     train_tokenizer(config, run)
     print_last(run)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fqgan.base.errors import UserError
 from fqgan.config.data import DataConfig
+from fqgan.config.ranges import check_ranges
 from fqgan.config.training import OptimizerConfig, TrainConfig
-from fqgan.errors import UserError
-from fqgan.ranges import check_ranges
 
 
 @dataclass(frozen=True)

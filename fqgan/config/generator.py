@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from fqgan.base.errors import UserError, told
+from fqgan.config.ranges import check_ranges
 from fqgan.config.training import OptimizerConfig, TrainConfig
-from fqgan.errors import UserError, told
-from fqgan.ranges import check_ranges
 
 _MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fqgan.base.errors import UserError
 from fqgan.config.data import DataConfig
+from fqgan.config.ranges import check_ranges
 from fqgan.config.training import OptimizerConfig, TrainConfig
-from fqgan.errors import UserError
-from fqgan.ranges import check_ranges
 
 # Class-token (or pooled) feature dimensions of the teachers that presets name, so that a model can be built
 # without loading its teachers.

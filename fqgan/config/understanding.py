@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fqgan.base.errors import UserError
+from fqgan.config.ranges import check_ranges
 from fqgan.config.training import OptimizerConfig, TrainConfig
-from fqgan.errors import UserError
-from fqgan.ranges import check_ranges
 
 Feature = Literal["continuous", "discrete", "network", "blind"]
 """What a language model reads of a picture: a tokenizer's features before quantization; its codes' embeddings; the

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fqgan.errors import UserError
+from fqgan.base.errors import UserError
 
 DEFAULT_BYTES = 50 * 10**9
 _UNITS = {f"{letter}{i}": (1024 if i else 1000) ** n for n, letter in enumerate(("", *"kmgt")) for i in ("", "i")}

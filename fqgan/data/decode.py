@@ -17,10 +17,10 @@ from typing import IO, Any
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from fqgan.base.errors import UnreadableError, UserError
 from fqgan.data import depth
 from fqgan.data.depth import Ranges
 from fqgan.data.formats import advice, register
-from fqgan.errors import UnreadableError, UserError
 
 try:
     import simplejpeg

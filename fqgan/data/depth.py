@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fqgan.errors import UnreadableError, UserError
+from fqgan.base.errors import UnreadableError, UserError
 
 Values = npt.NDArray[Any]
 OPTION = "say --data.range LOW HIGH (training) or --range LOW HIGH"

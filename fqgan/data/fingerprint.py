@@ -39,14 +39,6 @@ def content_sha256(source: ImageSource) -> str:
     return whole.hexdigest()
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """In which entries two fingerprints differ, numbers as `old -> new`; empty if in none. An entry that one of them
-    lacks is of another version and says nothing."""
-    names = [name for name, value in new.items() if old.get(name, value) != value]
-    numbers = [f"{name}: {old[name]} -> {new[name]}" for name in names if isinstance(new[name], int)]
-    return ", ".join(numbers or [f"other {name}" for name in names])
-
-
 def digest(data: npt.NDArray[np.int64] | Iterable[str]) -> str:
     """sha256 in hex of numbers, or of words in their order."""
     if not isinstance(data, np.ndarray):

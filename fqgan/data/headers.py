@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from fqgan.base.errors import UnreadableError
 from fqgan.data.sources.base import ImageSource, Stored
-from fqgan.errors import UnreadableError
 
 _ORIENTATION = 0x0112  # EXIF; values from 5 on swap width and height
 _EXIF_IN_HEADER = ("JPEG", "MPO", "TIFF", "WEBP")  # Pillow decodes a whole PNG to look for it

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fqgan.base.errors import UserError
 from fqgan.config.data import Small
 from fqgan.data.decode import decode_image
 from fqgan.data.transforms import center_crop, fits, normalize, to_tensor
-from fqgan.errors import UserError
 
 
 def load_images(paths: str | Path | Iterable[str | Path], size: int = 256, small: Small = "enlarge") -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fqgan.base.errors import TooSmallError, UnreadableError, UserError
 from fqgan.config import DataConfig
 from fqgan.config.data import Small
 from fqgan.data.order import SampleStream, evenly_spaced, sample_rng
@@ -29,7 +30,6 @@ from fqgan.data.transforms import (
 )
 from fqgan.data.unreadable import SMALL, Note
 from fqgan.data.workers import Batches, load
-from fqgan.errors import TooSmallError, UnreadableError, UserError
 
 # Keep these uses of (seed, epoch, index) apart from others; not 0, as SeedSequence pads short keys with zeros.
 _AUGMENTATION_TAG = 0xA06

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fqgan.errors import UserError
+from fqgan.base.errors import UserError
 
 # Keeps this use of (seed, epoch) apart from others. It must not be 0: SeedSequence pads short keys with zeros.
 _ORDER_TAG = 0x04DE4

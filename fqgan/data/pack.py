@@ -15,17 +15,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fqgan import schema
-from fqgan.data.fingerprint import changes, fingerprint
+from fqgan.base import schema
+from fqgan.base.errors import UnreadableError, UserError
+from fqgan.base.files import is_name, sync, write_text, writing
+from fqgan.base.folder import ResumableFolder
+from fqgan.base.schema import changes
+from fqgan.data.fingerprint import fingerprint
 from fqgan.data.order import epoch_order, spread_over_blocks
 from fqgan.data.shards import ROW_GROUP, Manifest, PackOptions, Shard, shard_writer
 from fqgan.data.sources import ImageSource, Stored
 from fqgan.data.transforms import resize_shorter
 from fqgan.data.unreadable import Note, Omissions
 from fqgan.data.workers import load
-from fqgan.errors import UnreadableError, UserError
-from fqgan.files import is_name, sync, write_text, writing
-from fqgan.resumable import ResumableFolder
 
 SAMPLE = 32
 """Pictures behind the estimate of the space needed, and whose pixels are compared when packing goes on."""

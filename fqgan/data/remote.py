@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fqgan.base.errors import UserError
+from fqgan.base.files import writing
 from fqgan.data.cache import Cache, Piece, from_environment
 from fqgan.data.servers import PACKAGES, WEB, Version, ask, fetch, filesystem, scheme, shown, version
-from fqgan.errors import UserError
-from fqgan.files import writing
 
 BLOCK = 4 * 2**20
 """Bytes that are fetched and kept at a time."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fqgan.base.files import replacing, sync
 from fqgan.data.sources import ImageSource
-from fqgan.files import replacing, sync
 
 ROW_GROUP = 256
 """Pictures of a row group: what shuffled reading takes from the disk at once."""

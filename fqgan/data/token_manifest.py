@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
 from fqgan.config.data import Small, small_of_upscale
 from fqgan.data.transforms import NUM_CROPS, CropKind
-from fqgan.errors import UserError
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fqgan import schema
-from fqgan.data.fingerprint import changes
+from fqgan.base import schema
+from fqgan.base.errors import UserError
+from fqgan.base.files import replacing, sync, write_text
+from fqgan.base.folder import ResumableFolder
+from fqgan.base.schema import changes
 from fqgan.data.token_manifest import (
     MANIFEST,
     SETTINGS,
@@ -26,9 +29,6 @@ from fqgan.data.token_manifest import (
     parse_manifest,
 )
 from fqgan.data.tokens import file_of, problems
-from fqgan.errors import UserError
-from fqgan.files import replacing, sync, write_text
-from fqgan.resumable import ResumableFolder
 
 SHARDS = 1024
 """Shards of a store at most,"""

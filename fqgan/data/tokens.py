@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
 from fqgan.data.fingerprint import digest
 from fqgan.data.remote import RemoteFolder, is_remote
 from fqgan.data.token_manifest import MANIFEST, TOKENIZER, UNFINISHED, File, StoreManifest, parse_manifest
 from fqgan.data.transforms import CENTER
-from fqgan.errors import UserError
 
 LOOKED_AT = 64
 """Images whose codes are looked at when a store is opened; the others are when they are taken."""

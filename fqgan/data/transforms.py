@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fqgan.base.errors import TooSmallError, UserError
 from fqgan.config.data import Small
-from fqgan.errors import TooSmallError, UserError
 
 CropKind = Literal["center", "flip", "ten"]
 NUM_CROPS: dict[CropKind, int] = {"center": 1, "flip": 2, "ten": 10}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fqgan.errors import TooSmallError, UnreadableError, UserError
+from fqgan.base.errors import TooSmallError, UnreadableError, UserError
 
 FLOOR = 10
 """Unreadable pictures that never end a run, however few pictures have been read: small shares say little."""

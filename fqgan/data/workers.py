@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from fqgan.base.errors import UserError
+from fqgan.base.printing import say
 from fqgan.data.unreadable import NAMED, Note
-from fqgan.errors import UserError
-from fqgan.printing import say
 
 T = TypeVar("T")
 Read = Callable[[Any], tuple[tuple[Any, ...] | None, list[Note]]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from fqgan.base.errors import UserError
 from fqgan.config import TrainConfig
 from fqgan.engine.distributed import World
-from fqgan.errors import UserError
 
 
 class Share(TypedDict):

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fqgan.base.errors import UserError, in_one_line
+from fqgan.base.files import is_name, replacing, sync, writing
+from fqgan.base.printing import say
+from fqgan.base.schema import entry, load_json
 from fqgan.engine.optim import state_entries
 from fqgan.engine.sharding import sharded_like
-from fqgan.errors import UserError, in_one_line
-from fqgan.files import is_name, replacing, sync, writing
-from fqgan.printing import say
-from fqgan.schema import entry, load_json
 
 Tensors = Mapping[str, Tensor]
 _TEMPORARY = ".writing-"

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from fqgan.base.printing import say
 from fqgan.engine.distributed import all_reduce_sum
-from fqgan.printing import say
 
 
 def compile_parts(parts: Iterable[nn.Module], device: torch.device) -> bool:

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fqgan.base.errors import UserError, in_one_line, told
+from fqgan.base.ranks import meeting_place, ranks
 from fqgan.engine.sharding import sharded_parts
-from fqgan.errors import UserError, in_one_line, told
-from fqgan.ranks import meeting_place, ranks
 
 T = TypeVar("T")
 

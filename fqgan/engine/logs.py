@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError, in_one_line
+from fqgan.base.files import writing
+from fqgan.base.printing import in_plain, say
+from fqgan.base.progress import elapsed
 from fqgan.config import TrainConfig
 from fqgan.engine.distributed import World
 from fqgan.engine.run import RunFolder
-from fqgan.errors import UserError, in_one_line
-from fqgan.files import writing
-from fqgan.printing import in_plain, say
 
 _SHOWN = ("reconstruction_loss", "perceptual_loss", "loss", "val_psnr", "val_loss")
 
@@ -108,12 +109,6 @@ class Log:
         if mark:
             self._marked, self._marked_at = self._done, now
         return rate
-
-
-def elapsed(seconds: float) -> str:
-    """`1:02:03` or `02:03`; days as hours."""
-    hours, rest = divmod(int(max(0, seconds)), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
 
 
 def load_wandb() -> Any:

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fqgan.base.errors import UserError
 from fqgan.config import OptimizerConfig, TrainConfig
 from fqgan.engine.batches import micro_batch
 from fqgan.engine.distributed import World
-from fqgan.errors import UserError
 
 _NUMBER = 4
 """Bytes of a float32 number."""

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
+from fqgan.base.files import write_text, writing
+from fqgan.base.folder import ResumableFolder, told_changes
+from fqgan.base.printing import say
 from fqgan.engine import checkpoint
-from fqgan.errors import UserError
-from fqgan.files import write_text, writing
-from fqgan.printing import say
-from fqgan.resumable import ResumableFolder, told_changes
 
 CHANGEABLE = re.compile(
     # how long, where and how it is watched

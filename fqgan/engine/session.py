@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from fqgan.base.errors import UserError
+from fqgan.base.printing import say
 from fqgan.config import TrainConfig
 from fqgan.engine import distributed
 from fqgan.engine.allocator import keep_freed_memory
@@ -17,8 +19,6 @@ from fqgan.engine.logs import load_wandb
 from fqgan.engine.precision import has_bf16
 from fqgan.engine.run import RunFolder
 from fqgan.engine.trainer import Task, Trainer
-from fqgan.errors import UserError
-from fqgan.printing import say
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from torch.distributed import DistError
 
+from fqgan.base.errors import UserError, in_one_line, out_of_memory
 from fqgan.engine import distributed
-from fqgan.errors import UserError, in_one_line, out_of_memory
 
 T = TypeVar("T")
 

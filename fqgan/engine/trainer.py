@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError, in_one_line
+from fqgan.base.printing import say
+from fqgan.base.schema import changes
 from fqgan.config import OptimizerConfig, TrainConfig
-from fqgan.data.fingerprint import changes
 from fqgan.engine import checkpoint, distributed
 from fqgan.engine.batches import micro_batch
 from fqgan.engine.distributed import World
@@ -27,8 +29,6 @@ from fqgan.engine.sharding import gathered, sharded_parts, whole
 from fqgan.engine.signals import stopping
 from fqgan.engine.stops import StoppedError, in_words, together
 from fqgan.engine.task import Task, Terms
-from fqgan.errors import UserError, in_one_line
-from fqgan.printing import say
 
 
 class Trainer:

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fqgan.base.errors import UserError
 from fqgan.data.loader import evaluation_batches
 from fqgan.data.order import evenly_spaced
 from fqgan.data.sources import ImageSource
 from fqgan.data.workers import Batches
 from fqgan.engine.distributed import World, all_reduce_sum
-from fqgan.errors import UserError
 from fqgan.metrics.bank import FeatureBank
 from fqgan.metrics.frechet import FeatureStatistics, Gaussian
 from fqgan.metrics.inception_score import InceptionScore
-from fqgan.vision.measuring import FeatureNetwork
+from fqgan.nets.measuring import FeatureNetwork
 
 
 @dataclass(frozen=True)

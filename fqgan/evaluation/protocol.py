@@ -8,13 +8,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UserError
+from fqgan.base.files import make_folder, write_text
+from fqgan.base.schema import FORMAT_VERSION, finite
 from fqgan.config import PictureOptions
-from fqgan.errors import UserError
-from fqgan.files import make_folder, write_text
 from fqgan.metrics.neighbours import K
-from fqgan.schema import FORMAT_VERSION, finite
-from fqgan.vision.measuring import FeatureNetwork
+from fqgan.nets.measuring import FeatureNetwork
 
 CROP = "ADM centre crop: box halvings, then bicubic, of the shorter side; 8 bit"
 _PACKAGES = ("fqgan", "torch", "torchvision", "numpy", "pillow", "simplejpeg", "timm", "transformers")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fqgan.errors import UserError
+from fqgan.base.errors import UserError
 from fqgan.evaluation.collect import FeatureSet
 from fqgan.metrics.blocks import Advance, nothing
 from fqgan.metrics.frechet import Gaussian, frechet_distance
 from fqgan.metrics.kernel import kernel_distance
 from fqgan.metrics.neighbours import K, precision_recall
-from fqgan.vision.measuring import FeatureNetwork
+from fqgan.nets.measuring import FeatureNetwork
 
 FEW = 10_000
 """Below that many samples the bias of a Frechet distance is told."""

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.errors import UnreadableError, UserError
+from fqgan.base.files import is_name
 from fqgan.config import PictureOptions, SourceOptions
 from fqgan.data.fingerprint import content_sha256
 from fqgan.data.sources import Findings, ImageSource, Request, open_source
@@ -19,11 +21,9 @@ from fqgan.data.sources.base import listed
 from fqgan.data.sources.folder import FileSource
 from fqgan.data.sources.labels import LARGEST
 from fqgan.data.sources.npz import NpzSource, keys
-from fqgan.errors import UnreadableError, UserError
 from fqgan.evaluation.collect import FeatureSet, LeftOut
 from fqgan.evaluation.statistics import load_adm, load_statistics
-from fqgan.files import is_name
-from fqgan.vision.measuring import FeatureNetwork
+from fqgan.nets.measuring import FeatureNetwork
 
 MANIFEST = "samples.json"  # of `fqgan generate`
 MADE_WITH = {"seed": int, "precision": str, "sampling": dict}

@@ -14,13 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fqgan.base.errors import UserError
+from fqgan.base.files import UnwritableError, check_file, make_folder, reading, replacing
+from fqgan.base.printing import say
+from fqgan.base.schema import FORMAT_VERSION, entry, parse_json
 from fqgan.data.sources.npz import keys, read_array
-from fqgan.errors import UserError
 from fqgan.evaluation.collect import FeatureSet
-from fqgan.files import UnwritableError, check_file, make_folder, reading, replacing
 from fqgan.metrics.frechet import Gaussian
-from fqgan.printing import say
-from fqgan.schema import FORMAT_VERSION, entry, parse_json
 
 _GAUSSIANS = ("pooled", "spatial", "half")
 

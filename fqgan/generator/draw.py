@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fqgan.base.errors import UserError
 from fqgan.config import SamplingConfig
-from fqgan.errors import UserError
 
 _GREEDY = 1e-20  # temperatures below: no sum of products would stay finite, and no draw would differ
 _TINY = 1e-30  # sums of probabilities below: the most probable code alone reaches them

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import Numbers, as_codes, as_count, as_kind, as_labels, as_path
 from fqgan.config import GeneratorConfig, SamplingConfig
-from fqgan.errors import UserError
-from fqgan.face import Numbers, as_codes, as_count, as_kind, as_labels, as_path
 from fqgan.generator.cross_entropy import linear_cross_entropy
 from fqgan.generator.heads import HEADS, Head
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block, rotary_table
-from fqgan.pretrained import Pretrained
-from fqgan.sources import CARRIED, Source
+from fqgan.models.find import CARRIED, Source
+from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer
 
 
@@ -238,3 +238,37 @@ def _initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def load_generator(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    weights: str = "auto",
+    precision: str = "float32",
+    tokenizer: str | Path | None = None,
+    with_tokenizer: bool = True,
+) -> FAR:
+    """A generator in eval mode, with its tokenizer and the names of its classes.
+
+    Args:
+        path: a run folder (its newest whole checkpoint), one of its checkpoints, an exported folder, a released file of
+            FAR, `hf:org/name[@revision]` or `hf:org/name/file.pt[@revision]`.
+        weights: `auto` (the moving average where there is one), `ema` or `raw`.
+        device: as of `load_tokenizer`, for both models.
+        precision: `float32`, or `bf16` for speed: that of sampling, and of its tokenizer.
+        tokenizer: another place to take the tokenizer from; None: the one that the generator carries, if it does.
+        with_tokenizer: False leaves it out.
+
+    Raises:
+        UserError: nothing there, truncated files, files of something else, or a tokenizer of other codes; no such
+            device, weights or precision.
+    """
+    options = {"tokenizer": tokenizer, "with_tokenizer": with_tokenizer}
+    return FAR.from_pretrained(path, device, weights, precision, **options)
+
+
+def save_generator(generator: FAR, folder: str | Path) -> Path:
+    """Export a generator: `config.json`, `model.safetensors` and, if it carries one, `tokenizer/`: all that
+    `load_generator` needs. `UserError` where it cannot be written."""
+    as_kind(generator, FAR, "generator")
+    return generator.export(folder)

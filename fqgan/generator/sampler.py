@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import Numbers, as_count, as_kind, as_labels, as_streams
+from fqgan.base.printing import say
 from fqgan.config import SamplingConfig
 from fqgan.engine.compilation import compile_problem
-from fqgan.errors import UserError
-from fqgan.face import Numbers, as_count, as_kind, as_labels, as_streams
 from fqgan.generator.draw import draw, guidance_scales, uniforms
 from fqgan.generator.step import BlockStep, Place, Product
-from fqgan.printing import say
 
 if TYPE_CHECKING:
     from fqgan.generator.model import FAR

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fqgan import schema
+from fqgan.base import schema
+from fqgan.base.files import replacing
+from fqgan.base.folder import ResumableFolder
 from fqgan.config import SamplingConfig
 from fqgan.data.sources.npz import write_images
 from fqgan.data.transforms import normalize, to_tensor
-from fqgan.files import replacing
-from fqgan.resumable import ResumableFolder
 from fqgan.tokenizer.pictures import grid_of, save_picture
 
 MANIFEST, GRID, ARRAYS = "samples.json", "grid.png", "samples.npz"
@@ -31,7 +31,7 @@ class SampleSettings:
     """What decides the bytes of the pictures."""
 
     generator: str
-    """Fingerprint (`fqgan.tokenizer.fingerprint`) of its weights."""
+    """Fingerprint (`fqgan.models.fingerprint`) of its weights."""
     tokenizer: str
     """Fingerprint of the tokenizer that decodes."""
     classes: tuple[int, ...]

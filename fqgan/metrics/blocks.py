@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from fqgan.errors import UserError
-from fqgan.face import Numbers, as_rows
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import Numbers, as_rows
 
 BLOCK = 2048
 """Rows of a block: 2048 x 2048 float64 are 32 MiB."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fqgan.face import Numbers, as_indices, as_rows
+from fqgan.base.inputs import Numbers, as_indices, as_rows
 
 
 class NearestClassMean:

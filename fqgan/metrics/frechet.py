@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fqgan.errors import UserError
-from fqgan.face import Numbers, as_rows
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import Numbers, as_rows
 from fqgan.metrics.sums import AllReduce
 
 

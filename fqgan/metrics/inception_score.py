@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from fqgan.errors import UserError
-from fqgan.face import Numbers, as_indices, as_rows
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import Numbers, as_indices, as_rows
 from fqgan.metrics.sums import AllReduce, Sums
 
 CHUNK = 5000

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fqgan.errors import UserError
-from fqgan.face import Numbers
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import Numbers
 from fqgan.metrics.blocks import BLOCK, Advance, blocks, nothing, same_dims
 
 _FEWEST = 4

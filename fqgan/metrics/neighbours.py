@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fqgan.errors import UserError
-from fqgan.face import Numbers, as_count
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import Numbers, as_count
 from fqgan.metrics.blocks import BLOCK, Advance, blocks, nothing, same_dims
 
 K = 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fqgan.errors import UserError
-from fqgan.face import Numbers, as_images
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import Numbers, as_images
 
 
 def eight_bit(images: Tensor) -> Tensor:

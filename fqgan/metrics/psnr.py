@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from fqgan.errors import UserError
-from fqgan.face import Numbers
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import Numbers
 from fqgan.metrics.pixels import eight_bit_pair
 from fqgan.metrics.sums import AllReduce, Sums
 

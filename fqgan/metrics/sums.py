@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fqgan.errors import UserError
-from fqgan.face import as_tensor
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import as_tensor
 
 AllReduce = Callable[[Tensor], Tensor]
 """Sums a tensor over ranks, possibly in place, and returns it: `fqgan.engine.distributed.all_reduce_sum`."""

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from fqgan.errors import UserError
-from fqgan.face import Numbers, as_indices, as_tensor
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import Numbers, as_indices, as_tensor
 from fqgan.metrics.sums import AllReduce, Sums
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fqgan.tokenizer.backbone import Normalize
 from fqgan.tokenizer.blocks import LearnedPositions, TransformerBlock
 from fqgan.tokenizer.fused import norm_silu_conv
-from fqgan.tokenizer.quantize import Quantized, VectorQuantizer
+from fqgan.tokenizer.quantizers.vector import Quantized, VectorQuantizer
 
 
 class Adapter(nn.Module):

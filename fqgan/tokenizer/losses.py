@@ -12,7 +12,7 @@ from torch import Tensor
 from fqgan.config import LossConfig
 from fqgan.engine.distributed import all_reduce_mean, gather_rows
 from fqgan.tokenizer.model import TokenizerOutput
-from fqgan.tokenizer.quantize import Quantized
+from fqgan.tokenizer.quantizers.vector import Quantized
 
 
 def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: str) -> Tensor:

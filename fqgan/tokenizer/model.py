@@ -11,14 +11,14 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from fqgan.base.errors import UserError
+from fqgan.base.inputs import Numbers, as_codes, as_factors, as_images, as_kind
+from fqgan.base.printing import say
 from fqgan.config import FactorConfig, TokenizerConfig, teacher_dim
-from fqgan.errors import UserError
-from fqgan.face import Numbers, as_codes, as_factors, as_images
-from fqgan.pretrained import Pretrained
-from fqgan.printing import say
+from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.backbone import Decoder, Encoder
 from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead
-from fqgan.tokenizer.quantize import Quantized, VectorQuantizer
+from fqgan.tokenizer.quantizers.vector import Quantized, VectorQuantizer
 
 
 @dataclass
@@ -197,3 +197,32 @@ def load_matching_tokenizer(
 def num_parameters(module: nn.Module) -> int:
     """Number of parameters, frozen or not."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def load_tokenizer(
+    path: str | Path, device: str | torch.device = "cpu", weights: str = "auto", precision: str = "float32"
+) -> FactorizedTokenizer:
+    """A tokenizer in eval mode.
+
+    Args:
+        path: a run folder (its newest whole checkpoint), one of its checkpoints, an exported folder, a released file of
+            FQGAN or LlamaGen, `hf:org/name[@revision]` or `hf:org/name/file.pt[@revision]`. Of a generator or a token
+            store: the tokenizer that it carries.
+        weights: `auto` (the moving average where there is one), `ema` or `raw`.
+        device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: CUDA where there is one.
+        precision: `float32`, or `bf16` for speed (`FactorizedTokenizer.set_precision`).
+
+    On a CPU weights are mapped into memory: they are read when they are used, and pages that several processes read are
+    there once.
+
+    Raises:
+        UserError: nothing there, truncated files, or files of something else; no such device, weights or precision.
+    """
+    return FactorizedTokenizer.from_pretrained(path, device, weights, precision)
+
+
+def save_tokenizer(tokenizer: FactorizedTokenizer, folder: str | Path) -> Path:
+    """Export a tokenizer: `config.json` and `model.safetensors`, all that `load_tokenizer` needs. `UserError` where
+    it cannot be written."""
+    as_kind(tokenizer, FactorizedTokenizer, "tokenizer")
+    return tokenizer.export(folder)

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from fqgan.base.files import make_folder, write_bytes
 from fqgan.data.transforms import to_uint8
-from fqgan.files import make_folder, write_bytes
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 

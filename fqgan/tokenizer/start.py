@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fqgan.base.errors import UserError
 from fqgan.config import TokenizerConfig
 from fqgan.engine.checkpoint import check_fit
-from fqgan.errors import UserError
-from fqgan.sources import find
+from fqgan.models.find import find
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 _AVERAGES = "logit_means"  # LeCam's, which only a discriminator that was trained with it has

@@ -17,7 +17,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fqgan import hub
+from fqgan.base.errors import UnreadableError, UserError
+from fqgan.base.files import is_name, is_path
+from fqgan.base.schema import did_you_mean, entry, load_json
 from fqgan.config import DataConfig, SourceOptions
 from fqgan.data import remote
 from fqgan.data.decode import set_ranges
@@ -47,9 +49,7 @@ from fqgan.data.sources.place import (
     step,
     word_of,
 )
-from fqgan.errors import UnreadableError, UserError
-from fqgan.files import is_name, is_path
-from fqgan.schema import did_you_mean, entry, load_json
+from fqgan.models import hub
 
 __all__ = [
     "FORMS",

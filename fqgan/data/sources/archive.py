@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from fqgan.base.errors import UnreadableError, UserError
+from fqgan.base.files import check_file, reading
 from fqgan.data.sources import listing
 from fqgan.data.sources.base import Findings, Found, Request, Stored
 from fqgan.data.sources.folder import FileSource, match
 from fqgan.data.sources.place import is_system, labels_of, settle, split_named, walk
-from fqgan.errors import UnreadableError, UserError
-from fqgan.files import check_file, reading
 
 FORM = "zip archive"
 _LOCAL_HEADER = 30  # bytes before an entry's name

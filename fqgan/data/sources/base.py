@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fqgan.base.errors import UserError
+from fqgan.base.printing import say
+from fqgan.base.schema import read_text
 from fqgan.config import SourceOptions
 from fqgan.data.decode import decode_image
 from fqgan.data.depth import Ranges
-from fqgan.errors import UserError
-from fqgan.printing import say
-from fqgan.schema import read_text
 
 LISTED = 5
 """Names that a message shows of many."""

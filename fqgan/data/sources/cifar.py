@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fqgan.base.errors import UserError
 from fqgan.data.sources.base import Findings, ImageSource
-from fqgan.errors import UserError
 
 NAMES = ("cifar10", "cifar100")
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fqgan.base.errors import UserError
 from fqgan.data.formats import EXTENSIONS
 from fqgan.data.sources import listing
 from fqgan.data.sources.base import Findings, Found, ImageSource, Request, Stored, listed
 from fqgan.data.sources.labels import to_labels
 from fqgan.data.sources.listing import Rows
 from fqgan.data.sources.place import KINDS, Folder, count_ignored, extension_of, labels_of, settle, walk
-from fqgan.errors import UserError
 
 FORM = "image folder"
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fqgan.base.errors import UserError
 from fqgan.data.sources.base import Findings, listed
-from fqgan.errors import UserError
 
 # numbers of five digits or more, or a word for a part and a number: what tools call the folders they cut a set into
 _SHARD = re.compile(r"\d{5,}|(shard|part|chunk|batch|bucket|block)[-_ ]?\d+", re.IGNORECASE)

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fqgan.base.errors import UserError
+from fqgan.base.files import check_file, is_path, reading
+from fqgan.base.schema import parse_json
 from fqgan.data.sources.base import Findings, Request, listed
 from fqgan.data.sources.labels import columns_by_name
 from fqgan.data.sources.place import SPLITS, choose_split
-from fqgan.errors import UserError
-from fqgan.files import check_file, is_path, reading
-from fqgan.schema import parse_json
 
 FORM = "list of pictures"
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")

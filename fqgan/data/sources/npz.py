@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fqgan.base.errors import UserError
+from fqgan.base.files import check_file, reading, replacing
 from fqgan.data.sources.base import Findings, Found, ImageSource, Request
 from fqgan.data.sources.labels import check_labels
-from fqgan.errors import UserError
-from fqgan.files import check_file, reading, replacing
 
 _LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
 _READERS = {

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fqgan.base.errors import UnreadableError, UserError
+from fqgan.base.files import reading
 from fqgan.data.remote import RemoteFile, is_remote
 from fqgan.data.sources.base import Findings, Found, ImageSource, Request, Stored
 from fqgan.data.sources.folder import texts
@@ -30,8 +32,6 @@ from fqgan.data.sources.tables import (
     schema_of,
     shape_of,
 )
-from fqgan.errors import UnreadableError, UserError
-from fqgan.files import reading
 
 if TYPE_CHECKING:
     import pyarrow as pa

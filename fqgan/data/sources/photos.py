@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from fqgan.base.errors import UserError
 from fqgan.data.decode import decode_image
 from fqgan.data.sources.base import Findings, ImageSource
-from fqgan.errors import UserError
 
 NAME = "photos"
 CROP = 128

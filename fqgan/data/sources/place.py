@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 
+from fqgan.base.errors import UserError
 from fqgan.data.formats import EXTENSIONS, NEEDS
 from fqgan.data.sources.base import Findings, Request, listed
 from fqgan.data.sources.labels import follow, ordered
-from fqgan.errors import UserError
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),

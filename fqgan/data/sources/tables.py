@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from fqgan.base.errors import UserError
+from fqgan.base.files import check_file, reading
+from fqgan.base.schema import entry, parse_json
 from fqgan.data.remote import RemoteFile
 from fqgan.data.sources.labels import columns_by_name
-from fqgan.errors import UserError
-from fqgan.files import check_file, reading
-from fqgan.schema import entry, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,6 +12,8 @@ from typing import IO, Any
 import numpy as np
 from rich.progress import track
 
+from fqgan.base.errors import UserError
+from fqgan.base.schema import parse_json
 from fqgan.data.formats import EXTENSIONS
 from fqgan.data.remote import RemoteFile, is_remote
 from fqgan.data.sources import tar_index
@@ -21,8 +23,6 @@ from fqgan.data.sources.labels import columns_by_name, follow, ordered, to_label
 from fqgan.data.sources.listing import CAPTION_COLUMNS
 from fqgan.data.sources.place import split_named
 from fqgan.data.sources.tar_index import TarIndex
-from fqgan.errors import UserError
-from fqgan.schema import parse_json
 
 FORM = "WebDataset tars"
 SPAN = 1000

@@ -18,15 +18,15 @@ from typing import IO, Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from fqgan.base.errors import UserError
+from fqgan.base.files import check_file, reading
+from fqgan.base.schema import entry, is_number, parse_json
 from fqgan.data.remote import RemoteFile
 from fqgan.data.sources.base import Findings
 from fqgan.data.sources.labels import LARGEST, columns_by_name
 from fqgan.data.sources.listing import CAPTION_COLUMNS, LABEL_COLUMNS
 from fqgan.data.sources.npz import read_array
 from fqgan.data.sources.place import KINDS, count_ignored, extension_of, is_system
-from fqgan.errors import UserError
-from fqgan.files import check_file, reading
-from fqgan.schema import entry, is_number, parse_json
 
 _FORMAT = 3  # of a cached index
 _CAPTIONS = ("txt", "caption", "text")

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, folders, terminal output, and checks of what users hand in."""

@@ -1,0 +1,1 @@
+"""A small classifier of one's own, whose features measure images."""

@@ -1,0 +1,150 @@
+"""The classifier's training task: cross-entropy on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fqgan.base.errors import UserError
+from fqgan.base.outputs import check_output
+from fqgan.classifier.model import NAME, Classifier, correct
+from fqgan.config import ClassifierRunConfig
+from fqgan.data.fingerprint import fingerprint
+from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
+from fqgan.data.sources import ImageSource, announce, open_data
+from fqgan.data.transforms import normalize
+from fqgan.data.unreadable import UnreadableMeter
+from fqgan.engine.batches import micro_batch, share_of
+from fqgan.engine.distributed import World, all_reduce_sum
+from fqgan.engine.optim import make_optimizer
+from fqgan.engine.precision import autocast
+from fqgan.engine.run import RunFolder
+from fqgan.engine.session import session, train
+from fqgan.engine.stops import Agreed
+from fqgan.engine.task import Phase, Task
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ClassifierTask(Task):
+    """One phase; validation counts correct answers."""
+
+    def __init__(self, config: ClassifierRunConfig, world: World, source: ImageSource, validation: ImageSource | None):
+        self.config, self.world, self.source, self.validation = config, world, source, validation
+        torch.manual_seed(config.train.seed)
+        model = Classifier(config.model).to(world.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.phases = [Phase(NAME, model, make_optimizer(model, config.optimizer), self._loss)]
+        self._fingerprint = fingerprint(source)
+        self.unreadable = UnreadableMeter(config.data.max_unreadable, world.device)
+        self._seen = (0, 0, 0)
+
+    def _loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        images, labels = batch
+        with autocast(self.world.device, self.config.train.precision):
+            logits = network(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        return loss, {"loss": loss.detach(), "accuracy": correct(logits, labels).mean()}
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        config = self.config
+        loader = training_batches(
+            self.source,
+            config.data,
+            size=config.model.image_size,
+            seed=config.train.seed,
+            **share_of(config.train, self.world, start_step),
+            pin_memory=self.world.device.type == "cuda",
+        )
+        for raw, labels in loader:
+            self._seen = config.train.batch * (self.step - start_step + 1), loader.unreadable, loader.small
+            yield self._place(raw), labels.to(self.world.device)
+
+    def _place(self, raw: Tensor) -> Tensor:
+        images = normalize(raw.to(self.world.device, non_blocking=True))
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def after_step(self) -> None:
+        self.unreadable.update(*self._seen)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._fingerprint
+
+    def meters(self) -> dict[str, float]:
+        return self.unreadable.compute(all_reduce_sum)
+
+    def meter_state(self) -> dict[str, Tensor]:
+        return {"unreadable": self.unreadable.state()}
+
+    def load_meter_state(self, state: dict[str, Tensor]) -> None:
+        self.unreadable.load_state(state["unreadable"])
+
+    def check(self) -> None:
+        self.unreadable.check()
+
+    @torch.inference_mode()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        config = self.config
+        batches = evaluation_batches(
+            self.validation,
+            size=config.model.image_size,
+            batch=micro_batch(config.train, self.world.size),
+            limit=config.train.validation_images,
+            workers=config.data.workers,
+            rank=self.world.rank,
+            world=self.world.size,
+        )
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        agreed = Agreed(batches)
+        for raw, labels, _ in agreed:
+            with autocast(self.world.device, config.train.precision):
+                hits = correct(model(self._place(raw)), labels.to(self.world.device))
+            sums += torch.stack([hits.sum(), torch.ones_like(hits).sum()])
+        hits, seen = all_reduce_sum(sums).tolist()
+        agreed.check()
+        return {"accuracy": hits / seen} if seen else {}
+
+    def picture(self, model: nn.Module, path: Path) -> None:
+        """A classifier makes none."""
+
+
+def train_classifier(config: ClassifierRunConfig, path: Path) -> None:
+    """Train, or go on training, the run in folder `path`. Bad settings and data raise `UserError` before it exists."""
+    config.check()
+    with session(config.train) as world:
+        if not config.data.source:
+            raise UserError(
+                "--data.source is missing: photos, cifar10, a folder of class folders, parquet files or tars"
+            )
+        source, validation = open_data(config.data)
+        check_ranks(source, world.size)
+        model = replace(config.model, num_classes=_num_classes(config, source, validation))
+        config = replace(config, model=model)
+        check_output(path, folder=True, option="--run", inputs=[config.data.source, config.data.validation])
+        run = RunFolder(path, config)
+        if world.is_main:
+            announce(source, config.model.image_size)
+            if validation is not None:
+                announce(validation, config.model.image_size)
+        train(ClassifierTask(config, world, source, validation), run, world, len(source))
+
+
+def _num_classes(config: ClassifierRunConfig, source: ImageSource, validation: ImageSource | None) -> int:
+    """As set, or as the data have them. `UserError` for pictures without a class, or of one that is not known."""
+    for each in filter(None, (source, validation)):
+        if each.labels.min() < 0:
+            raise UserError(f"{each.name} holds pictures without a class: a classifier needs labels")
+    count = config.model.num_classes or max(len(source.classes), int(source.labels.max()) + 1)
+    for each in filter(None, (source, validation)):
+        if each.labels.max() >= count:
+            raise UserError(f"{each.name} has the label {each.labels.max()}, and the classifier {count} classes")
+    if count < 2:
+        raise UserError(f"{source.name} has one class only: there is nothing to tell apart")
+    return count

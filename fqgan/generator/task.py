@@ -1,0 +1,284 @@
+"""The generator's training task: teacher-forced cross-entropy on a token store."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fqgan.base.errors import UserError
+from fqgan.base.files import making_folder
+from fqgan.config import GeneratorRunConfig
+from fqgan.data.loader import check_ranks, token_batches
+from fqgan.data.order import evenly_spaced
+from fqgan.data.tokens import TokenStore
+from fqgan.engine import sharding
+from fqgan.engine.batches import micro_batch, share_of
+from fqgan.engine.checkpoint import check_fit
+from fqgan.engine.compilation import compile_parts
+from fqgan.engine.distributed import World, all_reduce_sum, from_main
+from fqgan.engine.memory import check_training
+from fqgan.engine.optim import make_optimizer
+from fqgan.engine.precision import autocast
+from fqgan.engine.run import RunFolder
+from fqgan.engine.session import session, train
+from fqgan.engine.stops import Agreed
+from fqgan.engine.task import Phase, Task, Terms
+from fqgan.generator.model import FAR, GeneratorLoss, load_generator
+from fqgan.generator.pictures import labelled_rows
+from fqgan.generator.sampler import Sampler
+from fqgan.generator.transformer import Block
+from fqgan.models.find import find, model_config
+from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer, load_tokenizer, save_tokenizer
+from fqgan.tokenizer.pictures import save_picture
+
+TOKENIZER = "tokenizer"
+"""A run's sub-folder with the tokenizer that its codes belong to."""
+
+
+@dataclass
+class Batch:
+    """Codes (b, k, h, w) and labels (b,)."""
+
+    codes: Tensor
+    labels: Tensor
+
+
+class LossFace(nn.Module):
+    """A generator whose forward pass is its loss: what DDP wraps, since gradients are summed after `forward` only."""
+
+    def __init__(self, generator: nn.Module):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, codes: Tensor, labels: Tensor) -> GeneratorLoss:
+        """As `FAR.loss`."""
+        return self.generator.loss(codes, labels)  # pyright: ignore[reportCallIssue]
+
+
+class GeneratorTask(Task):
+    """One phase: the mean over factors of the cross-entropy."""
+
+    def __init__(
+        self,
+        config: GeneratorRunConfig,
+        world: World,
+        store: TokenStore,
+        validation: TokenStore | None,
+        init: FAR | None = None,
+    ):
+        self.config, self.world, self.store, self.validation = config, world, store, validation
+        self.names = [factor.name for factor in model_config(store.tokenizer_path, "tokenizer").factors]
+        torch.manual_seed(config.train.seed)
+        model = FAR(config.model)
+        if init:
+            model.load_state_dict(init.state_dict())
+        self.blocks = [module for module in model.modules() if isinstance(module, Block)]
+        for block in self.blocks:
+            block.recompute = config.train.activation_checkpointing
+        if config.train.compile:
+            compile_parts(self.blocks, world.device)
+        model.to(world.device)
+        # sharded modules cannot be copied
+        self._average = copy.deepcopy(model) if config.train.ema_decay else None
+        if config.train.fsdp:
+            for module in filter(None, (model, self._average)):
+                sharding.shard(module, Block, world.device, also=["loss"])
+        optimizer = make_optimizer(model, config.optimizer)
+        self.phases = [Phase("generator", model, optimizer, self._loss, face=LossFace)]
+
+    def average(self) -> nn.Module:
+        assert self._average is not None
+        return self._average
+
+    def _loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Terms]:
+        with autocast(self.world.device, self.config.train.precision):
+            result: GeneratorLoss = network(batch.codes, batch.labels)
+        loss = torch.stack(result.cross_entropy).mean()
+        return loss, {"loss": loss.detach(), **self._by_factor(result)}
+
+    def _by_factor(self, result: GeneratorLoss) -> Terms:
+        """`<factor>_loss` in nats a code, `<factor>_accuracy`."""
+        terms = {}
+        for name, cross_entropy, accuracy in zip(self.names, result.cross_entropy, result.accuracy, strict=True):
+            terms |= {f"{name}_loss": cross_entropy.detach(), f"{name}_accuracy": accuracy}
+        return terms
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        config = self.config.train
+        for codes, labels in token_batches(self.store, seed=config.seed, **share_of(config, self.world, start_step)):
+            yield self._placed(codes, labels)
+
+    def _placed(self, codes: Tensor, labels: Tensor) -> Batch:
+        """On the device; images without a label are of the null class."""
+        labels = labels.masked_fill(labels < 0, self.config.model.num_classes)
+        if self.world.device.type == "cuda":
+            codes, labels = codes.pin_memory(), labels.pin_memory()
+        return Batch(*(tensor.to(self.world.device, non_blocking=True) for tensor in (codes, labels)))
+
+    def start(self, run: RunFolder, fresh: bool) -> None:
+        if self.world.is_main:
+            self._keep_tokenizer(run.path / TOKENIZER)
+
+    def _keep_tokenizer(self, folder: Path) -> None:
+        """The tokenizer in the run's folder, as hard links where the disk allows it."""
+        if folder.exists():
+            return
+        with making_folder(folder) as temporary:
+            if self.config.tokenizer:
+                save_tokenizer(_tokenizer_of(self.config, self.store), temporary)
+                return
+            for file in self.store.tokenizer_path.iterdir():
+                try:
+                    os.link(file.resolve(), temporary / file.name)
+                except OSError:
+                    shutil.copyfile(file, temporary / file.name)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.store.data_fingerprint()
+
+    def record(self) -> dict[str, Any]:
+        return {"label_names": self.store.label_names, "tokenizer": self.store.fingerprint}
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Means over evenly spaced images, centre crops: `loss`, `<factor>_loss`, `<factor>_accuracy`, and
+        `bits_per_image`, what it takes to write down an image's codes."""
+        store, world = self.validation, self.world
+        if store is None:
+            return {}
+        count = min(self.config.train.validation_images or len(store), len(store))
+        share = evenly_spaced(len(store), count, world.rank, world.size)
+        size = micro_batch(self.config.train, world.size)
+        network, terms, agreed = LossFace(model), {}, Agreed(iter(()))
+        sums = torch.zeros(2 * len(self.names), dtype=torch.float64, device=world.device)
+        # sharded weights are put together by all ranks: each makes as many passes as the one with the largest share,
+        # if need be with an image that does not count
+        for start in range(0, math.ceil(count / world.size), size):
+            indices = share[start : start + size]
+            shown = indices or [0]
+            try:
+                taken = store.take(shown, [store.center_crop] * len(shown))
+            except UserError as error:
+                agreed.hold(error)
+                shape = (len(shown), store.num_factors, *store.grid)
+                indices, taken = [], (torch.zeros(shape, dtype=torch.int64), torch.zeros(len(shown), dtype=torch.int64))
+            batch = self._placed(*taken)
+            with autocast(world.device, self.config.train.precision):
+                terms = self._by_factor(network(batch.codes, batch.labels))
+            sums += len(indices) * torch.stack([*terms.values()]).double()
+        means = dict(zip(terms, (all_reduce_sum(sums) / count).tolist(), strict=True))
+        agreed.check()
+        nats = sum(means[f"{name}_loss"] for name in self.names)
+        bits = nats * self.config.model.num_positions / math.log(2)
+        return {"loss": nats / len(self.names), **means, "bits_per_image": bits}
+
+    def picture(self, model: nn.Module, path: Path) -> None:
+        """Samples of evenly spaced classes, a row a class, always from the same random numbers."""
+        model = self._whole(model)
+        if not self.world.is_main:
+            return
+        config = self.config
+        rows = min(max(1, math.isqrt(config.train.sample_images)), config.model.num_classes)
+        columns = -(-config.train.sample_images // rows)
+        classes = evenly_spaced(config.model.num_classes, rows)
+        labels = torch.tensor(classes).repeat_interleave(columns)
+        assert isinstance(model, FAR)
+        # eager: a picture now and then is not worth compiling
+        model.set_precision(config.train.precision)
+        sampler = Sampler(model, len(labels), config.sampling, static=False, compiled=False)
+        tokenizer = load_tokenizer(path.parent.parent / TOKENIZER, self.world.device, precision=config.train.precision)
+        with torch.inference_mode():
+            images = tokenizer.decode(sampler(labels, config.train.seed)).split(columns)
+        known = self.store.label_names
+        save_picture(labelled_rows(images, [known[c] if c < len(known) else str(c) for c in classes]), path)
+
+    def _whole(self, model: nn.Module) -> nn.Module:
+        """The model, in one piece on the main rank. All ranks take part."""
+        if not sharding.sharded_parts(model):
+            return model
+        tensors = sharding.gathered(model.state_dict())
+        if not self.world.is_main:
+            return model
+        with torch.device("meta"):
+            copied = FAR(self.config.model)
+        copied.load_state_dict(tensors, assign=True)
+        return copied.to(self.world.device).eval()
+
+
+def train_generator(config: GeneratorRunConfig, path: Path) -> None:
+    """Train, or go on training, the run in folder `path`. Bad settings and data raise `UserError` before it exists."""
+    config.check()
+    with session(config.train) as world:
+        store = _open(config.data, world)
+        validation = TokenStore.open(config.validation) if config.validation else None
+        if validation:
+            _check_validation(store, validation)
+        model = config.model.resolved(store.codebook_sizes, store.grid, store.num_classes)
+        config = replace(config, model=model)
+        config.sampling.check(model.codebook_sizes)
+        with torch.device("meta"):
+            shape = FAR(model)
+        rows = model.num_positions * model.width * (1 if config.train.activation_checkpointing else model.depth)
+        check_training(shape, config.optimizer, config.train, world, rows)
+        run = RunFolder(path, config)
+        from_main(lambda: _tokenizer_of(config, store).config)
+        init = _initial(config, store) if config.init and run.fresh else None
+        train(GeneratorTask(config, world, store, validation, init), run, world, len(store))
+
+
+def _open(path: str, world: World) -> TokenStore:
+    if not path:
+        raise UserError("--data is missing: a token store, which fqgan extract makes")
+    store = TokenStore.open(path)
+    check_ranks(store, world.size)
+    if not store.num_classes:
+        raise UserError(
+            f"{store.name} has no labels, and a generator is trained on classes: extract it from labelled images"
+        )
+    return store
+
+
+def _check_validation(store: TokenStore, validation: TokenStore) -> None:
+    """`UserError` for a validation store of other codes or other classes."""
+    ours, theirs = store.manifest.options, validation.manifest.options
+    if (ours.tokenizer, ours.codebook_sizes) != (theirs.tokenizer, theirs.codebook_sizes):
+        raise UserError(
+            f"{validation.name} was made with another tokenizer than {store.name}: extract it with the same"
+        )
+    if validation.grid != store.grid:
+        theirs, ours = (" x ".join(map(str, each.grid)) for each in (validation, store))
+        raise UserError(f"{validation.name} has {theirs} positions, {store.name} {ours}: extract it at the same size")
+    if validation.label_names != store.label_names or validation.num_classes > store.num_classes:
+        raise UserError(f"{validation.name} has other classes than {store.name}: labels would mean other things")
+
+
+def _tokenizer_of(config: GeneratorRunConfig, store: TokenStore) -> FactorizedTokenizer:
+    """The tokenizer of a run; `UserError` where the store was not made with it."""
+    weights = "raw" if config.tokenizer and store.manifest.weights == "raw" else "auto"
+    path = Path(config.tokenizer) if config.tokenizer else store.tokenizer_path
+    return load_matching_tokenizer(path, store.fingerprint, store.name, weights=weights)
+
+
+def _initial(config: GeneratorRunConfig, store: TokenStore) -> FAR:
+    """The generator to start from; `UserError` where its weights don't fit or its codes are of another tokenizer."""
+    where = f"--init {config.init}"
+    if find(config.init, "generator").facts.get("tokenizer", "") not in ("", store.fingerprint):
+        raise UserError(f"{where} was trained on another tokenizer's codes than those of {store.name}")
+    model = load_generator(config.init, with_tokenizer=False)
+    if (legacy := model.config.legacy) != config.model.legacy:
+        raise UserError(
+            f"{where} was trained with{'' if legacy else 'out'} model.legacy, the rotary rows of the released models: "
+            f"add {'--model.legacy' if legacy else '--model.no-legacy'}"
+        )
+    with torch.device("meta"):
+        check_fit(FAR(config.model), model.state_dict(), where)
+    return model

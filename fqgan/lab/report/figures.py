@@ -1,0 +1,152 @@
+"""Charts as SVG inside the page: one small figure each, so that the page can place them at any width."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fqgan.base.errors import UserError
+from fqgan.lab.report.images import embedded
+from fqgan.lab.report.markup import Html
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FACTOR_COLOURS = ("#2563eb", "#d97706", "#0f9d77", "#9333ea", "#dc2660", "#4b5563")
+INK, MUTED, LINES = "#1b2536", "#5d6979", "#e3e7ee"
+_SMALL, _WIDE = (2.7, 1.75), (4.6, 2.3)  # inches; the page scales them
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.edgecolor": "#b9c1cd",
+    "axes.labelcolor": MUTED,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9,
+    "grid.color": LINES,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "lines.linewidth": 1.7,
+    "lines.solid_capstyle": "round",
+    "svg.hashsalt": "fqgan",  # the same page for the same run
+}
+
+
+def require_matplotlib() -> None:
+    """`UserError` where charts cannot be drawn."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise UserError("charts need matplotlib: pip install 'fqgan[report]'") from None
+
+
+def curve(steps: Sequence[int], values: Sequence[float], alt: str, colour: str = FACTOR_COLOURS[0]) -> Html:
+    """One quantity over the training steps; logarithmic where it is positive and spans more than a decade."""
+    with _figure(_SMALL) as (axes, finish):
+        axes.plot(steps, values, color=colour, marker=_marker(steps), markersize=3.5)
+        if min(values) > 0 and max(values) > 10 * min(values):
+            axes.set_yscale("log")
+        _step_axis(axes, steps)
+        return finish(alt)
+
+
+def curve_with_baseline(
+    steps: Sequence[int], values: Sequence[float], baseline: float | None, unit: str, alt: str
+) -> Html:
+    """A validation metric over the training steps, and a dashed line where the baseline is."""
+    with _figure(_WIDE) as (axes, finish):
+        axes.plot(steps, values, color=FACTOR_COLOURS[0], marker="o", markersize=3.2, label="tokenizer")
+        if baseline is not None:
+            axes.axhline(baseline, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="mean-colour baseline")
+            # room for the line and the legend, whichever side of it the curve lies on
+            axes.margins(y=0.12)
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=2.2)
+        axes.set_ylabel(unit)
+        _step_axis(axes, steps)
+        return finish(alt)
+
+
+def train_and_validation(
+    train: tuple[Sequence[int], Sequence[float]],
+    held_out: tuple[Sequence[int], Sequence[float]],
+    unit: str,
+    alt: str,
+    colour: str,
+) -> Html:
+    """One quantity in training and on held-out data, each as (steps, values); the second may be empty."""
+    with _figure(_WIDE) as (axes, finish):
+        axes.plot(*train, color=colour, marker=_marker(train[0]), markersize=3.2, label="training")
+        if held_out[0]:
+            axes.plot(*held_out, color=INK, marker="o", markersize=3.2, linestyle=(0, (4, 3)), label="held out")
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=2.2)
+        axes.set_ylabel(unit)
+        _step_axis(axes, train[0])
+        return finish(alt)
+
+
+def code_counts(counts: npt.NDArray[np.int64], alt: str, colour: str) -> Html:
+    """How often each code of a factor occurs, most frequent first, on a logarithmic scale."""
+    sizes = np.sort(counts)[::-1]
+    ranks, used = np.arange(1, len(sizes) + 1), int((sizes > 0).sum())
+    with _figure(_WIDE) as (axes, finish):
+        # a code that occurs once must still have a bar, so the bars start below 1
+        axes.fill_between(ranks[:used], 0.5, sizes[:used], step="mid", color=colour, alpha=0.85, linewidth=0)
+        if used < 0.8 * len(sizes):  # else there is no room for the words
+            middle = (used + len(sizes)) / 2
+            place = axes.get_xaxis_transform()
+            axes.text(middle, 0.35, f"{len(sizes) - used:,} unused", transform=place, ha="center", color=MUTED)
+        even = sizes.sum() / len(sizes)
+        axes.axhline(even, color=INK, linewidth=1.1, linestyle=(0, (4, 3)), label="perfectly even use")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_plain)
+        axes.set_ylim(0.5, max(2.0, sizes[0], even) * 1.8)
+        axes.set_xlim(0.5, len(sizes) + 0.5)
+        axes.xaxis.set_major_formatter(_plain)
+        axes.set_xlabel("code, most frequent first")
+        axes.set_ylabel("occurrences")
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right")
+        return finish(alt)
+
+
+def _marker(steps: Sequence[int]) -> str:
+    return "o" if len(steps) <= 12 else ""  # a single point would draw no line
+
+
+def _step_axis(axes: Axes, steps: Sequence[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(0, max(steps) * 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter(_plain)
+    axes.set_xlabel("step")
+
+
+def _plain(value: float, _: float) -> str:
+    return f"{value:,.0f}" if value >= 1 or not value else ""
+
+
+@contextmanager
+def _figure(size: tuple[float, float]) -> Iterator[tuple[Axes, Any]]:
+    """Axes in the house style, and a function that turns them into an `<img>`."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure  # not pyplot: no state, no display
+
+    def finish(alt: str) -> Html:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        return embedded(buffer.getvalue(), "image/svg+xml", alt)
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure.add_subplot(), finish

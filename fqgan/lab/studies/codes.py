@@ -1,0 +1,107 @@
+"""Features and codes of a tokenizer on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fqgan.base.errors import UserError
+from fqgan.data.loader import EvaluationSet
+from fqgan.data.order import evenly_spaced
+from fqgan.data.sources import ImageSource
+from fqgan.data.transforms import normalize
+from fqgan.data.workers import load
+from fqgan.lab.studies.structure import Array, Labels
+from fqgan.tokenizer.model import FactorizedTokenizer
+
+KINDS = ("continuous", "discrete")
+"""Before quantization, and the embeddings of the codes; both are of length 1."""
+POOLS = ("mean", "grid")
+"""An image's point: the mean over its positions, or all of them one after the other."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a tokenizer makes of n images."""
+
+    continuous: list[Tensor]
+    """One (n, d, h, w) float32 a factor: normalised features before quantization."""
+    discrete: list[Tensor]
+    """The same of the codes' embeddings."""
+    codes: Tensor
+    """(n, k, h, w) int64."""
+    labels: Labels
+    """(n,)."""
+    unreadable: int
+
+    def points(self, kind: str, factor: int, pool: str) -> Array:
+        """A point an image, (n, d) or (n, d h w)."""
+        vectors: Tensor = getattr(self, kind)[factor]
+        return (vectors.mean((2, 3)) if pool == "mean" else vectors.flatten(1)).double().numpy()
+
+    def vectors(self, kind: str, factor: int) -> Tensor:
+        """A vector a position, (n h w, d)."""
+        return getattr(self, kind)[factor].movedim(1, -1).flatten(0, 2)
+
+
+def pick(source: ImageSource, count: int, classes: Sequence[int] = ()) -> list[int]:
+    """Indices of `count` images, evenly spread: over the source, or over each of `classes` (`count` of each). 0: all.
+    `UserError` for a class without images."""
+    if not classes:
+        return evenly_spaced(len(source), count)
+    found: list[int] = []
+    for label in classes:
+        own = np.flatnonzero(source.labels == label)
+        if not len(own):
+            raise UserError(f"{source.name} has no image of class {name_of(source, label)}")
+        found += own[evenly_spaced(len(own), count)].tolist()
+    return found
+
+
+def name_of(source: ImageSource, label: int) -> str:
+    """A class's name, or its number."""
+    return source.classes[label] if 0 <= label < len(source.classes) else str(label)
+
+
+@torch.inference_mode()
+def features_of(
+    tokenizer: FactorizedTokenizer,
+    source: ImageSource,
+    indices: Sequence[int],
+    *,
+    size: int,
+    batch: int = 64,
+    workers: int = 0,
+    advance: Callable[[int], None] = lambda images: None,
+) -> Features:
+    """Features and codes of the images at `indices`, as centre crops of `size` pixels; on the CPU. Pictures that cannot
+    be read are left out and counted. `UserError` where none can be read."""
+    device = next(tokenizer.parameters()).device
+    keys = (list(indices[start : start + batch]) for start in range(0, len(indices), batch))
+    batches = load(EvaluationSet(source, size).read_or_skip, keys, workers, False)
+    continuous: list[list[Tensor]] = [[] for _ in range(tokenizer.num_factors)]
+    codes, labels = [], []
+    for raw, label, _ in batches:
+        features = tokenizer.features(normalize(raw.to(device)))
+        for kept, each in zip(continuous, features, strict=True):
+            kept.append(each.float().cpu())
+        pairs = zip(tokenizer.quantizers, features, strict=True)  # normalised twice is normalised once
+        codes.append(torch.stack([quantizer.encode(each) for quantizer, each in pairs], 1).cpu())
+        labels.append(label)
+        advance(len(raw))
+    if not codes:
+        raise UserError(f"not one picture of {source.name} could be read")
+    whole = torch.cat(codes)
+    discrete = [each.float().cpu() for part in whole.split(batch) for each in tokenizer.embed(part.to(device))]
+    k = tokenizer.num_factors
+    return Features(
+        [torch.cat(each) for each in continuous],
+        [torch.cat(discrete[i::k]) for i in range(k)],
+        whole,
+        torch.cat(labels).numpy(),
+        batches.unreadable,
+    )

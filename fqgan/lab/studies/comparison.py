@@ -1,0 +1,207 @@
+"""Models that are there, evaluated under one protocol: Tables 1 and 2 and Fig. 1 of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fqgan.base.printing import say
+from fqgan.config import TokenizerConfig
+from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
+from fqgan.lab.studies.inspection import Table
+from fqgan.lab.studies.jobs import labelled
+from fqgan.lab.studies.measured import OneProtocol, answers, drawing, identity, measure, scores_of
+from fqgan.lab.studies.results import MARK, PERCEPTUAL, Column, known_columns, suspected
+from fqgan.lab.studies.tables import file_stem
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A model in the table."""
+
+    name: str
+    checkpoint: Path
+    facts: tuple[str, ...]
+    """What the table says of it beside the numbers."""
+    fingerprint: str
+    """Of its weights and those of the tokenizer that decodes for it: other weights are measured anew."""
+    tokenizer: TokenizerConfig
+    """Its own, or that of its codes."""
+
+
+PaperRow = tuple[str, tuple[str, ...], Mapping[str, str]]
+"""Model, its facts, and numbers by the key of a column without its network."""
+
+# Table 1: model, downsampling, codes, dimension of a code, rFID, PSNR
+TABLE_1 = [
+    *(("VQGAN", "16", "16384", "256", "4.98", "–"), ("SD-VQGAN", "16", "16384", "4", "5.15", "–")),
+    *(("RQ-VAE", "16", "16384", "256", "3.20", "–"), ("LlamaGen", "16", "16384", "8", "2.19", "20.79")),
+    *(("Titok-B", "–", "4096", "12", "1.70", "–"), ("VQGAN-LC", "16", "100000", "8", "2.62", "23.80")),
+    *(("VQ-KD", "16", "8192", "32", "3.41", "–"), ("VILA-U", "16", "16384", "256", "1.80", "–")),
+    ("Open-MAGVIT2", "16", "262144", "1", "1.17", "21.90"),
+    *(
+        ("FQGAN-Dual", "16", "2 x 16384", "8", "0.94", "22.02"),
+        ("FQGAN-Triple", "16", "3 x 16384", "8", "0.76", "22.73"),
+    ),
+    *(("SD-VAE ‡", "8", "–", "4", "0.74", "25.68"), ("SDXL-VAE ‡", "8", "–", "4", "0.68", "26.04")),
+    *(("ViT-VQGAN", "8", "8192", "32", "1.28", "–"), ("VQGAN *", "8", "16384", "4", "1.19", "23.38")),
+    *(("SD-VQGAN *", "8", "16384", "4", "1.14", "–"), ("OmniTokenizer", "8", "8192", "8", "1.11", "–")),
+    *(("LlamaGen", "8", "16384", "8", "0.59", "25.45"), ("Open-MAGVIT2", "8", "262144", "1", "0.34", "26.19")),
+    *(("FQGAN-Dual", "8", "2 x 16384", "8", "0.32", "26.27"), ("FQGAN-Triple", "8", "3 x 16384", "8", "0.24", "27.58")),
+]
+# Table 2: model, parameters, FID, IS, precision, recall
+TABLE_2 = [
+    *(("ADM", "554M", "10.94", "101.0", "0.69", "0.63"), ("CDM", "–", "4.88", "158.7", "–", "–")),
+    *(("LDM-4", "400M", "3.60", "247.7", "–", "–"), ("DiT-XL/2", "675M", "2.27", "278.2", "0.83", "0.57")),
+    ("Open-MAGVIT2-B", "343M", "3.08", "258.26", "0.85", "0.51"),
+    ("Open-MAGVIT2-L", "804M", "2.51", "271.70", "0.84", "0.54"),
+    *(("VQGAN", "227M", "18.65", "80.4", "0.78", "0.26"), ("VQGAN", "1.4B", "15.78", "74.3", "–", "–")),
+    *(("VQGAN-re", "1.4B", "5.20", "280.3", "–", "–"), ("ViT-VQGAN", "1.7B", "4.17", "175.1", "–", "–")),
+    *(("ViT-VQGAN-re", "1.7B", "3.04", "227.4", "–", "–"), ("RQTran.", "3.8B", "7.55", "134.0", "–", "–")),
+    ("RQTran.-re", "3.8B", "3.80", "323.7", "–", "–"),
+    *(
+        ("LlamaGen-L", "343M", "3.80", "248.28", "0.83", "0.51"),
+        ("LlamaGen-XL", "775M", "3.39", "227.08", "0.81", "0.54"),
+    ),
+    *(("FAR-Base", "415M", "3.38", "248.26", "0.81", "0.54"), ("FAR-Large", "898M", "3.08", "272.52", "0.82", "0.54")),
+]
+_PAPER_COLUMNS = {
+    "tokenizers": {"fid": "paper: rFID ↓", "psnr": "paper: PSNR (dB) ↑"},
+    "generators": {
+        "fid": "paper: gFID ↓",
+        "inception_score": "paper: IS ↑",
+        "precision": "paper: precision ↑",
+        "recall": "paper: recall ↑",
+    },
+}
+"""Columns for the paper's numbers that no column of ours is comparable with, such as FID without Inception."""
+TOKENIZER_FACTS, GENERATOR_FACTS = (
+    ("downsampling", "codes", "code dimension", "parameters"),
+    ("tokenizer", "parameters"),
+)
+
+
+def paper_tokenizers() -> list[PaperRow]:
+    """Table 1."""
+    return [(name, (ds, codes, dim, "–"), {"fid": fid, "psnr": psnr}) for name, ds, codes, dim, fid, psnr in TABLE_1]
+
+
+def paper_generators() -> list[PaperRow]:
+    """Table 2."""
+    keys = ("fid", "inception_score", "precision", "recall")
+    return [(name, ("–", size), dict(zip(keys, numbers, strict=True))) for name, size, *numbers in TABLE_2]
+
+
+def compare(
+    subject: str,
+    models: Sequence[Compared],
+    heads: Sequence[str],
+    command: Callable[[list[str]], None],
+    request: Sequence[str],
+    networks: Sequence[str],
+    paper: Sequence[PaperRow],
+    folder: Path,
+) -> tuple[Table, list[Path]]:
+    """Measure what is missing under `folder/measured`, and tell the numbers beside the paper's.
+
+    Args:
+        subject: `tokenizers` or `generators`.
+        heads: headings of the models' facts.
+        command: `fqgan evaluate tokenizer` or `generator`.
+        request: its options but for checkpoint, network and output; among them --data.
+        networks: its `--features`, one after the other.
+
+    Raises:
+        UserError: results that were not measured under one protocol, and networks that would share columns.
+    """
+    labels = labelled(networks)
+    images, split = request[request.index("--data") + 1], "validation" if subject == "tokenizers" else "train"
+    identity.cache_clear()  # the files may have changed since an earlier study of this process
+    protocol = OneProtocol(() if subject == "tokenizers" else ("samples",))
+    scores: dict[str, dict[str, float]] = {model.name: {} for model in models}
+    for model in models:
+        stem = file_stem(model.name)
+        for label, network in labels.items():
+            file = folder / "measured" / f"{stem}--{label}.json"
+            whole = ["--features", network, *request]
+            asked = [model.fingerprint, *identity(network, images, split), *whole]
+            if answers(file, asked):
+                say(f"{model.name} is measured already ({label})")
+            else:
+                say(f"measuring {model.name} ({label})")
+                argv = [str(model.checkpoint), *whole]
+                if subject == "generators":
+                    pictures = f"{stem}-{model.fingerprint[:8]}-{drawing(whole)}"
+                    argv += ["--samples", str(folder / "samples" / pictures)]
+                measure(command, argv, asked, file)
+            scores[model.name] |= scores_of(protocol.read(file, label), label)
+    marked = [label for label, n in labels.items() if suspected(n, [model.tokenizer for model in models])]
+    shown = known_columns(labels, scores.values(), [*marked, PERCEPTUAL])
+    genuine = {column.key.partition("/")[2] for column in shown if column.key.startswith("fid/")}
+    ours = [_key(column, genuine) for column in shown]
+    more = {key: text for key, text in _PAPER_COLUMNS[subject].items() if paper and key not in ours}
+    rows = [
+        [model.name, *model.facts, *(c.text(scores[model.name][c.key]) for c in shown), *("–" for _ in more)]
+        for model in models
+    ]
+    rows += [
+        [f"paper: {name}", *facts, *(numbers.get(key, "–") for key in (*ours, *more))] for name, facts, numbers in paper
+    ]
+    keys = sorted({key for each in scores.values() for key in each})
+    data: list[list[object]] = [
+        [model.name, *model.facts, *(scores[model.name].get(key, "") for key in keys)] for model in models
+    ]
+    inception = next(iter(genuine), "inception")
+    theirs = {key: key if key == "psnr" else f"{key}/{inception}" for _, _, numbers in paper for key in numbers}
+    keys += [key for key in dict.fromkeys(theirs.values()) if key not in keys]
+    for name, facts, numbers in paper:
+        own = {theirs[key]: value for key, value in numbers.items() if value != "–"}
+        data.append([f"paper: {name}", *facts, *(own.get(key, "") for key in keys)])
+    notes = "All but the paper's rows were measured under one protocol, which measured/*.json have in full."
+    if any(MARK in column.label for column in shown):
+        notes += (
+            f" {MARK} By a network that taught one of these tokenizers, or may have been its perceptual loss: it "
+            "favours them."
+        )
+    if paper:
+        made = "ImageNet's 50,000 validation images" if subject == "tokenizers" else "50,000 samples of ImageNet"
+        notes += f" The paper's numbers are of {made} at 256 pixels: they compare with ours only where ours are, too."
+        if subject == "tokenizers":
+            notes += " \\* trained on OpenImages, ‡ on unknown data."
+    table = Table(
+        f"{subject.capitalize()} under one protocol",
+        ["model", *heads, *(c.heading for c in shown), *more.values()],
+        rows,
+        ["model", *heads, *keys],
+        data,
+        notes,
+    )
+    return table, _figure(subject, models, scores, shown, folder)
+
+
+def _key(column: Column, genuine: Collection[str]) -> str:
+    """A column's metric as the paper has it: what was measured with another network than FID's own is not its."""
+    name, _, network = column.key.partition("/")
+    return name if not network or network in genuine else ""
+
+
+def _figure(
+    subject: str,
+    models: Sequence[Compared],
+    scores: Mapping[str, Mapping[str, float]],
+    shown: Sequence[Column],
+    folder: Path,
+) -> list[Path]:
+    """Of tokenizers Fig. 1, quality over the number of codes; of generators a dot each."""
+    drawn = [column for column in shown if column.key.startswith(("psnr", "fid/", "frechet/"))]
+    if subject == "tokenizers":
+        codes = {m.name: sum(factor.codebook_size for factor in m.tokenizer.factors) for m in models}
+        panels = [
+            Panel(c.heading, [Series(m.name, [codes[m.name]], [[scores[m.name][c.key]]]) for m in models])
+            for c in drawn
+        ]
+        return write_curves(folder, panels, "codes in all codebooks")
+    return write_dots(
+        folder, [Panel(c.heading, [Series(m.name, [0], [[scores[m.name][c.key]]]) for m in models]) for c in drawn]
+    )

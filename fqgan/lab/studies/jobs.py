@@ -1,0 +1,309 @@
+"""One row at one seed: trained where it is missing, measured where that is missing, reused where both are there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fqgan.base import schema
+from fqgan.base.errors import UnreadableError, UserError
+from fqgan.base.files import discard, making_folder, write_text
+from fqgan.base.printing import say
+from fqgan.base.schema import changes
+from fqgan.commands import evaluate_generator, evaluate_tokenizer
+from fqgan.config import GeneratorRunConfig, SamplingConfig, TokenizerRunConfig
+from fqgan.config.data import Small, SourceOptions
+from fqgan.data.fingerprint import fingerprint
+from fqgan.data.sources import open_source
+from fqgan.data.tokens import TokenStore
+from fqgan.engine import checkpoint
+from fqgan.engine.batches import total_steps
+from fqgan.evaluation.sets import Set, check_fit, open_set
+from fqgan.generator.model import load_generator, save_generator
+from fqgan.generator.task import train_generator
+from fqgan.lab.studies.measured import answers, drawing, identity, measure
+from fqgan.lab.studies.plan import Line, undeclared
+from fqgan.models.find import model_config
+from fqgan.nets.measuring import load_network
+from fqgan.tokenizer.model import load_tokenizer, save_tokenizer
+from fqgan.tokenizer.task import train_tokenizer
+
+POINT = "study.json"
+"""In an exported point: what it was trained on."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The one protocol that all lines are measured under."""
+
+    data: str
+    """Images to reconstruct, or to compare samples with."""
+    networks: Mapping[str, str]
+    """Label -> `--features` of the networks whose features are compared."""
+    options: tuple[str, ...] = ()
+    """More options of `fqgan evaluate`."""
+    keep_samples: bool = False
+    """Keep the pictures of generators once all networks have seen them."""
+    small: Small = "enlarge"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row at a seed."""
+
+    row: str
+    seed: int
+    config: TokenizerRunConfig | GeneratorRunConfig
+    folder: Path
+    """Its run."""
+    lines: tuple[Line, ...]
+    measuring: Measuring
+
+    @property
+    def fractions(self) -> list[float]:
+        """At which it is measured, rising."""
+        return sorted({line.fraction for line in self.lines})
+
+    def point(self, fraction: float) -> Path:
+        """Folder of the model at a fraction of the training."""
+        return self.folder / "points" / f"{fraction:.6g}"
+
+    def has(self, fraction: float) -> bool:
+        """Whether the model at a fraction of the training is there."""
+        return (self.point(fraction) / POINT).exists()
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is trained to its end."""
+        return self.has(self.fractions[-1])
+
+    def measured(self, line: Line, network: str) -> Path:
+        """File of what a line scored."""
+        return self.folder / "measured" / f"{line.name}--{network}.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a model was trained on."""
+
+    step: int
+    images_seen: int
+    data: dict[str, Any]
+    """Fingerprint of the data and their order."""
+
+
+def run(job: Job) -> None:
+    """Train, export and measure what is missing of a job."""
+    told = f"row {job.row}, seed {job.seed}"
+    check(job)
+    for fraction in job.fractions:
+        fresh = not job.has(fraction)
+        lines = [line for line in job.lines if line.fraction == fraction]
+        if fresh:
+            say(f"{told}: training to {fraction:.3g} of its length")
+            _train(job, fraction, lines)
+        for line in lines:
+            for network in job.measuring.networks:
+                if answers(job.measured(line, network), _asked(job, line, network)):
+                    say(f"{told}: {line.name} is measured already ({network})")
+                else:
+                    say(f"{told}: measuring {line.name} ({network})")
+                    _measure(job, line, network)
+            if not job.measuring.keep_samples:
+                _discard_samples(job, line)
+
+
+def check(job: Job) -> None:
+    """`UserError` where the run in the job's folder is of other settings than the study declares for it."""
+    staged = job.fractions != [1.0]
+    if staged and job.config.optimizer.schedule != "constant":
+        raise UserError(
+            f"row {job.row} is measured on the way, and a schedule that ends somewhere else would be another training: "
+            "set --optimizer.schedule constant"
+        )
+    path = job.folder / "config.json"
+    if not path.exists():
+        return
+    found: Any = schema.load(type(job.config), path)
+    own = ("train.steps", "train.epochs") if staged else ()
+    told = undeclared(job.config, found, left_out=own)
+    stages = {fraction: _steps(job, fraction) for fraction in job.fractions} if staged else {}
+    if staged and found.train.steps not in stages.values():
+        told = f"train.steps: {found.train.steps}, not one of {sorted(stages.values())}"
+    for fraction in filter(job.has, job.fractions):
+        point = point_of(job, fraction)
+        if point.step != stages.get(fraction, point.step):
+            told = f"{job.point(fraction)} is of step {point.step}, not {stages[fraction]}"
+        if not told and (other := changes(point.data, data_of(job.config))):
+            told = f"data: {other}"
+    if told:
+        raise UserError(
+            f"{job.folder} was trained with what row {job.row} at seed {job.seed} does not declare ({told}): choose "
+            "another --out, or restore the settings and the data"
+        )
+
+
+def check_measuring(jobs: Sequence[Job]) -> None:
+    """`UserError` for data, networks or ways of sampling that the jobs' measuring would refuse after their training."""
+    chosen = jobs[0].measuring
+    networks = [load_network(network) for network in chosen.networks.values()]
+    if isinstance(jobs[0].config, TokenizerRunConfig):
+        images = Set(chosen.data, open_source(chosen.data, "validation"))
+        for job in jobs:
+            assert isinstance(job.config, TokenizerRunConfig), "the rows of a study are of one kind"
+            _check_size(images, job.config.model.image_size, chosen.small)
+        return
+    given = open_set(chosen.data)
+    for job in jobs:
+        assert isinstance(job.config, GeneratorRunConfig), "the rows of a study are of one kind"
+        store = store_of(job.config)
+        size = model_config(store.tokenizer_path, "tokenizer").image_size
+        _check_size(given, size, chosen.small)
+        for network in networks:
+            check_fit(given, network, size)
+        for line in job.lines:
+            SamplingConfig.of(**line.sampling).check(store.codebook_sizes)
+
+
+def _check_size(given: Set, size: int, small: str) -> None:
+    if given.source is None or small != "refuse":
+        return
+    try:
+        side = given.size
+    except UnreadableError:  # measuring leaves it out
+        return
+    if side < size:
+        raise UserError(
+            f"the first image of {given.name} has a shorter side of {side} pixels, below the {size} of the models: "
+            "measure on larger ones, or enlarge them with --measure.small enlarge"
+        )
+
+
+def data_of(config: TokenizerRunConfig | GeneratorRunConfig) -> dict[str, Any]:
+    """What tells the data that a row is to see from others."""
+    if isinstance(config, TokenizerRunConfig):
+        return _fingerprint(config.data.source, SourceOptions.of(config.data))
+    return store_of(config).data_fingerprint()
+
+
+@lru_cache(maxsize=4)
+def _fingerprint(source: str, options: SourceOptions) -> dict[str, Any]:
+    return fingerprint(open_source(source, options=options))
+
+
+def _steps(job: Job, fraction: float) -> int:
+    """Optimizer steps up to a point."""
+    config = job.config
+    count = len(
+        open_source(config.data.source, options=config.data)
+        if isinstance(config, TokenizerRunConfig)
+        else store_of(config)
+    )
+    return max(1, round(total_steps(config.train, count) * fraction))
+
+
+def store_of(config: GeneratorRunConfig) -> TokenStore:
+    """The codes that a generator learns. `UserError` where there are none."""
+    if not config.data:
+        raise UserError("--data is missing: a token store, which fqgan extract makes")
+    return TokenStore.open(config.data)
+
+
+def _train(job: Job, fraction: float, lines: Sequence[Line]) -> None:
+    """Train to a point, drop what an earlier model scored there, and export it."""
+    config = job.config
+    if job.fractions != [1.0]:
+        config = replace(config, train=replace(config.train, steps=_steps(job, fraction)))
+    point = job.point(fraction)
+    if isinstance(config, TokenizerRunConfig):
+        train_tokenizer(config, job.folder)
+    else:
+        train_generator(config, job.folder)
+    newest = checkpoint.latest(job.folder / "checkpoints")
+    assert newest is not None, "training ends with a checkpoint"
+    state = schema.load_json(newest / "state.json")
+    expected = config.train.steps or _steps(job, fraction)
+    if state["step"] != expected:
+        raise UserError(
+            f"{job.folder} has seen {state['step'] * config.train.batch:,} images, not the "
+            f"{expected * config.train.batch:,} of row {job.row}: choose another --out"
+        )
+    for line in lines:
+        for file in (job.folder / "measured").glob(f"{line.name}--*.json"):
+            file.unlink()
+        _discard_samples(job, line)
+    point.parent.mkdir(exist_ok=True)
+    with making_folder(point) as temporary:
+        if isinstance(config, TokenizerRunConfig):
+            save_tokenizer(load_tokenizer(newest), temporary)
+        else:
+            save_generator(load_generator(newest), temporary)
+        facts = {"step": state["step"], "images_seen": state["images_seen"], "data": state["data"]}
+        write_text(temporary / POINT, json.dumps(facts, indent=2) + "\n")
+
+
+def point_of(job: Job, fraction: float) -> Point:
+    """What the model at a fraction of the training has seen."""
+    facts = schema.load_json(job.point(fraction) / POINT)
+    return Point(facts["step"], facts["images_seen"], facts["data"])
+
+
+def _request(job: Job, line: Line, network: str) -> list[str]:
+    """The options that a measurement depends on."""
+    chosen = job.measuring
+    argv = ["--data", chosen.data, "--features", chosen.networks[network], *chosen.options]
+    argv += ["--device", job.config.train.device]
+    if isinstance(job.config, GeneratorRunConfig):
+        argv += ["--seed", str(job.seed)]
+        for name, value in line.sampling.items():
+            values = value if isinstance(value, list | tuple) else (value,)
+            argv += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return argv
+
+
+def _asked(job: Job, line: Line, network: str) -> list[str]:
+    """The same, and what its names stand for now."""
+    chosen = job.measuring
+    split = "validation" if isinstance(job.config, TokenizerRunConfig) else "train"
+    return [*identity(chosen.networks[network], chosen.data, split), *_request(job, line, network)]
+
+
+def _measure(job: Job, line: Line, network: str) -> None:
+    file, asked = job.measured(line, network), _asked(job, line, network)
+    argv = [str(job.point(line.fraction)), *_request(job, line, network)]
+    if isinstance(job.config, TokenizerRunConfig):
+        measure(evaluate_tokenizer.main, argv, asked, file)
+    else:
+        measure(evaluate_generator.main, [*argv, "--samples", str(_samples(job, line))], asked, file)
+
+
+def _samples(job: Job, line: Line) -> Path:
+    """Where a generator's pictures go, to be measured by one network after the other."""
+    network = next(iter(job.measuring.networks))
+    return job.folder / "samples" / f"{line.name}-{drawing(_request(job, line, network))}"
+
+
+def _discard_samples(job: Job, line: Line) -> None:
+    """Those of this request and of earlier ones."""
+    for folder in (job.folder / "samples").glob(f"{line.name}-{'[0-9a-f]' * 8}"):
+        discard(folder)
+
+
+def labelled(networks: Sequence[str]) -> dict[str, str]:
+    """Label -> network. `UserError` where two would have one label."""
+    labels = [label_of(network) for network in networks]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"two networks would be called {twice[0]} in the tables: measure with one of them")
+    return dict(zip(labels, networks, strict=True))
+
+
+def label_of(network: str) -> str:
+    """A network's short name, for files and headings."""
+    if network.startswith("classifier:"):
+        return "classifier"
+    return re.sub(r"[^\w@.+-]+", "-", network).strip("-")

@@ -1,0 +1,198 @@
+"""What the rows of a study scored, whether they may be compared, and what their orderings are worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fqgan.base.errors import UserError
+from fqgan.base.schema import changes
+from fqgan.config import GeneratorRunConfig, TokenizerConfig, TokenizerRunConfig
+from fqgan.lab.studies.jobs import Job, data_of, point_of, store_of
+from fqgan.lab.studies.judgement import Judgement, judge
+from fqgan.lab.studies.measured import OneProtocol, scores_of
+from fqgan.lab.studies.plan import Ordering, Study, ancestry
+from fqgan.models.find import CARRIED, model_config
+
+Numbers = dict[tuple[str, int], dict[str, float]]
+"""(line, seed) -> metric -> value."""
+PERCEPTUAL, PACKAGED = "perceptual", "efficientnet-lite0"
+MARK = "†"
+"""Of a network that is a teacher or the perceptual loss of a row: its distance is contaminated."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric in a table."""
+
+    key: str
+    label: str
+    digits: int
+    sign: int
+    """1: higher is better; -1: lower is; 0: neither."""
+
+    @property
+    def heading(self) -> str:
+        """Its label with the direction that is better."""
+        return self.label + {1: " ↑", -1: " ↓"}.get(self.sign, "")
+
+    def text(self, value: float) -> str:
+        """A value in its number of digits; of percents in percent."""
+        if value is None or math.isnan(value):
+            return "–"
+        return f"{value:.{self.digits}%}" if self.key == "usage" else f"{value:.{self.digits}f}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An ordering, judged by one metric."""
+
+    ordering: Ordering
+    column: Column
+    judgement: Judgement
+
+
+def collect(study: Study, jobs: Sequence[Job]) -> Numbers:
+    """The numbers of all measured lines. `UserError` where two of them were not measured under one protocol, or rows
+    differ in images seen or data without declaring it."""
+    check_alike(study, jobs)
+    numbers: Numbers = {}
+    # samples differ in what the lines declare, and in the seed
+    protocol = OneProtocol(() if study.kind == "tokenizer" else ("samples",))
+    for job in jobs:
+        for line in job.lines:
+            scores: dict[str, float] = {}
+            for network in job.measuring.networks:
+                scores |= scores_of(protocol.read(job.measured(line, network), network), network)
+            numbers[line.name, job.seed] = scores
+    return numbers
+
+
+_LENGTHS = {"train.steps", "train.epochs", "train.batch"}
+_OF_CODES = ("tokenizer", "codes", "labels")
+"""In which token stores of the same images may differ, where rows declare that they take others. Labels are compared
+by themselves: their sums are those of shards, of which one store may have more."""
+
+
+def check_alike(study: Study, jobs: Sequence[Job]) -> None:
+    """`UserError` where rows have seen, or would see, other images or other numbers of them than they declare."""
+    firsts: dict[int, Job] = {}
+    for job in jobs:
+        other = firsts.setdefault(job.seed, job)
+        # compared with the first row: differences from it lie on the way to a common parent
+        rows = (*ancestry(study, job.row), *ancestry(study, other.row))
+        declared = {key for row in rows for key in row.changes}
+        whose = f"row {job.row}, seed {job.seed}"
+        if job.trained and other.trained and job.fractions[-1] == other.fractions[-1] and not declared & _LENGTHS:
+            own, theirs = (point_of(each, each.fractions[-1]).images_seen for each in (job, other))
+            if own != theirs:
+                raise UserError(
+                    f"{whose} has seen {own:,} images, row {other.row} {theirs:,}: declare it, or train both alike"
+                )
+        if study.kind == "tokenizer" and declared & {"data.source", "data"}:
+            continue
+        of_codes = study.kind == "generator" and "data" in declared
+        before, after = (
+            {k: v for k, v in _seen(each).items() if not of_codes or k not in _OF_CODES} for each in (other, job)
+        )
+        told = changes(before, after)
+        if of_codes and not told and not np.array_equal(_labels(other), _labels(job)):
+            told = "other labels"
+        if told:
+            raise UserError(
+                f"{whose} has other data than row {other.row} ({told}): "
+                + ("give both the codes of the same images, in the same crops" if of_codes else "declare it")
+            )
+
+
+def _seen(job: Job) -> dict[str, Any]:
+    """Fingerprint of the data that a row was trained on, or would be."""
+    return point_of(job, job.fractions[-1]).data if job.trained else data_of(job.config)
+
+
+def _labels(job: Job) -> npt.NDArray[np.int64]:
+    assert isinstance(job.config, GeneratorRunConfig), "tokenizers learn from images"
+    return store_of(job.config).labels
+
+
+def contaminated(network: str, jobs: Sequence[Job]) -> bool:
+    """Whether a network of `--features` teaches a row, or is its perceptual loss; of generators' rows, their
+    tokenizers."""
+    for job in jobs:
+        if isinstance(job.config, TokenizerRunConfig):
+            loss = job.config.loss
+            if loss.perceptual_weight and family(network) == family(loss.perceptual):
+                return True
+            if taught(network, job.config.model):
+                return True
+        elif suspected(network, [model_config(job.point(job.fractions[-1]) / CARRIED, "tokenizer")]):
+            return True
+    return False
+
+
+def suspected(network: str, tokenizers: Iterable[TokenizerConfig]) -> bool:
+    """Whether a network of `--features` taught one of some tokenizers. Which perceptual loss they were trained with
+    their files don't say: it may have been the packaged network."""
+    return family(network) == PACKAGED or any(taught(network, each) for each in tokenizers)
+
+
+def taught(network: str, tokenizer: TokenizerConfig) -> bool:
+    """Whether a network of `--features` is a teacher of a tokenizer: the same one, or one of its kind."""
+    return family(network) in {family(factor.teacher) for factor in tokenizer.factors if factor.teacher}
+
+
+def family(network: str) -> str:
+    """What a network's name has in common with those of its kind: all of CLIP, all stages of the packaged one, one
+    model of timm."""
+    name = network.partition("@")[0]
+    if name.startswith("timm:") and "efficientnet_lite0" in name:  # timm has the packaged weights too
+        return PACKAGED
+    return name.partition("=")[0] if name.startswith("timm:") else name.partition(":")[0]
+
+
+def columns(study: Study, jobs: Sequence[Job], networks: Mapping[str, str], numbers: Numbers) -> list[Column]:
+    """The metrics that a study's table shows, those that are there."""
+    marked = [label for label, network in networks.items() if contaminated(network, jobs)]
+    if study.kind == "tokenizer":
+        marked.append(PERCEPTUAL)  # measured with the rows' own loss
+    return known_columns(networks, numbers.values(), marked)
+
+
+def known_columns(
+    networks: Iterable[str], scores: Iterable[Mapping[str, float]], marked: Collection[str] = ()
+) -> list[Column]:
+    """The metrics that tables show, as far as there are scores of them; those of the `marked` networks with `MARK`, and
+    the perceptual distance if that is among them."""
+    found = [Column("psnr", "PSNR (dB)", 2, 1), Column("ssim", "SSIM", 4, 1)]
+    found.append(Column(PERCEPTUAL, "perceptual distance" + (f" {MARK}" if PERCEPTUAL in marked else ""), 4, -1))
+    known = {key for each in scores for key in each}
+    for label in networks:
+        mark = f" {MARK}" if label in marked else ""
+        of = "" if f"fid/{label}" in known else f", {label}"  # FID's own network needs no name
+        for key, name, digits, sign in (
+            *(("fid", "FID", 2, -1), ("frechet", "Frechet distance", 2, -1)),
+            *(("inception_score", "IS", 1, 1), ("precision", "precision", 3, 1), ("recall", "recall", 3, 1)),
+        ):
+            found.append(Column(f"{key}/{label}", name + of + mark, digits, sign))
+    found.append(Column("usage", "usage", 1, 0))
+    return [column for column in found if column.key in known]
+
+
+def judged(orderings: Sequence[Ordering], numbers: Numbers, shown: Sequence[Column]) -> list[Judged]:
+    """Every ordering by each metric; the seeds in which both lines were measured are paired."""
+    found = []
+    for ordering in orderings:
+        for column in shown:
+            pairs = [
+                column.sign * (numbers[ordering.better, seed][column.key] - numbers[ordering.worse, seed][column.key])
+                for line, seed in sorted(numbers)
+                if line == ordering.better and (ordering.worse, seed) in numbers
+            ]
+            if pairs:
+                found.append(Judged(ordering, column, judge(pairs)))
+    return found

@@ -1,0 +1,188 @@
+"""A study of rows that are trained: all jobs, then the table, the orderings and the figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fqgan.config import FactorConfig
+from fqgan.evaluation.protocol import read_result
+from fqgan.lab.report.figures import require_matplotlib
+from fqgan.lab.studies import jobs as work
+from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
+from fqgan.lab.studies.jobs import Job, Measuring, check_measuring, point_of
+from fqgan.lab.studies.measured import identity
+from fqgan.lab.studies.plan import Row, Run, Study, has_setting, settings_of, value_at
+from fqgan.lab.studies.results import MARK, Column, Judged, Numbers, check_alike, collect, columns, judged
+from fqgan.lab.studies.tables import comma_separated, markdown, write_table
+from fqgan.lab.studies.verdicts import cell, told
+from fqgan.lab.studies.workers import check_alone
+from fqgan.lab.studies.workers import spread as over_processes
+
+
+def run_study(
+    study: Study, base: Run, out: Path, seeds: int, measuring: Measuring, processes: int = 0, only: Sequence[str] = ()
+) -> list[Path]:
+    """Train and measure what is missing under `out/rows/ROW/seed-N`, and write table and figure; returns their files.
+
+    Args:
+        seeds: the number of seeds, counted from 0.
+        processes: jobs at a time; 0: one for each GPU, or one.
+        only: names of rows; empty: all.
+    """
+    require_matplotlib()
+    check_alone()
+    identity.cache_clear()  # the files may have changed since an earlier study of this process
+    settings = settings_of(study, base)
+    chosen = study.only(only) if only else study
+    jobs = [
+        Job(
+            row.name,
+            seed,
+            replace(settings[row.name], train=replace(settings[row.name].train, seed=seed)),
+            out / "rows" / row.name / f"seed-{seed}",
+            tuple(line for line in chosen.lines if line.row == row.name),
+            measuring,
+        )
+        for seed in range(seeds)
+        for row in chosen.rows
+        if chosen.fractions(row.name)
+    ]
+    for job in jobs:  # before hours of training
+        work.check(job)
+    check_alike(study, jobs)
+    check_measuring(jobs)
+    gpus = torch.cuda.device_count() if base.train.device != "cpu" else 0
+    over_processes(work.run, jobs, processes or max(1, gpus), gpus)
+    return report(chosen, jobs, out)
+
+
+def report(study: Study, jobs: Sequence[Job], out: Path) -> list[Path]:
+    """Table and figure of measured jobs."""
+    numbers = collect(study, jobs)
+    shown = columns(study, jobs, jobs[0].measuring.networks, numbers)
+    deciding = [column for column in shown if column.key.startswith(("psnr", "fid/", "frechet/"))]
+    verdicts = judged(study.orderings, numbers, deciding)
+    head = [
+        "model",
+        "images seen",
+        "seeds",
+        *(c.heading for c in shown),
+        *(f"paper: {p}" for p in study.paper.values()),
+    ]
+    seen = _images_seen(jobs)
+    rows = []
+    for line in study.lines:
+        scores = [scores for (name, _), scores in sorted(numbers.items()) if name == line.name]
+        paper = [_paper(line.paper.get(key)) for key in study.paper]
+        cells = [cell(column, [each.get(column.key, float("nan")) for each in scores]) for column in shown]
+        rows.append([line.label, f"{seen[line.name]:,}", str(len(scores)), *cells, *paper])
+    notes = _notes(study, jobs, verdicts, shown)
+    files = write_table(out, study.title, head, rows, notes, _data(study, numbers))
+    return [*files, *_figure(study, numbers, shown, seen, out)]
+
+
+def _images_seen(jobs: Sequence[Job]) -> dict[str, int]:
+    return {line.name: point_of(job, line.fraction).images_seen for job in jobs for line in job.lines}
+
+
+def _paper(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _data(study: Study, numbers: Numbers) -> str:
+    """Every metric of every line and seed, and the paper's."""
+    keys = sorted({key for scores in numbers.values() for key in scores})
+    head = ["line", "seed", *keys, *(f"paper_{key}" for key in study.paper)]
+    rows = [
+        [line.name, seed, *(scores.get(key, "") for key in keys), *(line.paper.get(key, "") for key in study.paper)]
+        for line in study.lines
+        for (name, seed), scores in sorted(numbers.items())
+        if name == line.name
+    ]
+    return comma_separated(head, rows)
+
+
+def _notes(study: Study, jobs: Sequence[Job], verdicts: Sequence[Judged], shown: Sequence[Column]) -> str:
+    parts = ["Mean ± standard deviation over the seeds; all lines of a seed share data, their order and the seed."]
+    if any(MARK in column.label for column in shown):
+        parts.append(
+            f"{MARK} By a network that teaches a row, or is or may have been its perceptual loss: no ground for a "
+            "conclusion."
+        )
+    protocol = _protocol(jobs)
+    parts.append(f"Measured on {protocol}.")
+    if study.paper:
+        parts.append(
+            "The paper's numbers are of ImageNet at 256 pixels, with Inception's features and the paper's own lengths: "
+            "they compare with ours only where ours are of these too."
+        )
+    parts += told(verdicts)
+    parts.append(f"## Rows\n\n{markdown(['row', 'parent', 'declared difference'], _declared(study, jobs))}")
+    return "\n\n".join(parts)
+
+
+def _protocol(jobs: Sequence[Job]) -> str:
+    job = jobs[0]
+    networks = []
+    sides: Mapping[str, Any] = {}
+    for network in job.measuring.networks:
+        sides = read_result(job.measured(job.lines[0], network))["protocol"]
+        networks.append(f"{network} ({sides['features']['weights'][:12]})")
+    data = sides.get("data") or sides.get("reference") or {}
+    count = f"{data['count']:,} images of " if "count" in data else ""
+    return f"{count}{job.measuring.data} at {sides['size']} pixels; networks: {', '.join(networks)}"
+
+
+def _declared(study: Study, jobs: Sequence[Job]) -> list[list[str]]:
+    trained = {job.row: job.config for job in jobs}
+
+    def told(row: Row) -> str:
+        # of a row with a config of its own, what that has
+        own = trained[row.name]
+        values = {k: _own(own, k) if row.config else v for k, v in row.changes.items()}
+        return ", ".join(f"`{key}` = {_short(value)}" for key, value in values.items()) or "–"
+
+    return [[row.name, row.parent or "the study", told(row)] for row in study.rows if row.name in trained]
+
+
+def _own(config: Any, key: str) -> Any:
+    """What a row's config has at a key; nothing where it lacks it, such as a second factor."""
+    return value_at(config, key) if has_setting(config, key) else ()
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        value = FactorConfig(**value) if "codebook_size" in value else ", ".join(f"{k} {v}" for k, v in value.items())
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_short, value)) or "none"
+    codes = getattr(value, "codebook_size", None)
+    if codes is None:
+        return f'"{value}"' if isinstance(value, str) else str(value)
+    taught = f", taught by {value.teacher}" if value.teacher else ""
+    return f"{value.name} ({codes} codes of {value.code_dim}, adapter depth {value.adapter_depth}{taught})"
+
+
+def _figure(study: Study, numbers: Numbers, shown: Sequence[Column], seen: Mapping[str, int], out: Path) -> list[Path]:
+    drawn = [column for column in shown if column.key.startswith(("psnr", "fid/", "frechet/"))]
+
+    def values(line: str, column: Column) -> list[float]:
+        return [scores[column.key] for (name, _), scores in sorted(numbers.items()) if name == line]
+
+    if max(len(study.fractions(row.name)) for row in study.rows) == 1:
+        series = {c.key: [Series(line.label, [0], [values(line.name, c)]) for line in study.lines] for c in drawn}
+        return write_dots(out, [Panel(column.heading, series[column.key]) for column in drawn])
+    panels = []
+    for column in drawn:
+        curves = []
+        for row in study.rows:
+            lines = sorted((line for line in study.lines if line.row == row.name), key=lambda line: line.fraction)
+            if lines:
+                images = [seen[line.name] for line in lines]
+                curves.append(Series(row.label or row.name, images, [values(line.name, column) for line in lines]))
+        panels.append(Panel(column.heading, curves))
+    return write_curves(out, panels, "images seen")

@@ -1,0 +1,149 @@
+"""Model cards: what a README.md on the hub says about a model, filled from its config and its eval.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fqgan.base.schema import is_number
+from fqgan.config import GeneratorConfig, TokenizerConfig
+
+_LABELS = {
+    "psnr": "PSNR, mean over images (dB)",
+    "psnr_pooled": "PSNR, pooled over pixels (dB)",
+    "ssim": "SSIM",
+    "perceptual": "perceptual distance (EfficientNet-Lite0)",
+    "frechet_efficientnet": "Frechet distance (EfficientNet-Lite0, not FID)",
+    "frechet": "Frechet distance (not FID)",
+    "fid": "FID",
+    "sfid": "sFID",
+    "inception_score": "Inception Score",
+}
+_CONDITIONS = ("images", "size", "unreadable")  # of an evaluation: numbers, but no results
+_TASKS = {"tokenizer": "image-feature-extraction", "generator": "unconditional-image-generation"}
+
+
+def model_card(
+    config: TokenizerConfig | GeneratorConfig, parameters: int, facts: Mapping[str, Any], scores: Mapping[str, Any]
+) -> str:
+    """The text of a card, with the hub's metadata in front.
+
+    Args:
+        parameters: number of them.
+        facts: `fingerprint`; where known `origin`, and of a generator `label_names` and `tokenizer`.
+        scores: eval.json.
+    """
+    about = _tokenizer if isinstance(config, TokenizerConfig) else _generator
+    kind = "tokenizer" if isinstance(config, TokenizerConfig) else "generator"
+    parts = [
+        f"---\n{_metadata(kind, scores)}\n---",
+        *about(config, facts),  # pyright: ignore[reportArgumentType]
+        *_measured(scores),
+        f"{parameters:,} parameters. Fingerprint `{facts['fingerprint']}`."
+        + (f" {facts['steps']:,} training steps." if facts.get("steps") else "")
+        + (f" Converted from {facts['origin']}." if facts.get("origin") else ""),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(kind: str, scores: Mapping[str, Any]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data = str(scores.get("data", "") or "images")
+    results = [
+        EvalResult(_TASKS[kind], data, data, metric_type=name, metric_value=value, metric_name=_LABELS.get(name, name))
+        for name, value in results_in(scores).items()
+    ]
+    named: dict[str, Any] = {"eval_results": results, "model_name": f"fqgan {kind}"} if results else {}
+    return ModelCardData(library_name="fqgan", tags=["fqgan", f"image-{kind}"], **named).to_yaml()
+
+
+def results_in(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of an evaluation, without its conditions."""
+    return {
+        name: value
+        for name, value in scores.get("metrics", scores).items()
+        if is_number(value) and name not in _CONDITIONS and math.isfinite(value)
+    }
+
+
+def _measured(scores: Mapping[str, Any]) -> list[str]:
+    results = results_in(scores)
+    if not results:
+        return []
+    conditions = [f"{scores['images']:,} images" if isinstance(scores.get("images"), int) else "images"]
+    if scores.get("data"):
+        conditions.append(f"of {Path(str(scores['data'])).name}")
+    protocol = scores.get("protocol", scores)
+    if protocol.get("size"):
+        conditions.append(f"at {protocol['size']} pixels")
+    if protocol.get("features"):
+        conditions.append(f"with the features of {protocol['features']['network']}")
+    rows = [(_LABELS.get(name, name), f"{value:.4g}") for name, value in results.items()]
+    return [f"Measured on {' '.join(conditions)}:", _table(("metric", "value"), rows)]
+
+
+def _tokenizer(config: TokenizerConfig, facts: Mapping[str, Any]) -> list[str]:
+    k, grid = len(config.factors), config.grid
+    rows = [
+        (
+            factor.name,
+            f"{factor.codebook_size:,} x {factor.code_dim}",
+            f"{factor.adapter_depth} blocks" if factor.adapter_depth else "none",
+            f"`{factor.teacher}`" if factor.teacher else "",
+        )
+        for factor in config.factors
+    ]
+    return [
+        f"# Image tokenizer, {k} {'factor' if k == 1 else 'factors'}, {config.downsampling}x",
+        f"A factorized visual tokenizer (FQGAN): {config.image_size} x {config.image_size} pixels become "
+        f"{grid} x {grid} positions of {k} {'code' if k == 1 else 'codes'} each, and images again.",
+        _table(("factor", "codes x dimensions", "adapter", "teacher"), rows),
+        _usage(
+            'tokenizer = fqgan.load_tokenizer("hf:org/name")  # or the path of a copy of this repository',
+            f'codes = tokenizer.encode(fqgan.load_images(["picture.jpg"], size={config.image_size}))  # (b, k, h, w)',
+            "images = tokenizer.decode(codes)  # (b, 3, H, W) in [-1, 1], not clipped",
+        ),
+    ]
+
+
+def _generator(config: GeneratorConfig, facts: Mapping[str, Any]) -> list[str]:
+    k, (h, w) = config.num_factors, config.grid
+    sizes = " x ".join(f"{size:,}" for size in config.codebook_sizes)
+    lines = [
+        f"# Class-conditional image generator, {k} {'factor' if k == 1 else 'factors'}",
+        f"A factorized auto-regressive generator (FAR): {config.num_classes:,} classes, {h} x {w} positions of {k} "
+        f"{'code' if k == 1 else 'codes'} each ({sizes}). {config.depth} blocks of width {config.width} and "
+        f"{config.heads} heads; head `{config.head}`"
+        + (f" of {config.head_depth} blocks." if config.head == "ar" else "."),
+    ]
+    if config.legacy:
+        lines.append(
+            "`legacy`: as in the released models, the rotary rows of the class position and of the head's first "
+            "position are zero."
+        )
+    carried = "It carries its tokenizer" if facts.get("tokenizer") else "It comes without its tokenizer"
+    lines.append(carried + (f", fingerprint `{facts['tokenizer']}`." if facts.get("tokenizer") else "."))
+    lines.append(
+        _usage(
+            'generator = fqgan.load_generator("hf:org/name")  # or the path of a copy of this repository',
+            "codes = generator.generate([0, 1, 2], cfg_scale=2.0, seed=0)  # (3, k, h, w)",
+            "images = generator.tokenizer.decode(codes)  # (3, 3, H, W) in [-1, 1], not clipped",
+        )
+    )
+    return lines
+
+
+def _usage(*lines: str) -> str:
+    code = "\n".join(("```python", "import fqgan", "", *lines, "```"))
+    return (
+        f"{code}\n\ntransformers' `AutoModel` does not load it: that would run a copy of the model's code from this "
+        "repository (`trust_remote_code`). The weights are plain safetensors, the code is the package `fqgan`."
+    )
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

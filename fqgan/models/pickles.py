@@ -1,0 +1,79 @@
+"""Files of torch.save, whose pickles could run anything: read so that they can't."""
+
+from __future__ import annotations
+
+import pathlib
+import pickle
+import pickletools
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fqgan.base.errors import UserError, in_one_line
+
+
+def _plain_classes() -> list[Any]:
+    """What numbers of NumPy and paths are made of; beside what they hold, making them does nothing."""
+    scalar = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue]
+    dtypes = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdFD"]
+    paths = [pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
+    older = [(scalar, "numpy.core.multiarray.scalar"), (pathlib.PosixPath, "pathlib._local.PosixPath")]
+    return [scalar, np.dtype, *dict.fromkeys(dtypes), *paths, *older]
+
+
+def load_pickle(path: Path, *classes: type) -> Any:
+    """What torch.save wrote, memory-mapped on the CPU, by torch's safe loader, which runs nothing.
+
+    Args:
+        classes: taken beside tensors and plain data, numbers of NumPy and paths among it.
+
+    Raises:
+        UserError: any other class, which it names; truncated and foreign files.
+    """
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    with torch.serialization.safe_globals([*classes, *_plain_classes()]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a foreign pickle is refused in one line of ours
+        try:
+            try:
+                return torch.load(path, mmap=True, **options)
+            except RuntimeError as error:
+                if "mmap can only be used" not in str(error):
+                    raise
+                return torch.load(path, **options)  # the format before torch 1.6 cannot be mapped
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        except Exception as error:  # damaged files fail in many ways: pickle, zip, runtime, key and end-of-file errors
+            if isinstance(error, pickle.UnpicklingError) and (name := _foreign_class(error, path)):
+                taken = ", ".join(
+                    ["tensors", "plain data", *(f"{each.__module__}.{each.__name__}" for each in classes)]
+                )
+                raise UserError(
+                    f"{path} asks for {name} when it is opened: refused, as that can run code (taken: {taken})"
+                ) from None
+            why = in_one_line(error).partition(". ")[0]
+            why = "neither a zip archive nor a pickle" if isinstance(error, pickle.UnpicklingError | KeyError) else why
+            raise UserError(f"{path} is damaged or no file of torch weights: {why}") from None
+
+
+def _foreign_class(error: Exception, path: Path) -> str:
+    """What a pickle asks for by name and the safe loader does not give; empty if it says no such thing."""
+    if found := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error)):
+        return found[1]
+    # a protocol that the loader does not read at all: the names are in the pickle's text
+    strings: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for code, value, _ in pickletools.genops(file):
+                if code.name in ("GLOBAL", "STACK_GLOBAL"):
+                    name = ".".join(value.split()) if value else ".".join(strings[-2:])
+                    if name.split(".")[0] not in ("torch", "collections", "argparse"):
+                        return name
+                elif isinstance(value, str):
+                    strings.append(value)
+    except ValueError:  # the end of what is a pickle
+        pass
+    return ""

@@ -1,0 +1,1 @@
+"""Frozen pretrained networks: teachers, perceptual distances, and what measures images."""

@@ -1,0 +1,92 @@
+"""What every teacher shares: resized, normalised images in, one feature vector each out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fqgan.nets.frozen import FrozenModule
+from fqgan.nets.sharing import shared
+
+
+class Teacher(FrozenModule):
+    """A frozen model that turns images into one feature vector each. Subclasses give `features`.
+
+    It runs once for a batch, without gradient, and when training is in bf16, in bf16: networks of a model library
+    hold their weights in it (half the memory), the packaged EfficientNet follows autocast. On a CPU networks with
+    grouped convolutions, the packaged one among them, stay in float32. Images are always resized and normalised in
+    float32.
+
+    Attributes: `name` as in the config, `dim` of the feature, `size` in pixels a side that images are resized to.
+    """
+
+    def __init__(self, name: str, dim: int, size: int):
+        super().__init__()
+        self.name = name
+        self.dim = dim
+        self.size = size
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, H, W) in [-1, 1] -> (b, dim) float32 without gradient. Images that are not square are squeezed."""
+        return self.features(resize(images, self.size)).float()
+
+    def features(self, images: Tensor) -> Tensor:
+        """(b, 3, size, size) float32 in [-1, 1] -> (b, dim)."""
+        raise NotImplementedError
+
+
+@shared
+def resize(images: Tensor, size: int) -> Tensor:
+    """Antialiased bicubic resize to (b, 3, size, size), in float32 and kept in [-1, 1] as PIL does."""
+    images = images.float()
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+class NetworkTeacher(Teacher):
+    """A network of a model library with its own normalisation of the pixels.
+
+    The pixels are normalised in float32; the network computes in the type of its weights, whatever autocast is on.
+
+    Args:
+        read: (network, normalised images) -> (b, dim).
+        mean, std: of the three channels, for pixels in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        read: Callable[[nn.Module, Tensor], Tensor],
+        dim: int,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
+        super().__init__(name, dim, size)
+        self.network, self.read = network, read
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+        self.freeze()
+
+    def features(self, images: Tensor) -> Tensor:
+        pixels = ((images + 1) / 2 - self.mean) / self.std
+        with torch.autocast(images.device.type, enabled=False):
+            return self.read(self.network, pixels.to(next(self.network.parameters()).dtype))
+
+
+def weight_type(network: nn.Module, precision: str, device: torch.device) -> torch.dtype:
+    """The type to hold a frozen network in: bf16 if `precision` says so, and on a CPU only where that is faster.
+
+    Grouped convolutions are up to twice as slow there in bf16; everything else is faster.
+    """
+    grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
+    return torch.float32 if precision == "float32" or (device.type == "cpu" and grouped) else torch.bfloat16

@@ -1,0 +1,131 @@
+"""Class tokens of vision transformers in the format of the library transformers: CLIP and DINOv2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fqgan.base.errors import UserError, in_one_line
+from fqgan.base.schema import load_json
+from fqgan.nets.features import NetworkTeacher, weight_type
+from fqgan.nets.weights import WEIGHTS, hub_folder, require, weights_in
+
+# `model_type` of a config -> the class that holds its vision tower alone
+CLASSES = {
+    "clip": {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel"},
+    "dinov2": {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"},
+}
+# mean and deviation of the pixels in [0, 1]: those of OpenAI's CLIP, and ImageNet's
+NORMALISATION = {
+    "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+    "dinov2": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
+
+
+def load_transformer(
+    name: str, family: str, model: str, size: int, precision: str, device: torch.device
+) -> NetworkTeacher:
+    """The teacher of a folder or hub id: the last layer's class token after the final LayerNorm, not projected.
+
+    That is `pooler_output`: 1024 dimensions for CLIP ViT-L/14, 768 for ViT-B/16, 384 for DINOv2-small. Normalisation
+    and input size are those of the folder's `preprocessor_config.json` if it has one, else the family's. Another
+    size interpolates the positional embeddings.
+
+    Args:
+        family: `clip` or `dinov2`.
+        size: pixels a side; 0: the model's own.
+    """
+    require("transformers")
+    folder = _folder(model)
+    config = _read_config(folder, family)
+    network = _load(folder, CLASSES[family][config["model_type"]])
+    mean, std, own_size = _preprocessing(folder, family, config)
+    size, patch = size or own_size, network.config.patch_size
+    if size % patch or not size:
+        raise UserError(f"the size {size} is no multiple of the model's patches of {patch} pixels")
+    network = network.to(weight_type(network, precision, device))
+    read = _read_clip if family == "clip" else _read_dinov2
+    return NetworkTeacher(name, network, read, network.config.hidden_size, size, mean, std)
+
+
+def _read_clip(network: nn.Module, pixels: Tensor) -> Tensor:
+    return network(pixel_values=pixels, interpolate_pos_encoding=True).pooler_output
+
+
+def _read_dinov2(network: nn.Module, pixels: Tensor) -> Tensor:
+    return network(pixel_values=pixels).pooler_output
+
+
+def _folder(model: str) -> Path:
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        if path.is_absolute() or path.exists() or model.startswith((".", "~")):
+            raise UserError(f"{model} is no folder")
+        return hub_folder(model)
+    if not weights_in(path):
+        raise UserError(f"the folder {model} holds no weights: {WEIGHTS[0]} is missing")
+    return path
+
+
+def _read_config(folder: Path, family: str) -> dict[str, Any]:
+    """The config of a vision model, or of a CLIP model with two towers."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"the folder {folder} holds no config.json of transformers")
+    config = load_json(folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in CLASSES[family]:
+        raise UserError(f"{folder} holds a model of type {kind!r}, not {' or '.join(CLASSES[family])}")
+    return config
+
+
+def _load(folder: Path, class_name: str) -> Any:
+    """The vision tower in float32. Weights that are missing or do not fit raise `UserError`."""
+    import transformers
+
+    cls = getattr(transformers, class_name)
+    try:
+        with quiet():
+            network, info = cls.from_pretrained(
+                folder, local_files_only=True, weights_only=True, dtype=torch.float32, output_loading_info=True
+            )
+    except Exception as error:  # damaged and foreign files fail in many ways
+        raise UserError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
+    # what is missing would be left at random; of what is left over, a text tower is normal
+    if info["missing_keys"]:
+        raise UserError(f"{folder} lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
+    return network
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar, no list of unused weights, such as a text tower's."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _preprocessing(folder: Path, family: str, config: dict[str, Any]) -> tuple[list[float], list[float], int]:
+    """Mean, deviation and size that a model was trained with."""
+    mean, std = NORMALISATION[family]
+    size = config.get("vision_config", config).get("image_size", 224) if family == "clip" else 224
+    own: dict[str, Any] = {}
+    if (folder / "preprocessor_config.json").is_file():
+        own = load_json(folder / "preprocessor_config.json")
+    elif (folder / "processor_config.json").is_file():
+        own = load_json(folder / "processor_config.json").get("image_processor", {})
+    crop = own.get("crop_size", size)
+    size = crop.get("height", size) if isinstance(crop, dict) else crop
+    return own.get("image_mean", mean), own.get("image_std", std), size

@@ -1,0 +1,58 @@
+"""Folders of model weights: a local one, a hub repository in the local cache, or one that can be downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from fqgan.base.errors import UserError, in_one_line
+from fqgan.models.hub import SECONDS, ask
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+def require(package: str, extra: str = "teachers") -> None:
+    """`UserError` when a package of an extra is not installed. Does not import it."""
+    try:
+        found = find_spec(package)
+    except ValueError:  # a module that is loaded without a spec
+        found = None
+    if found is None:
+        raise UserError(f"needs the package {package}, which is not installed: pip install 'fqgan[{extra}]'")
+
+
+def weights_in(folder: Path, names: Sequence[str] = WEIGHTS) -> Path | None:
+    """The first of the files of these names that the folder has."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS, also: Sequence[str] = ()) -> Path:
+    """The local copy of a hub repository: from the cache if the weights are there, else downloaded to it.
+
+    Only configs, files of the patterns `also` and the first of the `weights` that the repository has are downloaded. A
+    repository that does not exist, and a hub that gives no answer within two seconds, raise `UserError`.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+        if weights_in(folder, weights):
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError:
+        raise UserError(f"{repository} is neither a folder nor the id of a hub repository") from None
+    absent = f"{repository} is not in the local cache of the hub"
+    info = ask(lambda: HfApi().model_info(repository, timeout=SECONDS), absent, SECONDS)
+    files = {sibling.rfilename for sibling in info.siblings or ()}
+    chosen = next((name for name in weights if name in files), None)
+    if chosen is None:
+        raise UserError(f"the hub's {repository} has none of the files {', '.join(weights)}")
+    shards = ["model-*.safetensors"] if chosen.endswith(".index.json") else []
+    patterns = ["config.json", "preprocessor_config.json", "processor_config.json", chosen, *shards, *also]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except Exception as error:
+        raise UserError(f"the download of {repository} failed: {in_one_line(error)}") from error

@@ -1,0 +1,328 @@
+"""The tokenizer's training task: its two phases, meters, validation and pictures."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fqgan.base.errors import UserError
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say
+from fqgan.config import TokenizerRunConfig
+from fqgan.data.fingerprint import fingerprint
+from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
+from fqgan.data.sources import ImageSource, announce, open_data
+from fqgan.data.transforms import normalize
+from fqgan.data.unreadable import UnreadableMeter
+from fqgan.engine.batches import micro_batch, share_of
+from fqgan.engine.distributed import World, all_reduce_sum
+from fqgan.engine.memory import check_training
+from fqgan.engine.optim import make_optimizer
+from fqgan.engine.precision import autocast
+from fqgan.engine.run import RunFolder
+from fqgan.engine.session import session, train
+from fqgan.engine.stops import Agreed
+from fqgan.engine.task import Phase, Task
+from fqgan.metrics.usage import CodeUsage
+from fqgan.nets.perceptual import PerceptualDistance, load_perceptual
+from fqgan.nets.sharing import sharing
+from fqgan.nets.teachers import Teacher, load_teachers
+from fqgan.tokenizer.adversary import Adversary
+from fqgan.tokenizer.losses import tokenizer_loss
+from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
+from fqgan.tokenizer.quantizers.keeper import FEATURES_PER_CODE, CodebookKeeper, in_order
+from fqgan.tokenizer.quantizers.vector import Quantized, as_rows
+from fqgan.tokenizer.speed import compile_tokenizer, memory_format, recompute_activations
+from fqgan.tokenizer.start import Start
+from fqgan.tokenizer.validation import Scores, evaluate_tokenizer
+
+SECONDS = 10  # from one word on the progress of k-means to the next
+PICTURED = 8  # images in a picture of reconstructions
+
+
+@dataclass
+class Batch:
+    """One micro-batch; the generator's phase leaves its reconstruction for the discriminator's."""
+
+    images: Tensor
+    reconstruction: Tensor | None = None
+
+
+class TokenizerTask(Task):
+    """Generator phase (Eq. 8) and, from its start step, discriminator phase."""
+
+    def __init__(
+        self,
+        config: TokenizerRunConfig,
+        world: World,
+        source: ImageSource,
+        validation: ImageSource | None,
+        teachers: dict[str, Teacher],
+        perceptual: PerceptualDistance | None,
+        init: Start | None = None,
+    ):
+        self.config, self.world, self.source, self.validation = config, world, source, validation
+        self.teachers = {name: teacher.to(world.device) for name, teacher in teachers.items()}
+        self.perceptual = perceptual.to(world.device) if perceptual else None
+        torch.manual_seed(config.train.seed)
+        options = config.quantizer
+        self.model = FactorizedTokenizer(config.model, config.loss.entropy_temperature, options.gradient)
+        if init:
+            init.start(self.model)
+        recompute_activations(self.model, config.train.activation_checkpointing)
+        if config.train.compile:
+            compile_tokenizer(self.model, world.device)
+        self.phases = [Phase("tokenizer", self._place(self.model), self._optimizer(self.model), self._generator_loss)]
+        self.keepers = [
+            CodebookKeeper(
+                quantizer,
+                self.phases[0].optimizer,
+                ema_decay=options.ema_decay,
+                restart_after=options.restart_after,
+                seed=(config.train.seed, i),
+                interleaved=config.data.lanes > 1,
+            )
+            for i, quantizer in enumerate(self.model.quantizers)
+        ]
+        gan = config.discriminator
+        self.adversary = Adversary(gan, config.model.image_size) if gan.weight else None
+        if self.adversary:
+            if init:
+                init.start_discriminator(self.adversary.discriminator, note=print if world.is_main else None)
+            module = self._place(self.adversary.discriminator)
+            phase = Phase("discriminator", module, self._optimizer(module), self._discriminator_loss, gan.start)
+            self.phases.append(phase)
+        self.usage = [CodeUsage(q.codebook_size, world.device) for q in self.model.quantizers]
+        self._fingerprint = fingerprint(source)
+        self.unreadable = UnreadableMeter(config.data.max_unreadable, world.device)
+        self._seen = (0, 0, 0)
+        self._quantized: list[list[Quantized]] = []
+        """Of the step under way: what each factor made of each micro-batch."""
+
+    def _place(self, module: nn.Module) -> nn.Module:
+        return module.to(self.world.device).to(memory_format=self._memory_format)  # pyright: ignore[reportCallIssue]
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return memory_format(self.config.train.channels_last, self.world.device, self.config.model)
+
+    def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(module, self.config.optimizer)
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self.world.device, self.config.train.precision)
+
+    def _generator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.config.loss
+        gan = None
+        with self._autocast(), sharing():
+            output = network(batch.images, entropy=bool(loss.entropy_weight))
+            targets = self._targets(batch.images)
+            distance = self.perceptual(output.reconstruction, batch.images) if self.perceptual else None
+            if self.adversary and self.step >= self.config.discriminator.start:
+                gan = self.adversary.generator_term(output.reconstruction, self.step)
+        batch.reconstruction = output.reconstruction.detach()
+        self._quantized.append([quantized.detached() for quantized in output.quantized])
+        return tokenizer_loss(output, batch.images, loss, perceptual=distance, targets=targets, gan=gan)
+
+    def _targets(self, images: Tensor) -> list[Tensor | None]:
+        """Teacher features of each factor; a teacher that several factors share runs once."""
+        features = {name: teacher(images) for name, teacher in self.teachers.items()}
+        return [features.get(factor.teacher) for factor in self.config.model.factors]
+
+    def _discriminator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.adversary and batch.reconstruction is not None, "the generator's phase comes first"
+        with self._autocast():
+            real, fake = network(batch.images, batch.reconstruction)
+        return self.adversary.discriminator_loss(real, fake, batch.images, self.step)
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        config = self.config
+        loader = training_batches(
+            self.source,
+            config.data,
+            size=config.model.image_size,
+            seed=config.train.seed,
+            **share_of(config.train, self.world, start_step),
+            pin_memory=self.world.device.type == "cuda",
+        )
+        for raw, _ in loader:
+            self._seen = config.train.batch * (self.step - start_step + 1), loader.unreadable, loader.small
+            images = normalize(raw.to(self.world.device, non_blocking=True))
+            yield Batch(images.contiguous(memory_format=self._memory_format))
+
+    def start(self, run: RunFolder, fresh: bool) -> None:
+        if fresh:
+            self.start_codebooks()
+
+    @torch.no_grad()
+    def start_codebooks(self) -> None:
+        """Set the codes by k-means on features of the first steps' images, in training's crops and micro-batches."""
+        config, options = self.config, self.config.quantizer
+        if not options.kmeans_iterations:
+            return
+        features = FEATURES_PER_CODE * max(quantizer.codebook_size for quantizer in self.model.quantizers)
+        steps = math.ceil(features / (config.train.batch * config.model.grid**2))
+        micro_batches = steps * config.train.batch // (micro_batch(config.train, self.world.size) * self.world.size)
+        if self.world.is_main:
+            say(f"k-means on features of the first {steps * config.train.batch} images")
+        parts: list[list[Tensor]] = [[] for _ in self.keepers]
+        self.model.eval()
+        for batch in islice(self.batches(0), micro_batches):
+            with self._autocast():
+                for part, found in zip(parts, self.model.features(batch.images), strict=True):
+                    part.append(as_rows(found).unflatten(0, (len(found), -1)))
+        for factor, keeper, part in zip(config.model.factors, self.keepers, parts, strict=True):
+            told = _Told(f"k-means of factor {factor.name}", options.kmeans_iterations, self.world.is_main)
+            keeper.start(in_order(part, config.data.lanes > 1), options.kmeans_iterations, told.advance)
+
+    def after_step(self) -> None:
+        self.unreadable.update(*self._seen)
+        for part in self._quantized:
+            for meter, keeper, quantized in zip(self.usage, self.keepers, part, strict=True):
+                meter.update(quantized.codes)
+                keeper.observe(quantized, self.step)
+        self._quantized.clear()
+        for keeper in self.keepers:
+            keeper.after_step(self.step)
+        if self.adversary:
+            self.adversary.after_step(self.step)
+
+    def abandon_step(self) -> None:
+        self._quantized.clear()
+        if self.adversary:
+            self.adversary.abandon_step()
+
+    def extra_state(self) -> dict[str, Tensor]:
+        states = enumerate(keeper.state() for keeper in self.keepers)
+        return {f"{i}/{name}": tensor for i, state in states for name, tensor in state.items()}
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        for i, keeper in enumerate(self.keepers):
+            prefix = f"{i}/"
+            keeper.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._fingerprint
+
+    def meters(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for factor, meter, keeper in zip(self.config.model.factors, self.usage, self.keepers, strict=True):
+            numbers = meter.compute(all_reduce_sum)
+            numbers = {name: numbers[name] for name in ("usage", "perplexity")} | keeper.restarted()
+            values |= {f"{factor.name}_{name}": number for name, number in numbers.items()}
+            meter.reset()
+        return values | self.unreadable.compute(all_reduce_sum)
+
+    def check(self) -> None:
+        self.unreadable.check()
+
+    def meter_state(self) -> dict[str, Tensor]:
+        meters = {f"usage{i}": meter.state() for i, meter in enumerate(self.usage)}
+        return meters | {"unreadable": self.unreadable.state()}
+
+    def load_meter_state(self, state: dict[str, Tensor]) -> None:
+        for i, meter in enumerate(self.usage):
+            meter.load_state(state[f"usage{i}"])
+        if "unreadable" in state:  # not in checkpoints of version 0.1.0
+            self.unreadable.load_state(state["unreadable"])
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        config = self.config
+        batches = evaluation_batches(
+            self.validation,
+            size=config.model.image_size,
+            batch=micro_batch(config.train, self.world.size),
+            limit=config.train.validation_images,
+            workers=config.data.workers,
+            rank=self.world.rank,
+            world=self.world.size,
+        )
+        scores, agreed = Scores(self.world.device, self.perceptual), Agreed(batches)
+        with self._autocast():
+            numbers: dict[str, Any] = evaluate_tokenizer(model, agreed, scores, self.world.device)
+        agreed.check()
+        factors = numbers.pop("factors")
+        unreadable = all_reduce_sum(torch.tensor(batches.unreadable, device=self.world.device))
+        usage = {f"{name}_usage": values["usage"] for name, values in factors.items()}
+        return numbers | usage | {"unreadable": unreadable.item()}
+
+    @torch.inference_mode()
+    def picture(self, model: nn.Module, path: Path) -> None:
+        if not self.world.is_main:
+            return
+        source = self.validation or self.source
+        size = self.config.model.image_size
+        for raw, _, _ in evaluation_batches(source, size=size, batch=PICTURED, limit=PICTURED):
+            with self._autocast():
+                save_picture(reconstruction_grid(model, normalize(raw.to(self.world.device))), path)
+
+
+class _Told:
+    """A line now and then on work that is counted."""
+
+    def __init__(self, what: str, total: int, active: bool):
+        self.what, self.total, self.active = what, total, active
+        self.done, self.last = 0, time.monotonic()
+
+    def advance(self) -> None:
+        self.done += 1
+        if self.active and time.monotonic() - self.last > SECONDS:
+            self.last = time.monotonic()
+            say(f"{self.what}: {self.done:,} of at most {self.total:,} iterations")
+
+
+def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
+    """Train, or go on training, the run in folder `path`. Bad settings and data raise `UserError` before it exists."""
+    config.check()
+    with session(config.train) as world:
+        if not config.data.source:
+            raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
+        source, validation = open_data(config.data)
+        check_ranks(source, world.size)
+        teachers = load_teachers(config.model.factors, config.train.precision, world.device)
+        config = _with_teacher_dims(config, teachers)
+        perceptual = load_perceptual(config.loss.perceptual) if config.loss.perceptual_weight else None
+        _check_memory(config, world)
+        check_output(path, folder=True, option="--run", inputs=[config.data.source, config.data.validation])
+        run = RunFolder(path, config)
+        init = Start.of(config.init, config.model) if config.init and run.fresh else None
+        if init and world.is_main:
+            say(init.summary)
+        if world.is_main:
+            announce(source, config.model.image_size)
+            if validation is not None:
+                announce(validation, config.model.image_size)
+        task = TokenizerTask(config, world, source, validation, teachers, perceptual, init)
+        train(task, run, world, len(source))
+
+
+def _check_memory(config: TokenizerRunConfig, world: World) -> None:
+    """`UserError` where the machine is too small: by the model's size, and two maps of each picture at least."""
+    with torch.device("meta"):
+        model = FactorizedTokenizer(config.model)
+    shape, pixels = config.model, config.model.image_size**2
+    rows = 3 * pixels + 2 * shape.channels * pixels // shape.stem**2
+    check_training(model, config.optimizer, config.train, world, rows)
+
+
+def _with_teacher_dims(config: TokenizerRunConfig, teachers: dict[str, Teacher]) -> TokenizerRunConfig:
+    """The config with each teacher's dimension written in, so that checkpoints load without the teacher."""
+    factors = []
+    for factor in config.model.factors:
+        dim = teachers[factor.teacher].dim if factor.teacher else 0
+        if factor.teacher_dim not in (0, dim):
+            raise UserError(f"factor {factor.name}: teacher {factor.teacher} has {dim} dims, not {factor.teacher_dim}")
+        factors.append(replace(factor, teacher_dim=dim))
+    return replace(config, model=replace(config.model, factors=tuple(factors)))

@@ -1,1 +1,0 @@
-"""Frozen pretrained networks: teachers and perceptual distances, loaded in one place."""
