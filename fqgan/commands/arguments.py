@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import tyro
 
 from fqgan.base.errors import UserError
-from fqgan.base.schema import LARGEST, did_you_mean, digits, flatten
+from fqgan.base.schema import did_you_mean, flatten
 
 T = TypeVar("T")
 
@@ -35,15 +35,6 @@ def parse(cls: type[T], argv: list[str], prog: str, description: str, default: T
         if not end.code:
             raise
         raise UserError(f"{_first_sentence(captured.getvalue())}; see {prog} --help") from None
-
-
-def at_least(smallest: int, **values: int) -> None:
-    """`UserError` that names the first option below `smallest`."""
-    for name, value in values.items():
-        if value < smallest:
-            raise UserError(f"--{name} must be at least {smallest}, got {value}")
-        if value >= LARGEST:
-            raise UserError(f"--{name} must be below 2^63, got {digits(value)}")
 
 
 def _option_names(cls: type, default: Any) -> set[str]:

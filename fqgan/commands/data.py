@@ -18,8 +18,9 @@ from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar, readable_bytes
 from fqgan.base.schema import did_you_mean
-from fqgan.commands.arguments import at_least, parse
+from fqgan.commands.arguments import parse
 from fqgan.config import SourceOptions
+from fqgan.config.ranges import at_least
 
 if TYPE_CHECKING:
     from fqgan.data.pack import Packer

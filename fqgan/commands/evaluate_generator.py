@@ -13,9 +13,10 @@ from fqgan.base.files import UnwritableError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
 from fqgan.commands import generate
-from fqgan.commands.arguments import at_least, parse
+from fqgan.commands.arguments import parse
 from fqgan.commands.evaluate_samples import compared
-from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path, run_of
+from fqgan.commands.measuring import MeasuringOptions, conclude, result_path, run_of
+from fqgan.config.ranges import at_least
 from fqgan.models import hub
 
 PROG = "fqgan evaluate generator"
@@ -60,7 +61,9 @@ def main(argv: list[str]) -> None:
     check_output(folder, folder=True, option="--samples", inputs=[arguments.data])
     name = str(arguments.checkpoint)
     arguments = replace(arguments, checkpoint=hub.local(arguments.checkpoint))
-    with measuring(arguments.device) as world:
+    from fqgan.engine.session import running
+
+    with running(arguments.device) as world:
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.sets import check_fit, open_set
         from fqgan.nets.measuring import load_network

@@ -12,7 +12,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
 from fqgan.commands.arguments import parse
-from fqgan.commands.measuring import RESULT, MeasuringOptions, conclude, features_of, measuring, scores_of, size_of
+from fqgan.commands.measuring import RESULT, MeasuringOptions, conclude, features_of, scores_of, size_of
 from fqgan.config import SourceOptions
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def main(argv: list[str]) -> None:
     path = _out(arguments)
     if arguments.npz != Path():
         check_output(arguments.npz, folder=False, option="--npz", inputs=inputs, mark="arr_0")
-    with measuring(arguments.device) as world:
+    from fqgan.engine.session import running
+
+    with running(arguments.device) as world:
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.sets import open_set
         from fqgan.nets.measuring import load_network

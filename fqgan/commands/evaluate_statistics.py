@@ -11,7 +11,7 @@ import tyro
 from fqgan.base.errors import UserError
 from fqgan.base.printing import say
 from fqgan.commands.arguments import parse
-from fqgan.commands.measuring import MeasuringOptions, features_of, measuring, size_of
+from fqgan.commands.measuring import MeasuringOptions, features_of, size_of
 from fqgan.config import SourceOptions
 
 PROG = "fqgan evaluate statistics"
@@ -35,7 +35,9 @@ def main(argv: list[str]) -> None:
     if arguments.out.suffix != ".safetensors":
         raise UserError("--out must name a file that ends in .safetensors")
     arguments.check(arguments.data, mark='"fqgan"')
-    with measuring(arguments.device) as world:
+    from fqgan.engine.session import running
+
+    with running(arguments.device) as world:
         from fqgan.base.files import make_folder
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.protocol import features_protocol

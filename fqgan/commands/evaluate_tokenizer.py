@@ -10,7 +10,7 @@ import tyro
 
 from fqgan.base.progress import image_bar
 from fqgan.commands.arguments import parse
-from fqgan.commands.measuring import MeasuringOptions, conclude, measuring, result_path, scores_of
+from fqgan.commands.measuring import MeasuringOptions, conclude, result_path, scores_of
 from fqgan.config import SourceOptions
 from fqgan.models import hub
 
@@ -46,7 +46,9 @@ def main(argv: list[str]) -> None:
     arguments.check(arguments.data, arguments.checkpoint)
     path = result_path(arguments.checkpoint, arguments.out)
     checkpoint = hub.local(arguments.checkpoint)
-    with measuring(arguments.device) as world:
+    from fqgan.engine.session import running
+
+    with running(arguments.device) as world:
         result, warnings = evaluate(replace(arguments, checkpoint=checkpoint), world)
         result["checkpoint"] = str(arguments.checkpoint)
         if world.is_main:

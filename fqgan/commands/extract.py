@@ -14,8 +14,9 @@ from fqgan.base.files import UnwritableError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar, readable_bytes
-from fqgan.commands.arguments import at_least, parse
+from fqgan.commands.arguments import parse
 from fqgan.config import SourceOptions
+from fqgan.config.ranges import at_least
 from fqgan.models import hub
 
 if TYPE_CHECKING:

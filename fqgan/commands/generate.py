@@ -17,8 +17,9 @@ from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar
 from fqgan.base.schema import did_you_mean
-from fqgan.commands.arguments import at_least, parse
+from fqgan.commands.arguments import parse
 from fqgan.config import SamplingConfig
+from fqgan.config.ranges import at_least
 from fqgan.models import hub
 
 if TYPE_CHECKING:

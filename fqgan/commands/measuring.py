@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,8 +11,8 @@ from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say, say_lines
 from fqgan.base.progress import image_bar
-from fqgan.commands.arguments import at_least
 from fqgan.config import PictureOptions
+from fqgan.config.ranges import at_least
 
 if TYPE_CHECKING:
     from fqgan.engine.distributed import World
@@ -63,20 +61,6 @@ class MeasuringOptions(PictureOptions):
         from fqgan.evaluation.collect import Reading
 
         return Reading(size, self.batch, self.limit, self.workers, self.kept)
-
-
-@contextmanager
-def measuring(device: str) -> Iterator[World]:
-    """This process's place among the ranks, for a command that measures."""
-    from fqgan.engine import distributed
-    from fqgan.engine.allocator import keep_freed_memory
-
-    keep_freed_memory()
-    world = distributed.start(device)
-    try:
-        yield world
-    finally:
-        distributed.stop()
 
 
 def features_of(

@@ -17,8 +17,9 @@ from fqgan.base.printing import say, say_lines
 from fqgan.base.ranks import ranks
 from fqgan.base.schema import finite
 from fqgan.commands import quickstart_generator as second
-from fqgan.commands.arguments import at_least, parse
+from fqgan.commands.arguments import parse
 from fqgan.config import TokenizerRunConfig, presets
+from fqgan.config.ranges import at_least
 
 if TYPE_CHECKING:
     import torch

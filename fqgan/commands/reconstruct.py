@@ -13,7 +13,8 @@ from fqgan.base.errors import UserError
 from fqgan.base.files import make_folder, write_bytes
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
-from fqgan.commands.arguments import at_least, parse
+from fqgan.commands.arguments import parse
+from fqgan.config.ranges import at_least
 from fqgan.models import hub
 
 PROG = "fqgan reconstruct"

@@ -12,9 +12,10 @@ from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say, say_lines
 from fqgan.commands import evaluate_generator, evaluate_tokenizer
-from fqgan.commands.arguments import at_least, parse
+from fqgan.commands.arguments import parse
 from fqgan.config import SamplingConfig
 from fqgan.config.data import Small
+from fqgan.config.ranges import at_least
 from fqgan.models import hub
 
 if TYPE_CHECKING:

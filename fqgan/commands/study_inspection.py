@@ -13,10 +13,11 @@ from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say, say_lines
 from fqgan.base.progress import image_bar
-from fqgan.commands.arguments import at_least, parse
+from fqgan.commands.arguments import parse
 from fqgan.commands.generate import chosen_classes
 from fqgan.config import SourceOptions
 from fqgan.config.data import Small
+from fqgan.config.ranges import at_least
 from fqgan.lab.studies.tables import file_stem
 from fqgan.models import hub
 

@@ -11,10 +11,10 @@ from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say, say_lines
 from fqgan.base.schema import did_you_mean
-from fqgan.commands.arguments import at_least
 from fqgan.commands.runs import TrainingCommand
 from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.config.data import Small
+from fqgan.config.ranges import at_least
 from fqgan.lab.studies import generators, tokenizers
 from fqgan.lab.studies.plan import Study, load_rows
 

@@ -11,7 +11,7 @@ import tyro
 from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say, say_lines
-from fqgan.commands.arguments import at_least, parse
+from fqgan.commands.arguments import parse
 from fqgan.commands.runs import value_of
 from fqgan.config import (
     IMAGE,
@@ -23,6 +23,7 @@ from fqgan.config import (
     TrainConfig,
 )
 from fqgan.config.data import Small
+from fqgan.config.ranges import at_least
 from fqgan.models import hub
 
 if TYPE_CHECKING:

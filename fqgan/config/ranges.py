@@ -68,3 +68,12 @@ def check_ranges(config: Any, prefix: str = "") -> None:
             if not low <= number < high or (name in _ABOVE_0 and not number):
                 rule = "above 0" if name in _ABOVE_0 else f"at least {low}" + (" and below 1" if high == 1 else "")
                 raise UserError(f"{name} must be {rule}, got {number}")
+
+
+def at_least(smallest: int, **values: int) -> None:
+    """`UserError` that names the first option below `smallest`."""
+    for name, value in values.items():
+        if value < smallest:
+            raise UserError(f"--{name} must be at least {smallest}, got {value}")
+        if value >= LARGEST:
+            raise UserError(f"--{name} must be below 2^63, got {digits(value)}")

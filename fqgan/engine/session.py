@@ -22,18 +22,28 @@ from fqgan.engine.trainer import Task, Trainer
 
 
 @contextmanager
+def running(device: str) -> Iterator[World]:
+    """This process's place among the ranks (one of one, without torchrun), for the length of a verb.
+
+    `UserError` for a device that is not there.
+    """
+    keep_freed_memory()
+    world = distributed.start(device)
+    try:
+        yield world
+    finally:
+        distributed.stop()
+
+
+@contextmanager
 def session(config: TrainConfig) -> Iterator[World]:
     """This process's place in a training run. `UserError` where the batch does not split over the ranks."""
-    keep_freed_memory()
-    world = distributed.start(config.device)
-    try:
+    with running(config.device) as world:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
             torch.use_deterministic_algorithms(True)
         micro_batch(config, world.size)
         yield world
-    finally:
-        distributed.stop()
 
 
 def train(task: Task, run: RunFolder, world: World, images: int) -> None:
