@@ -62,7 +62,7 @@ STOPS = {
         3,
         "a smaller --train.micro-batch",
     ),
-    "validation": ("at_call(1, training, 'evaluate_tokenizer', user)", 4, "one bad picture"),
+    "validation": ("at_call(1, training, 'score_reconstructions', user)", 4, "one bad picture"),
     "a picture's writing": ("at_call(1, training, 'save_picture', disk)", 4, "No space left on device"),
     "statistics": ("at_call(4, trainer.RunFolder, 'log', disk)", 4, "No space left on device"),
 }

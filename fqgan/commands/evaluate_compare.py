@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -31,30 +30,11 @@ class Arguments:
 def main(argv: list[str]) -> None:
     """Entry point. Numbers of two protocols are shown, and then refused."""
     arguments = parse(Arguments, argv, PROG, "Two results side by side, and whether their protocols are the same.")
-    from fqgan.evaluation.protocol import differences, read_result
+    from fqgan.evaluation.compare import compare
 
-    first, second = read_result(arguments.first), read_result(arguments.second)
-    changed = differences(first, second, arguments.allow)
-    say_lines(_table(_numbers(first), _numbers(second)))
-    if changed:
-        told = "; ".join(f"{name}: {a!r} against {b!r}" for name, (a, b) in changed.items())
-        raise UserError(f"not the same protocol, so these numbers do not compare: {told}")
+    found = compare(arguments.first, arguments.second, arguments.allow)
+    say_lines(found.table())
+    if found.differences:
+        entries = "; ".join(f"{name}: {a!r} against {b!r}" for name, (a, b) in found.differences.items())
+        raise UserError(f"not the same protocol, so these numbers do not compare: {entries}")
     say("the same protocol" + (f" but for {', '.join(arguments.allow)}" if arguments.allow else ""))
-
-
-def _numbers(result: dict[str, Any]) -> dict[str, float]:
-    from fqgan.base.schema import flatten, is_number
-
-    both = {**result["metrics"], **{f"factors.{k}": v for k, v in result.get("factors", {}).items()}}
-    return {name: value for name, value in flatten(both).items() if is_number(value)}
-
-
-def _table(first: dict[str, float], second: dict[str, float]) -> str:
-    names = list({**first, **second})
-    width = max(map(len, names))
-    lines = [f"{'':<{width}}  {'A':>12}  {'B':>12}  {'B - A':>12}"]
-    for name in names:
-        a, b = first.get(name, math.nan), second.get(name, math.nan)
-        values = "  ".join(f"{'-' if math.isnan(each) else f'{each:.6g}':>12}" for each in (a, b, b - a))
-        lines.append(f"{name:<{width}}  {values}")
-    return "\n".join(lines)

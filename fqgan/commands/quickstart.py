@@ -144,7 +144,7 @@ def evaluate(tokenizer: FactorizedTokenizer, source: ImageSource, device: torch.
     from fqgan.data.loader import evaluation_batches
     from fqgan.nets.efficientnet import load_efficientnet_lite0
     from fqgan.nets.perceptual import load_perceptual
-    from fqgan.tokenizer.validation import Scores, evaluate_mean_colour, evaluate_tokenizer
+    from fqgan.tokenizer.validation import Scores, evaluate_mean_colour, score_reconstructions
 
     size, patch = tokenizer.config.image_size, tokenizer.config.downsampling
     perceptual = load_perceptual("efficientnet-lite0")
@@ -161,7 +161,7 @@ def evaluate(tokenizer: FactorizedTokenizer, source: ImageSource, device: torch.
         "data": source.name,
         "size": size,
         "images": len(source),
-        "tokenizer": evaluate_tokenizer(tokenizer, batches(), scores(), device),
+        "tokenizer": score_reconstructions(tokenizer, batches(), scores(), device),
         "baseline": {
             "description": f"mean colour of each patch of {patch} x {patch} pixels, not quantized",
             **evaluate_mean_colour(patch, batches(), scores(), device),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fqgan.base.errors import UserError
+from fqgan.config.evaluation import Measuring
 from fqgan.data.loader import evaluation_batches
 from fqgan.data.order import evenly_spaced
 from fqgan.data.sources import ImageSource
@@ -115,20 +116,27 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """How a set is read."""
+    """How a set is read: with the settings of an evaluation, as centre crops of `size` pixels a side."""
 
+    settings: Measuring
     size: int
-    """Pixels a side of the centre crop."""
-    batch: int
-    limit: int
-    """Evenly spaced images at most; 0: all."""
-    workers: int
-    kept: int
-    """See `FeatureCollector`."""
 
     def indices(self, source: ImageSource) -> list[int]:
         """All images that are read, over all ranks."""
-        return evenly_spaced(len(source), self.limit)
+        return evenly_spaced(len(source), self.settings.limit)
+
+    def batches(self, source: ImageSource, world: World) -> Batches[tuple[Tensor, Tensor, Tensor]]:
+        """This rank's share of them: uint8 images (b, 3, size, size), labels (b,) and indices (b,)."""
+        chosen = self.settings
+        return evaluation_batches(
+            source,
+            size=self.size,
+            batch=chosen.batch,
+            limit=chosen.limit,
+            workers=chosen.workers,
+            rank=world.rank,
+            world=world.size,
+        )
 
 
 def collect(
@@ -140,16 +148,8 @@ def collect(
 ) -> tuple[FeatureSet, LeftOut]:
     """The features of a source, and how many of its pictures were left out; called by all ranks. `advance` hears of
     this rank's images."""
-    collector = FeatureCollector(network, reading.indices(source), reading.kept, world.device)
-    batches = evaluation_batches(
-        source,
-        size=reading.size,
-        batch=reading.batch,
-        limit=reading.limit,
-        workers=reading.workers,
-        rank=world.rank,
-        world=world.size,
-    )
+    collector = FeatureCollector(network, reading.indices(source), reading.settings.kept, world.device)
+    batches = reading.batches(source, world)
     for images, _, indices in batches:
         collector.update(images, indices)
         advance(len(images))

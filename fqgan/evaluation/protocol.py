@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,40 @@ from fqgan.metrics.neighbours import K
 from fqgan.nets.measuring import FeatureNetwork
 
 CROP = "ADM centre crop: box halvings, then bicubic, of the shorter side; 8 bit"
+Rows = list[tuple[str, str]]
 _PACKAGES = ("fqgan", "torch", "torchvision", "numpy", "pillow", "simplejpeg", "timm", "transformers")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers of an evaluation, and how they came about. On other ranks than the main one it is empty."""
+
+    content: dict[str, Any] = field(default_factory=dict)
+    """What an eval.json holds: `subject`, `metrics`, `protocol`, and what else there is to say of the sets."""
+    heading: str = ""
+    rows: Rows = field(default_factory=list)
+    """Names and values of the table."""
+    warnings: list[str] = field(default_factory=list)
+    """What to know before the numbers are believed."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Name -> value."""
+        return self.content["metrics"]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What the numbers depend on beside the model."""
+        return self.content["protocol"]
+
+    def table(self) -> str:
+        """Aligned text."""
+        width = max(len(name) for name, _ in self.rows)
+        return "\n".join([self.heading, *(f"  {name:<{width}}  {value}" for name, value in self.rows)])
+
+    def write(self, path: Path, **more: Any) -> None:
+        """Write an eval.json, with more entries if need be, whole or not at all. `UnwritableError` where that fails."""
+        write_result({**self.content, **more, "warnings": self.warnings}, path)
 
 
 def features_protocol(network: FeatureNetwork, size: int, options: PictureOptions) -> dict[str, Any]:
@@ -63,7 +97,6 @@ def read_result(path: Path) -> dict[str, Any]:
         if not isinstance(content.get(name), dict):
             raise UserError(f"{path} is no result of fqgan evaluate: it has no {name}")
     schema.entry(content, "factors", dict, path, default={})
-    schema.entry(content, "request", list, path, lambda words: all(isinstance(w, str) for w in words), default=[])
     return content
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fqgan.base.errors import UserError
+from fqgan.base.progress import image_bar
+from fqgan.engine.distributed import World
 from fqgan.evaluation.collect import FeatureSet
+from fqgan.evaluation.protocol import Rows
 from fqgan.metrics.blocks import Advance, nothing
 from fqgan.metrics.frechet import Gaussian, frechet_distance
 from fqgan.metrics.kernel import kernel_distance
@@ -16,8 +19,6 @@ FEW = 10_000
 """Below that many samples the bias of a Frechet distance is told."""
 _FEWEST = 5
 """Features of each set that the metrics of pairs need."""
-
-Rows = list[tuple[str, str]]
 
 
 def set_scores(
@@ -47,6 +48,17 @@ def set_scores(
         scores |= kernel_distance(reference.features, samples.features, advance=advance)
         scores |= precision_recall(reference.features, samples.features, K, advance=advance)
     return scores
+
+
+def compare_features(
+    reference: FeatureSet, samples: FeatureSet, network: FeatureNetwork, world: World
+) -> tuple[dict[str, float], list[str]]:
+    """Scores and warnings, on the main rank; the others get nothing."""
+    if not world.is_main:
+        return {}, []
+    rows = pair_rows(reference, samples)
+    with image_bar("comparing pairs", rows, shown=bool(rows)) as advance:
+        return set_scores(reference, samples, network, advance), warnings_of(reference, samples, network)
 
 
 def pair_rows(reference: FeatureSet, samples: FeatureSet) -> int:
@@ -110,9 +122,3 @@ def rows_of(scores: dict[str, Any], network: str, reconstruction: bool = False) 
             second = scores.get(f"{name}_std", scores.get(f"{name}_error"))
             rows.append((label, form.format(scores[name], second)))
     return rows
-
-
-def table(head: str, rows: Rows) -> str:
-    """Aligned text."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join([head, *(f"  {name:<{width}}  {value}" for name, value in rows)])

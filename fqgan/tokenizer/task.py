@@ -43,7 +43,7 @@ from fqgan.tokenizer.quantizers.keeper import FEATURES_PER_CODE, CodebookKeeper,
 from fqgan.tokenizer.quantizers.vector import Quantized, as_rows
 from fqgan.tokenizer.speed import compile_tokenizer, memory_format, recompute_activations
 from fqgan.tokenizer.start import Start
-from fqgan.tokenizer.validation import Scores, evaluate_tokenizer
+from fqgan.tokenizer.validation import Scores, score_reconstructions
 
 SECONDS = 10  # from one word on the progress of k-means to the next
 PICTURED = 8  # images in a picture of reconstructions
@@ -251,7 +251,7 @@ class TokenizerTask(Task):
         )
         scores, agreed = Scores(self.world.device, self.perceptual), Agreed(batches)
         with self._autocast():
-            numbers: dict[str, Any] = evaluate_tokenizer(model, agreed, scores, self.world.device)
+            numbers: dict[str, Any] = score_reconstructions(model, agreed, scores, self.world.device)
         agreed.check()
         factors = numbers.pop("factors")
         unreadable = all_reduce_sum(torch.tensor(batches.unreadable, device=self.world.device))

@@ -118,7 +118,7 @@ class Scores:
 
 
 @torch.inference_mode()
-def evaluate_tokenizer(
+def score_reconstructions(
     model: nn.Module, batches: Batches, scores: Scores, device: torch.device | str
 ) -> dict[str, Any]:
     """Scores of a tokenizer's reconstructions, and under `factors` the use of each codebook."""

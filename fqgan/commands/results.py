@@ -1,0 +1,50 @@
+"""What the commands that measure share: where their numbers go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fqgan.base.errors import UserError
+from fqgan.base.outputs import check_output
+from fqgan.base.printing import say, say_lines
+
+if TYPE_CHECKING:
+    from fqgan.evaluation.protocol import Evaluation
+
+RESULT = '"metrics"'
+"""What an eval.json holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    """Where a measuring command works and writes."""
+
+    out: Path = Path()
+    """Where to write the numbers and their protocol; by default eval.json beside what is evaluated."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def path(self, home: Path | str, *inputs: str | Path) -> Path:
+        """The file to write: `out`, or eval.json in the folder `home`. `UserError` where there is no such folder, and
+        for a file that cannot be written, is one of the `inputs`, or holds something else."""
+        if self.out == Path() and (Path(home).is_file() or str(home).startswith("hf:")):
+            raise UserError(f"--out is missing: {home} is no folder that eval.json could be written into")
+        path = self.out if self.out != Path() else Path(home) / "eval.json"
+        check_output(path, folder=False, inputs=inputs if self.out != Path() else (), mark=RESULT)
+        return path
+
+
+def conclude(found: Evaluation, path: Path, **more: Any) -> None:
+    """Print a table and its warnings, write the result with more entries, and print where; on the main rank."""
+    if found.content:
+        say_lines(found.table())
+        for warning in found.warnings:
+            say(f"warning: {warning}")
+        found.write(path, **more)
+        say(path)
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run folder of a checkpoint; anything else is its own."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
