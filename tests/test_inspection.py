@@ -20,8 +20,8 @@ from sklearn.metrics import mutual_info_score
 from fqgan.cli import main
 from fqgan.data.images import load_images
 from fqgan.data.sources import open_source
-from fqgan.lab.studies.codes import features_of, pick
-from fqgan.lab.studies.structure import (
+from fqgan.lab.studies.features import features_of, pick
+from fqgan.lab.studies.measures import (
     entropy,
     linear_probe,
     mean_squared_cosine,

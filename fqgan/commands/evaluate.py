@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fqgan.commands.subjects import dispatch
+from importlib import import_module
+
+from fqgan.commands.subjects import choose
 
 SUBJECTS = {
     "tokenizer": ("CHECKPOINT --data DATA", "reconstructions of images: PSNR, SSIM, perceptual distance, rFID, codes"),
@@ -15,4 +17,5 @@ SUBJECTS = {
 
 def main(argv: list[str]) -> None:
     """Entry point."""
-    dispatch("fqgan evaluate", "evaluate", SUBJECTS, argv)
+    if name := choose("fqgan evaluate", "evaluate", SUBJECTS, argv):
+        import_module(f"fqgan.commands.evaluate_{name}").main(argv[1:])

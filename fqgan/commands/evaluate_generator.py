@@ -4,95 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
-
-from fqgan.base.errors import UserError
-from fqgan.base.files import UnwritableError
 from fqgan.base.outputs import check_output
-from fqgan.base.printing import say
-from fqgan.commands import generate
 from fqgan.commands.arguments import parse
-from fqgan.commands.evaluate_samples import compared
-from fqgan.commands.measuring import MeasuringOptions, conclude, result_path, run_of
-from fqgan.config.ranges import at_least
+from fqgan.commands.results import ResultOptions, conclude, run_of
+from fqgan.config.evaluation import GeneratorEvaluation
 from fqgan.models import hub
 
 PROG = "fqgan evaluate generator"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(MeasuringOptions, generate.Arguments):
+class Arguments(ResultOptions, GeneratorEvaluation):
     """Options of the command."""
-
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A generator's run folder, one of its checkpoints, an exported generator, a released file, or hf:org/name."""
-    data: str
-    """Real images to compare with: all that `fqgan evaluate samples` takes for a reference."""
-    split: Literal["train", "validation"] = "train"
-    """Of the data, where they hold several; ADM's protocol takes the training images."""
-    num: int = 50_000
-    """Pictures to generate."""
-    labels: Literal["balanced", "uniform"] = "balanced"
-    """balanced: the classes one after the other, round and round; uniform: each drawn at random, by the seed."""
-    samples: Path = Path()
-    """Folder for the pictures; by default `evaluation` in the run folder. The same command resumes."""
-    out: Path = Path()
-    """Where to write the numbers and their protocol; by default eval.json in the run folder."""
-    batch: int = 32
-    """Pictures that are generated or measured together."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    cache: bool = True
-    """Keep the reference's features for the next time, under a hash of its content."""
 
 
 def main(argv: list[str]) -> None:
     """Entry point."""
     about = "Generate pictures of all classes and compare them with real ones (ADM's protocol: 50,000, gFID)."
     arguments = parse(Arguments, argv, PROG, about)
-    arguments.check(arguments.data, arguments.checkpoint)
-    at_least(1, num=arguments.num)
-    at_least(0, seed=arguments.seed)
-    path = result_path(arguments.checkpoint, arguments.out)
-    home = run_of(arguments.checkpoint)
-    beside = home if home.is_dir() else path.parent
-    folder = beside / "evaluation" if arguments.samples == Path() else arguments.samples
+    arguments.check()
+    home, name = run_of(arguments.checkpoint), str(arguments.checkpoint)
+    path = arguments.path(home, arguments.data, arguments.checkpoint)
+    folder = arguments.samples
+    if folder == Path():
+        folder = (home if home.is_dir() else path.parent) / "evaluation"
     check_output(folder, folder=True, option="--samples", inputs=[arguments.data])
-    name = str(arguments.checkpoint)
-    arguments = replace(arguments, checkpoint=hub.local(arguments.checkpoint))
+    settings = replace(arguments, checkpoint=hub.local(arguments.checkpoint), samples=folder)
     from fqgan.engine.session import running
+    from fqgan.evaluation.generated import evaluate_generator
 
     with running(arguments.device) as world:
-        from fqgan.engine.distributed import from_main
-        from fqgan.evaluation.sets import check_fit, open_set
-        from fqgan.nets.measuring import load_network
-
-        from_main(lambda: generate.check_ranks(arguments.num, world.size))
-        generator = generate.load(arguments, world)
-        # what may be refused comes before hours of generation
-        network = load_network(arguments.features, world.device)
-        reference = open_set(arguments.data, arguments.split, world.device, arguments)
-        size = arguments.size or generator.tokenizer.config.image_size
-        from_main(lambda: check_fit(reference, network, size))
-        settings = from_main(lambda: generate.settings_of(arguments, generator, world))
-        if arguments.labels == "uniform":
-            settings = replace(settings, classes=_uniform(settings.classes, arguments.num, arguments.seed))
-        try:
-            generate.make(generator, settings, folder, name, arguments.npz, world)
-        except UnwritableError as error:
-            raise UserError(f"{error}; the same command goes on") from None
-        arguments = replace(arguments, size=size)
-        result, text, warnings = compared(reference, open_set(str(folder)), network, arguments, world, arguments.cache)
-        if world.is_main:
-            say(folder)
-            models = {"checkpoint": name, "generator": settings.generator}
-            result["protocol"]["samples"]["draw"] = arguments.labels
-            conclude({"subject": "generator", **models, **result}, text, warnings, path)
-
-
-def _uniform(classes: tuple[int, ...], num: int, seed: int) -> tuple[int, ...]:
-    """The class of each of `num` pictures."""
-    import numpy as np
-
-    return tuple(np.random.default_rng(seed).choice(classes, num).tolist())
+        conclude(evaluate_generator(settings, world, name), path)

@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
-from fqgan.commands.subjects import dispatch
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-SUBJECTS = {
-    "ablation": ("PRESET --data.source DATA --out DIR", "Table 3: what each part of the factorized tokenizer is worth"),
-    "scaling": ("PRESET --data.source DATA --out DIR", "Table 5: more factors, and more training"),
-    "heads": ("PRESET --data STORE --measure.data DATA --out DIR", "Table 4: linear, MLP and auto-regressive heads"),
-    "curves": (
-        "PRESET --data STORE --triple STORE --measure.data DATA --out DIR",
-        "Fig. 8: distance over training, two tokenizers and two sizes",
-    ),
-    "tokenizers": ("CHECKPOINT ... --data DATA --out DIR", "Table 1 and Fig. 1: tokenizers under one protocol"),
-    "generators": ("CHECKPOINT ... --data DATA --out DIR", "Table 2: generators under one protocol"),
-    "disentangle": (
-        "CHECKPOINT ... --data DATA --out DIR",
-        "how far the factors are apart: cosines, mutual information",
-    ),
-    "probe": ("CHECKPOINT ... --data DATA --out DIR", "linear-probe accuracy of each factor's features"),
-    "tsne": ("CHECKPOINT ... --data DATA --out DIR", "Fig. 4 and 6: codes of some classes, by factor"),
-    "views": ("CHECKPOINT ... --data DATA --out DIR", "Fig. 3: what each factor draws alone"),
-    "understanding": (
-        "TOKENIZER --lm PATH_OR_ID --data CAPTIONS --out DIR",
-        "Table 6: a language model reads features and codes, and writes captions",
-    ),
-}
-_MODULES: dict[str, str] = {
-    **dict.fromkeys(("ablation", "scaling", "heads", "curves"), "study_training"),
-    **dict.fromkeys(("disentangle", "probe", "tsne", "views"), "study_inspection"),
-    **dict.fromkeys(("tokenizers", "generators"), "study_comparison"),
-}
+from fqgan.base.errors import UserError
+from fqgan.base.printing import say, say_lines
+from fqgan.base.schema import did_you_mean
+from fqgan.commands.arguments import parse
+from fqgan.commands.runs import TrainingCommand
+from fqgan.commands.subjects import choose
+from fqgan.lab.studies.registry import STUDIES, Entry
 
 
 def main(argv: list[str]) -> None:
     """Entry point."""
-    dispatch("fqgan study", "study", SUBJECTS, argv, _MODULES)
+    subjects = {name: (entry.usage, entry.about) for name, entry in STUDIES.items()}
+    if name := choose("fqgan study", "study", subjects, argv):
+        entry = STUDIES[name]
+        files = _trained(name, entry, argv[1:]) if entry.rows else _looked(name, entry, argv[1:])
+        say_lines(files[0].read_text())
+        for file in files:
+            say(file)
+
+
+def _trained(name: str, entry: Entry, argv: list[str]) -> list[Path]:
+    """Rows that are trained, from a preset."""
+    base, options = command_of(name, entry).parse_all(argv)
+    options.check_study()
+    assert entry.rows is not None
+    study = entry.rows(base, argv[0], options)
+    from fqgan.lab.studies.trained import train_study  # torch: only when there is something to train
+
+    return train_study(study, base, options)
+
+
+def command_of(name: str, entry: Entry) -> TrainingCommand[Any]:
+    """How a study whose rows are trained is called."""
+
+    def preset(chosen: str) -> Any:
+        if chosen not in entry.presets:
+            nearest, known = did_you_mean(chosen, entry.presets), ", ".join(entry.presets)
+            raise UserError(f"unknown preset {chosen!r}{nearest} (presets: {known})")
+        return entry.presets[chosen]
+
+    settings = type(next(iter(entry.presets.values())))
+    return TrainingCommand(f"fqgan study {name}", f"{entry.about},", entry.presets, preset, settings, entry.options)
+
+
+def _looked(name: str, entry: Entry, argv: list[str]) -> list[Path]:
+    """Models that are there."""
+    options = parse(entry.options, argv, f"fqgan study {name}", f"{entry.about}.")
+    options.check()
+    options = options.local()
+    module, _, function = entry.run.partition(":")
+    return getattr(import_module(f"fqgan.lab.{module}"), function)(options)

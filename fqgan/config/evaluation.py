@@ -10,8 +10,9 @@ import tyro
 
 from fqgan.config.data import PictureOptions, SourceOptions
 from fqgan.config.ranges import at_least
+from fqgan.config.sampling import Drawing
 
-MADE_WITHOUT = frozenset({"workers", "cache"})
+MADE_WITHOUT = frozenset({"workers", "cache", "npz"})
 """Settings of an evaluation that its numbers do not depend on."""
 
 
@@ -85,3 +86,28 @@ class SetStatistics(Measuring, SourceOptions):
     """Images: an image folder, parquet files, tars, `photos`, `cifar10`, or ADM's .npz with arr_0."""
     split: Literal["train", "validation"] = "train"
     """Which one, where the data hold several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorEvaluation(Measuring, Drawing):
+    """Of `fqgan evaluate generator`: a generator, and the real images that its pictures are compared with."""
+
+    data: str
+    """Real images to compare with: all that `fqgan evaluate samples` takes for a reference."""
+    split: Literal["train", "validation"] = "train"
+    """Of the data, where they hold several; ADM's protocol takes the training images."""
+    num: int = 50_000
+    """Pictures to generate."""
+    labels: Literal["balanced", "uniform"] = "balanced"
+    """balanced: the classes one after the other, round and round; uniform: each drawn at random, by the seed."""
+    samples: Path = Path()
+    """Folder for the pictures; by default `evaluation` in the run folder. The same command resumes."""
+    batch: int = 32
+    """Pictures that are generated or measured together."""
+    cache: bool = True
+    """Keep the reference's features for the next time, under a hash of its content."""
+
+    def check(self, codebook_sizes: tuple[int, ...] = ()) -> None:
+        """As of both; the generator's codebooks where they are known."""
+        Measuring.check(self)
+        Drawing.check(self, codebook_sizes)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
+from fqgan.base.errors import UserError
 from fqgan.base.printing import say
 from fqgan.config import TokenizerConfig
+from fqgan.config.evaluation import GeneratorEvaluation, TokenizerEvaluation
+from fqgan.data.fingerprint import digest
+from fqgan.generator.model import load_generator
+from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
-from fqgan.lab.studies.inspection import Table
 from fqgan.lab.studies.jobs import labelled
-from fqgan.lab.studies.measured import OneProtocol, answers, drawing, identity, measure, scores_of
+from fqgan.lab.studies.requests import OneProtocol, Request, identity, scores_of
 from fqgan.lab.studies.results import MARK, PERCEPTUAL, Column, known_columns, suspected
-from fqgan.lab.studies.tables import file_stem
+from fqgan.lab.studies.settings import ComparisonOptions, GeneratorsOptions, TokenizersOptions
+from fqgan.lab.studies.tables import Table, file_stem
+from fqgan.models.fingerprint import fingerprint
+from fqgan.tokenizer.model import load_tokenizer
+
+Evaluated = TypeVar("Evaluated", TokenizerEvaluation, GeneratorEvaluation)
 
 
 @dataclass(frozen=True)
@@ -93,30 +103,60 @@ def paper_generators() -> list[PaperRow]:
     return [(name, ("–", size), dict(zip(keys, numbers, strict=True))) for name, size, *numbers in TABLE_2]
 
 
-def compare(
-    subject: str,
-    models: Sequence[Compared],
-    heads: Sequence[str],
-    command: Callable[[list[str]], None],
-    request: Sequence[str],
-    networks: Sequence[str],
-    paper: Sequence[PaperRow],
-    folder: Path,
-) -> tuple[Table, list[Path]]:
-    """Measure what is missing under `folder/measured`, and tell the numbers beside the paper's.
+def tokenizers(options: TokenizersOptions) -> list[Path]:
+    """Table 1 and Fig. 1 with the tokenizers that the options name. Returns the files, the table first."""
+    models = []
+    for name, path in options.models.items():
+        tokenizer = load_tokenizer(path)
+        config = tokenizer.config
+        sizes = [factor.codebook_size for factor in config.factors]
+        codes = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 < len(sizes) else " + ".join(map(str, sizes))
+        dims = sorted({factor.code_dim for factor in config.factors})
+        count = sum(weight.numel() for weight in tokenizer.parameters())
+        facts = (str(config.downsampling), codes, ", ".join(map(str, dims)), f"{count / 1e6:.1f}M")
+        models.append(Compared(name, path, facts, tokenizer.fingerprint(), config))
+    settings = _settings(options, models, TokenizerEvaluation)
+    return _compare("tokenizers", models, settings, options, paper_tokenizers() if options.paper else [])
+
+
+def generators(options: GeneratorsOptions) -> list[Path]:
+    """Table 2 with the generators that the options name. Returns the files, the table first. `UserError` for one
+    without a tokenizer."""
+    models = []
+    for name, path in options.models.items():
+        generator = load_generator(path, tokenizer=options.tokenizer)
+        if not generator.has_tokenizer:
+            raise UserError(f"{name} carries no tokenizer, as released files don't: name its own with --tokenizer")
+        count = sum(weight.numel() for n, weight in generator.named_parameters() if not n.startswith("tokenizer."))
+        facts = (generator.tokenizer.fingerprint()[:8], f"{count / 1e6:.1f}M")
+        weights = digest([fingerprint(generator.state_dict()), generator.tokenizer.fingerprint()])
+        models.append(Compared(name, path, facts, weights, generator.tokenizer.config))
+    settings = _settings(options, models, GeneratorEvaluation)
+    return _compare("generators", models, settings, options, paper_generators() if options.paper else [])
+
+
+def _settings(options: ComparisonOptions, models: Sequence[Compared], kind: type[Evaluated]) -> Evaluated:
+    """How all models are measured, but for the model and the network."""
+    names = {field.name for field in fields(kind)} & {field.name for field in fields(options)} - {"features"}
+    shared: dict[str, Any] = {name: getattr(options, name) for name in names}
+    shared["size"] = options.size or models[0].tokenizer.image_size
+    return kind(checkpoint=models[0].checkpoint, **shared)
+
+
+def _compare(
+    subject: str, models: Sequence[Compared], settings: Any, options: ComparisonOptions, paper: Sequence[PaperRow]
+) -> list[Path]:
+    """Measure what is missing under `measured` in the study's folder, and write the numbers beside the paper's.
 
     Args:
         subject: `tokenizers` or `generators`.
-        heads: headings of the models' facts.
-        command: `fqgan evaluate tokenizer` or `generator`.
-        request: its options but for checkpoint, network and output; among them --data.
-        networks: its `--features`, one after the other.
 
     Raises:
         UserError: results that were not measured under one protocol, and networks that would share columns.
     """
-    labels = labelled(networks)
-    images, split = request[request.index("--data") + 1], "validation" if subject == "tokenizers" else "train"
+    folder, heads = options.out, TOKENIZER_FACTS if subject == "tokenizers" else GENERATOR_FACTS
+    require_matplotlib()
+    labels = labelled(options.features)
     identity.cache_clear()  # the files may have changed since an earlier study of this process
     protocol = OneProtocol(() if subject == "tokenizers" else ("samples",))
     scores: dict[str, dict[str, float]] = {model.name: {} for model in models}
@@ -124,17 +164,16 @@ def compare(
         stem = file_stem(model.name)
         for label, network in labels.items():
             file = folder / "measured" / f"{stem}--{label}.json"
-            whole = ["--features", network, *request]
-            asked = [model.fingerprint, *identity(network, images, split), *whole]
-            if answers(file, asked):
+            own: dict[str, Any] = {"checkpoint": model.checkpoint, "features": network}
+            if subject == "generators":
+                pictures = Request(replace(settings, **own), options.device).pictures()
+                own["samples"] = folder / "samples" / f"{stem}-{model.fingerprint[:8]}-{pictures}"
+            request = Request(replace(settings, **own), options.device, model.fingerprint)
+            if request.is_answered(file):
                 say(f"{model.name} is measured already ({label})")
             else:
                 say(f"measuring {model.name} ({label})")
-                argv = [str(model.checkpoint), *whole]
-                if subject == "generators":
-                    pictures = f"{stem}-{model.fingerprint[:8]}-{drawing(whole)}"
-                    argv += ["--samples", str(folder / "samples" / pictures)]
-                measure(command, argv, asked, file)
+                request.measure(file)
             scores[model.name] |= scores_of(protocol.read(file, label), label)
     marked = [label for label, n in labels.items() if suspected(n, [model.tokenizer for model in models])]
     shown = known_columns(labels, scores.values(), [*marked, PERCEPTUAL])
@@ -177,7 +216,7 @@ def compare(
         data,
         notes,
     )
-    return table, _figure(subject, models, scores, shown, folder)
+    return [*table.write(folder), *_figure(subject, models, scores, shown, folder)]
 
 
 def _key(column: Column, genuine: Collection[str]) -> str:

@@ -15,9 +15,9 @@ from fqgan.base.errors import UnreadableError, UserError
 from fqgan.base.files import discard, making_folder, write_text
 from fqgan.base.printing import say
 from fqgan.base.schema import changes
-from fqgan.commands import evaluate_generator, evaluate_tokenizer
 from fqgan.config import GeneratorRunConfig, SamplingConfig, TokenizerRunConfig
-from fqgan.config.data import Small, SourceOptions
+from fqgan.config.data import SourceOptions
+from fqgan.config.evaluation import GeneratorEvaluation, TokenizerEvaluation
 from fqgan.data.fingerprint import fingerprint
 from fqgan.data.sources import open_source
 from fqgan.data.tokens import TokenStore
@@ -26,8 +26,8 @@ from fqgan.engine.batches import total_steps
 from fqgan.evaluation.sets import Set, check_fit, open_set
 from fqgan.generator.model import load_generator, save_generator
 from fqgan.generator.task import train_generator
-from fqgan.lab.studies.measured import answers, drawing, identity, measure
 from fqgan.lab.studies.plan import Line, undeclared
+from fqgan.lab.studies.requests import Request
 from fqgan.models.find import model_config
 from fqgan.nets.measuring import load_network
 from fqgan.tokenizer.model import load_tokenizer, save_tokenizer
@@ -38,18 +38,15 @@ POINT = "study.json"
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """The one protocol that all lines are measured under."""
+class Protocol:
+    """How all lines of a study are measured."""
 
-    data: str
-    """Images to reconstruct, or to compare samples with."""
+    settings: TokenizerEvaluation | GeneratorEvaluation
+    """But for the model, the network, the seed, and how a generator is sampled."""
     networks: Mapping[str, str]
-    """Label -> `--features` of the networks whose features are compared."""
-    options: tuple[str, ...] = ()
-    """More options of `fqgan evaluate`."""
+    """Label -> network whose features are compared."""
     keep_samples: bool = False
     """Keep the pictures of generators once all networks have seen them."""
-    small: Small = "enlarge"
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Job:
     folder: Path
     """Its run."""
     lines: tuple[Line, ...]
-    measuring: Measuring
+    protocol: Protocol
 
     @property
     def fractions(self) -> list[float]:
@@ -99,22 +96,23 @@ class Point:
 
 def run(job: Job) -> None:
     """Train, export and measure what is missing of a job."""
-    told = f"row {job.row}, seed {job.seed}"
+    whose = f"row {job.row}, seed {job.seed}"
     check(job)
     for fraction in job.fractions:
         fresh = not job.has(fraction)
         lines = [line for line in job.lines if line.fraction == fraction]
         if fresh:
-            say(f"{told}: training to {fraction:.3g} of its length")
+            say(f"{whose}: training to {fraction:.3g} of its length")
             _train(job, fraction, lines)
         for line in lines:
-            for network in job.measuring.networks:
-                if answers(job.measured(line, network), _asked(job, line, network)):
-                    say(f"{told}: {line.name} is measured already ({network})")
+            for network in job.protocol.networks:
+                request, file = request_of(job, line, network), job.measured(line, network)
+                if request.is_answered(file):
+                    say(f"{whose}: {line.name} is measured already ({network})")
                 else:
-                    say(f"{told}: measuring {line.name} ({network})")
-                    _measure(job, line, network)
-            if not job.measuring.keep_samples:
+                    say(f"{whose}: measuring {line.name} ({network})")
+                    request.measure(file)
+            if not job.protocol.keep_samples:
                 _discard_samples(job, line)
 
 
@@ -150,20 +148,21 @@ def check(job: Job) -> None:
 
 def check_measuring(jobs: Sequence[Job]) -> None:
     """`UserError` for data, networks or ways of sampling that the jobs' measuring would refuse after their training."""
-    chosen = jobs[0].measuring
+    chosen = jobs[0].protocol
     networks = [load_network(network) for network in chosen.networks.values()]
+    data, small = chosen.settings.data, chosen.settings.small
     if isinstance(jobs[0].config, TokenizerRunConfig):
-        images = Set(chosen.data, open_source(chosen.data, "validation"))
+        images = Set(data, open_source(data, "validation"))
         for job in jobs:
             assert isinstance(job.config, TokenizerRunConfig), "the rows of a study are of one kind"
-            _check_size(images, job.config.model.image_size, chosen.small)
+            _check_size(images, job.config.model.image_size, small)
         return
-    given = open_set(chosen.data)
+    given = open_set(data)
     for job in jobs:
         assert isinstance(job.config, GeneratorRunConfig), "the rows of a study are of one kind"
         store = store_of(job.config)
         size = model_config(store.tokenizer_path, "tokenizer").image_size
-        _check_size(given, size, chosen.small)
+        _check_size(given, size, small)
         for network in networks:
             check_fit(given, network, size)
         for line in job.lines:
@@ -253,39 +252,15 @@ def point_of(job: Job, fraction: float) -> Point:
     return Point(facts["step"], facts["images_seen"], facts["data"])
 
 
-def _request(job: Job, line: Line, network: str) -> list[str]:
-    """The options that a measurement depends on."""
-    chosen = job.measuring
-    argv = ["--data", chosen.data, "--features", chosen.networks[network], *chosen.options]
-    argv += ["--device", job.config.train.device]
-    if isinstance(job.config, GeneratorRunConfig):
-        argv += ["--seed", str(job.seed)]
-        for name, value in line.sampling.items():
-            values = value if isinstance(value, list | tuple) else (value,)
-            argv += [f"--{name.replace('_', '-')}", *map(str, values)]
-    return argv
-
-
-def _asked(job: Job, line: Line, network: str) -> list[str]:
-    """The same, and what its names stand for now."""
-    chosen = job.measuring
-    split = "validation" if isinstance(job.config, TokenizerRunConfig) else "train"
-    return [*identity(chosen.networks[network], chosen.data, split), *_request(job, line, network)]
-
-
-def _measure(job: Job, line: Line, network: str) -> None:
-    file, asked = job.measured(line, network), _asked(job, line, network)
-    argv = [str(job.point(line.fraction)), *_request(job, line, network)]
-    if isinstance(job.config, TokenizerRunConfig):
-        measure(evaluate_tokenizer.main, argv, asked, file)
-    else:
-        measure(evaluate_generator.main, [*argv, "--samples", str(_samples(job, line))], asked, file)
-
-
-def _samples(job: Job, line: Line) -> Path:
-    """Where a generator's pictures go, to be measured by one network after the other."""
-    network = next(iter(job.measuring.networks))
-    return job.folder / "samples" / f"{line.name}-{drawing(_request(job, line, network))}"
+def request_of(job: Job, line: Line, network: str) -> Request:
+    """The evaluation of a line with a network."""
+    chosen = job.protocol
+    own: dict[str, Any] = {"checkpoint": job.point(line.fraction), "features": chosen.networks[network]}
+    if isinstance(chosen.settings, GeneratorEvaluation):
+        own |= {"seed": job.seed, **line.sampling}
+        drawn = Request(replace(chosen.settings, **own), job.config.train.device).pictures()
+        own["samples"] = job.folder / "samples" / f"{line.name}-{drawn}"
+    return Request(replace(chosen.settings, **own), job.config.train.device)
 
 
 def _discard_samples(job: Job, line: Line) -> None:

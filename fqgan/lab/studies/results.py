@@ -15,8 +15,8 @@ from fqgan.base.schema import changes
 from fqgan.config import GeneratorRunConfig, TokenizerConfig, TokenizerRunConfig
 from fqgan.lab.studies.jobs import Job, data_of, point_of, store_of
 from fqgan.lab.studies.judgement import Judgement, judge
-from fqgan.lab.studies.measured import OneProtocol, scores_of
 from fqgan.lab.studies.plan import Ordering, Study, ancestry
+from fqgan.lab.studies.requests import OneProtocol, scores_of
 from fqgan.models.find import CARRIED, model_config
 
 Numbers = dict[tuple[str, int], dict[str, float]]
@@ -67,7 +67,7 @@ def collect(study: Study, jobs: Sequence[Job]) -> Numbers:
     for job in jobs:
         for line in job.lines:
             scores: dict[str, float] = {}
-            for network in job.measuring.networks:
+            for network in job.protocol.networks:
                 scores |= scores_of(protocol.read(job.measured(line, network), network), network)
             numbers[line.name, job.seed] = scores
     return numbers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fqgan.base.files import make_folder, write_text
@@ -72,3 +73,20 @@ def write_table(folder: Path, title: str, head: Sequence[str], rows: Rows, notes
     for name, text in contents.items():
         write_text(folder / name, text)
     return [folder / name for name in contents]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a study writes beside its pictures."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    data_head: Sequence[str]
+    data: Sequence[Sequence[object]]
+    notes: str
+
+    def write(self, folder: Path) -> list[Path]:
+        """Markdown, CSV and LaTeX."""
+        data = comma_separated(self.data_head, self.data)
+        return write_table(folder, self.title, self.head, self.rows, self.notes, data)

@@ -15,7 +15,7 @@ from fqgan.data.order import evenly_spaced
 from fqgan.data.sources import ImageSource
 from fqgan.data.transforms import normalize
 from fqgan.data.workers import load
-from fqgan.lab.studies.structure import Array, Labels
+from fqgan.lab.studies.measures import Array, Labels
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 KINDS = ("continuous", "discrete")
@@ -25,7 +25,7 @@ POOLS = ("mean", "grid")
 
 
 @dataclass(frozen=True)
-class Features:
+class FactorFeatures:
     """What a tokenizer makes of n images."""
 
     continuous: list[Tensor]
@@ -77,7 +77,7 @@ def features_of(
     batch: int = 64,
     workers: int = 0,
     advance: Callable[[int], None] = lambda images: None,
-) -> Features:
+) -> FactorFeatures:
     """Features and codes of the images at `indices`, as centre crops of `size` pixels; on the CPU. Pictures that cannot
     be read are left out and counted. `UserError` where none can be read."""
     device = next(tokenizer.parameters()).device
@@ -98,7 +98,7 @@ def features_of(
     whole = torch.cat(codes)
     discrete = [each.float().cpu() for part in whole.split(batch) for each in tokenizer.embed(part.to(device))]
     k = tokenizer.num_factors
-    return Features(
+    return FactorFeatures(
         [torch.cat(each) for each in continuous],
         [torch.cat(discrete[i::k]) for i in range(k)],
         whole,

@@ -9,46 +9,53 @@ from typing import Any
 
 import torch
 
-from fqgan.config import FactorConfig
+from fqgan.base.errors import UserError
+from fqgan.config import FactorConfig, GeneratorRunConfig, TokenizerRunConfig
+from fqgan.config.evaluation import GeneratorEvaluation, TokenizerEvaluation
+from fqgan.data.sources import default_validation
 from fqgan.evaluation.protocol import read_result
 from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies import jobs as work
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
-from fqgan.lab.studies.jobs import Job, Measuring, check_measuring, point_of
-from fqgan.lab.studies.measured import identity
-from fqgan.lab.studies.plan import Row, Run, Study, has_setting, settings_of, value_at
+from fqgan.lab.studies.jobs import Job, Protocol, check_measuring, labelled, point_of
+from fqgan.lab.studies.plan import Row, Run, Study, has_setting, load_rows, settings_of, value_at
+from fqgan.lab.studies.requests import identity
 from fqgan.lab.studies.results import MARK, Column, Judged, Numbers, check_alike, collect, columns, judged
+from fqgan.lab.studies.settings import MeasureOptions, StudyOptions
 from fqgan.lab.studies.tables import comma_separated, markdown, write_table
 from fqgan.lab.studies.verdicts import cell, told
 from fqgan.lab.studies.workers import check_alone
 from fqgan.lab.studies.workers import spread as over_processes
 
 
-def run_study(
-    study: Study, base: Run, out: Path, seeds: int, measuring: Measuring, processes: int = 0, only: Sequence[str] = ()
-) -> list[Path]:
+def train_study(study: Study, base: Run, options: StudyOptions) -> list[Path]:
     """Train and measure what is missing under `out/rows/ROW/seed-N`, and write table and figure; returns their files.
 
     Args:
-        seeds: the number of seeds, counted from 0.
-        processes: jobs at a time; 0: one for each GPU, or one.
-        only: names of rows; empty: all.
+        base: the settings that the rows differ from.
+
+    Raises:
+        UserError: rows that differ in more than they declare, data or networks that are not there, and runs of other
+            settings in the folder.
     """
+    if options.rows != Path():
+        study = study.extended(load_rows(options.rows))
+    protocol = protocol_of(base, options.measure)
     require_matplotlib()
     check_alone()
     identity.cache_clear()  # the files may have changed since an earlier study of this process
     settings = settings_of(study, base)
-    chosen = study.only(only) if only else study
+    chosen = study.only(options.only) if options.only else study
     jobs = [
         Job(
             row.name,
             seed,
             replace(settings[row.name], train=replace(settings[row.name].train, seed=seed)),
-            out / "rows" / row.name / f"seed-{seed}",
+            options.out / "rows" / row.name / f"seed-{seed}",
             tuple(line for line in chosen.lines if line.row == row.name),
-            measuring,
+            protocol,
         )
-        for seed in range(seeds)
+        for seed in range(options.seeds)
         for row in chosen.rows
         if chosen.fractions(row.name)
     ]
@@ -57,14 +64,39 @@ def run_study(
     check_alike(study, jobs)
     check_measuring(jobs)
     gpus = torch.cuda.device_count() if base.train.device != "cpu" else 0
-    over_processes(work.run, jobs, processes or max(1, gpus), gpus)
-    return report(chosen, jobs, out)
+    over_processes(work.run, jobs, options.processes or max(1, gpus), gpus)
+    return report(chosen, jobs, options.out)
+
+
+def protocol_of(base: TokenizerRunConfig | GeneratorRunConfig, measure: MeasureOptions) -> Protocol:
+    """How all rows are measured. `UserError` where the data to train or to measure on are missing."""
+    networks = labelled([*measure.features, *([f"classifier:{measure.classifier}"] if measure.classifier else [])])
+    shared: dict[str, Any] = {name: getattr(measure, name) for name in _SHARED}
+    nowhere = Path()  # each line has a checkpoint of its own
+    if isinstance(base, TokenizerRunConfig):
+        if not base.data.source:
+            raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
+        data = measure.data or base.data.validation or default_validation(base.data.source)
+        if not data:
+            raise UserError("--data.validation is missing: the images to measure on")
+        perceptual: Any = base.loss.perceptual if base.loss.perceptual_weight else "none"
+        settings = TokenizerEvaluation(checkpoint=nowhere, data=data, perceptual=perceptual, **shared)
+    else:
+        if not base.data:
+            raise UserError("--data is missing: a token store, which fqgan extract makes")
+        if not measure.data:
+            raise UserError("--measure.data is missing: real images to compare the samples with")
+        settings = GeneratorEvaluation(checkpoint=nowhere, data=measure.data, num=measure.num, **shared)
+    return Protocol(settings, networks, measure.keep_samples)
+
+
+_SHARED = ("limit", "kept", "batch", "workers", "precision", "small")
 
 
 def report(study: Study, jobs: Sequence[Job], out: Path) -> list[Path]:
     """Table and figure of measured jobs."""
     numbers = collect(study, jobs)
-    shown = columns(study, jobs, jobs[0].measuring.networks, numbers)
+    shown = columns(study, jobs, jobs[0].protocol.networks, numbers)
     deciding = [column for column in shown if column.key.startswith(("psnr", "fid/", "frechet/"))]
     verdicts = judged(study.orderings, numbers, deciding)
     head = [
@@ -130,12 +162,12 @@ def _protocol(jobs: Sequence[Job]) -> str:
     job = jobs[0]
     networks = []
     sides: Mapping[str, Any] = {}
-    for network in job.measuring.networks:
+    for network in job.protocol.networks:
         sides = read_result(job.measured(job.lines[0], network))["protocol"]
         networks.append(f"{network} ({sides['features']['weights'][:12]})")
     data = sides.get("data") or sides.get("reference") or {}
     count = f"{data['count']:,} images of " if "count" in data else ""
-    return f"{count}{job.measuring.data} at {sides['size']} pixels; networks: {', '.join(networks)}"
+    return f"{count}{job.protocol.settings.data} at {sides['size']} pixels; networks: {', '.join(networks)}"
 
 
 def _declared(study: Study, jobs: Sequence[Job]) -> list[list[str]]:

@@ -1,0 +1,124 @@
+"""Evaluations that a study asks for: made once, and reused where settings and inputs are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fqgan.base.errors import UserError
+from fqgan.base.printing import say, say_lines
+from fqgan.config import SamplingConfig
+from fqgan.config.evaluation import MADE_WITHOUT, GeneratorEvaluation, TokenizerEvaluation
+from fqgan.data.fingerprint import fingerprint
+from fqgan.engine.session import running
+from fqgan.evaluation.generated import evaluate_generator
+from fqgan.evaluation.protocol import differences, read_result
+from fqgan.evaluation.reconstructions import evaluate_tokenizer
+from fqgan.evaluation.sets import open_set
+from fqgan.nets.measuring import load_network
+
+Numbers = dict[str, float]
+_OF_NETWORK = ("frechet", "score", "kernel", "precision", "recall", "density", "coverage", "fid", "sfid", "inception")
+_PLACES = {"checkpoint", "samples"}
+"""Settings that say where something lies: of the model, `Request.model` says which it is."""
+_DRAWN_BY = {"num", "seed", "batch", "precision", "tokenizer", *(field.name for field in fields(SamplingConfig))}
+
+
+@dataclass(frozen=True)
+class Request:
+    """An evaluation, and what its result depends on."""
+
+    settings: TokenizerEvaluation | GeneratorEvaluation
+    device: str
+    """`auto`, `cpu` or `cuda`."""
+    model: str = ""
+    """Fingerprint of the model, where another one may come to lie at the same place."""
+
+    def content(self) -> dict[str, Any]:
+        """Settings and fingerprints of inputs, as JSON has them: the result of an equal request is the same."""
+        settings = {name: value for name, value in _plain(self.settings).items() if name not in MADE_WITHOUT | _PLACES}
+        inputs = identity(self.settings.features, self.settings.data, self.settings.split)
+        return {"settings": settings, "device": self.device, "inputs": {"model": self.model, **inputs}}
+
+    def is_answered(self, file: Path) -> bool:
+        """Whether a file holds the result of an equal request."""
+        try:
+            return read_result(file).get("request") == self.content()
+        except UserError:
+            return False
+
+    def measure(self, file: Path) -> None:
+        """Evaluate, print the table, and write the result with the request beside it."""
+        with running(self.device) as world:
+            if isinstance(self.settings, TokenizerEvaluation):
+                found = evaluate_tokenizer(self.settings, world)
+            else:
+                found = evaluate_generator(self.settings, world)
+        say_lines(found.table())
+        for warning in found.warnings:
+            say(f"warning: {warning}")
+        found.write(file, request=self.content())
+
+    def pictures(self) -> str:
+        """Eight letters that name the pictures which a generator's request draws: other real images, and another
+        network that looks at them, draw the same."""
+        drawn = {name: value for name, value in _plain(self.settings).items() if name in _DRAWN_BY}
+        return hashlib.sha256(json.dumps([drawn, self.device], sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return json.loads(json.dumps(values, default=str))
+
+
+@lru_cache(maxsize=32)
+def identity(network: str, data: str, split: str) -> dict[str, str]:
+    """What a request's names stand for: the weights of a network, and which images these are. A retrained classifier
+    or other images are measured anew."""
+    given = open_set(data, split)
+    if given.source is not None:
+        images = json.dumps(fingerprint(given.source), sort_keys=True)
+    else:
+        images = hashlib.sha256(Path(data).expanduser().read_bytes()).hexdigest()
+    weights = str(load_network(network).describe()["weights"])
+    return {"features": weights, "data": hashlib.sha256(images.encode()).hexdigest()}
+
+
+def scores_of(result: dict[str, Any], network: str) -> Numbers:
+    """`frechet`, `kernel_distance` and the like under `name/network`, the rest under their own names."""
+    found = {
+        f"{name}/{network}" if name.startswith(_OF_NETWORK) else name: float("nan") if value is None else float(value)
+        for name, value in result["metrics"].items()
+    }
+    if factors := result.get("factors"):
+        found["usage"] = sum(factor["usage"] for factor in factors.values()) / len(factors)
+    return found
+
+
+class OneProtocol:
+    """Lets results pass that were made under one protocol for each network.
+
+    Args:
+        apart: sides of the protocol in which they may differ.
+    """
+
+    def __init__(self, apart: Sequence[str] = ()) -> None:
+        self._apart, self._first = apart, dict[str, tuple[Path, dict[str, Any]]]()
+
+    def read(self, file: Path, network: str) -> dict[str, Any]:
+        """A result; `UserError` where it was not measured as the first one was."""
+        result = read_result(file)
+        before, reference = self._first.setdefault(network, (file, result))
+        apart = [side for side in self._apart if side in result["protocol"]]
+        if changed := differences(reference, result, apart):
+            key, (was, now) = next(iter(changed.items()))
+            raise UserError(
+                f"{file} was not measured as {before} was ({key}: {now!r}, not {was!r}): delete the one that is out of "
+                "date, and start again"
+            )
+        return result
