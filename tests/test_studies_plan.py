@@ -14,8 +14,8 @@ from fqgan.base.errors import UserError
 from fqgan.commands import study_training
 from fqgan.config import TokenizerRunConfig
 from fqgan.config.presets import child
-from fqgan.lab.studies.judgement import judge, mean_and_error, spread
 from fqgan.lab.studies.plan import Line, Ordering, Row, Study, change, load_rows, settings_of, undeclared
+from fqgan.lab.studies.results import judge, mean_and_error, spread
 from fqgan.lab.studies.tables import latex, markdown
 from fqgan.lab.studies.tokenizers import ABLATION_PRESETS, SCALING_PRESETS, ablation, scaling
 

@@ -15,6 +15,7 @@ from fqgan.data.fingerprint import digest
 from fqgan.generator.model import load_generator
 from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
+from fqgan.lab.studies.folder import study_folder
 from fqgan.lab.studies.jobs import labelled
 from fqgan.lab.studies.requests import OneProtocol, Request, identity, scores_of
 from fqgan.lab.studies.results import MARK, PERCEPTUAL, Column, known_columns, suspected
@@ -116,7 +117,8 @@ def tokenizers(options: TokenizersOptions) -> list[Path]:
         facts = (str(config.downsampling), codes, ", ".join(map(str, dims)), f"{count / 1e6:.1f}M")
         models.append(Compared(name, path, facts, tokenizer.fingerprint(), config))
     settings = _settings(options, models, TokenizerEvaluation)
-    return _compare("tokenizers", models, settings, options, paper_tokenizers() if options.paper else [])
+    with study_folder(options.out):
+        return _compare("tokenizers", models, settings, options, paper_tokenizers() if options.paper else [])
 
 
 def generators(options: GeneratorsOptions) -> list[Path]:
@@ -132,7 +134,8 @@ def generators(options: GeneratorsOptions) -> list[Path]:
         weights = digest([fingerprint(generator.state_dict()), generator.tokenizer.fingerprint()])
         models.append(Compared(name, path, facts, weights, generator.tokenizer.config))
     settings = _settings(options, models, GeneratorEvaluation)
-    return _compare("generators", models, settings, options, paper_generators() if options.paper else [])
+    with study_folder(options.out):
+        return _compare("generators", models, settings, options, paper_generators() if options.paper else [])
 
 
 def _settings(options: ComparisonOptions, models: Sequence[Compared], kind: type[Evaluated]) -> Evaluated:

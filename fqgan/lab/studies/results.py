@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,9 @@ from fqgan.base.errors import UserError
 from fqgan.base.schema import changes
 from fqgan.config import GeneratorRunConfig, TokenizerConfig, TokenizerRunConfig
 from fqgan.lab.studies.jobs import Job, data_of, point_of, store_of
-from fqgan.lab.studies.judgement import Judgement, judge
 from fqgan.lab.studies.plan import Ordering, Study, ancestry
 from fqgan.lab.studies.requests import OneProtocol, scores_of
+from fqgan.lab.studies.tables import markdown
 from fqgan.models.find import CARRIED, model_config
 
 Numbers = dict[tuple[str, int], dict[str, float]]
@@ -46,6 +47,51 @@ class Column:
         if value is None or math.isnan(value):
             return "–"
         return f"{value:.{self.digits}%}" if self.key == "usage" else f"{value:.{self.digits}f}"
+
+
+Verdict = Literal["holds", "fails", "open"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What paired differences say of a claim."""
+
+    verdict: Verdict
+    mean: float
+    """Of the differences; above 0 where they speak for the claim."""
+    error: float
+    """Standard error of the mean; NaN for fewer than two."""
+    differences: tuple[float, ...]
+
+
+def judge(differences: Sequence[float]) -> Judgement:
+    """Judge the differences of the seeds, above 0 where a seed speaks for the claim.
+
+    It holds only if their sign agrees in all seeds and their mean exceeds twice its standard error; it fails if that is
+    true of the opposite sign; else, and with fewer than two seeds, it is open. ValueError for none.
+    """
+    if not differences:
+        raise ValueError("a judgement needs at least one difference")
+    mean, error = mean_and_error(differences)
+    verdict: Verdict = "open"
+    if len(differences) > 1 and abs(mean) > 2 * error:
+        if all(difference > 0 for difference in differences):
+            verdict = "holds"
+        elif all(difference < 0 for difference in differences):
+            verdict = "fails"
+    return Judgement(verdict, mean, error, tuple(differences))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, NaN for a single value."""
+    return statistics.fmean(values), spread(values) / math.sqrt(len(values))
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation of a sample; NaN for a single value, or where one is not finite."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return math.nan
+    return statistics.stdev(values)
 
 
 @dataclass(frozen=True)
@@ -196,3 +242,32 @@ def judged(orderings: Sequence[Ordering], numbers: Numbers, shown: Sequence[Colu
             if pairs:
                 found.append(Judged(ordering, column, judge(pairs)))
     return found
+
+
+def cell(column: Column, values: Sequence[float]) -> str:
+    """Mean and, of several seeds, standard deviation."""
+    mean = column.text(sum(values) / len(values))
+    return f"{mean} ± {column.text(spread(values))}" if len(values) > 1 else mean
+
+
+def orderings_text(verdicts: Sequence[Judged]) -> list[str]:
+    """Paragraphs of Markdown on the orderings; none without one."""
+    if not verdicts:
+        return []
+    rows = [
+        [
+            each.ordering.claim,
+            each.column.label,
+            f"{each.judgement.mean:+.{each.column.digits + 1}f}",
+            "–" if len(each.judgement.differences) < 2 else f"{each.judgement.error:.{each.column.digits + 1}f}",
+            " ".join(f"{d:+.{each.column.digits}f}" for d in each.judgement.differences),
+            each.judgement.verdict,
+        ]
+        for each in verdicts
+    ]
+    head = ["ordering", "by", "mean difference", "its standard error", "each seed", "verdict"]
+    return [
+        f"## Orderings\n\nA difference above 0 speaks for the claim.\n\n{markdown(head, rows)}",
+        "An ordering holds only if its sign agrees in all seeds and the mean of the paired differences exceeds "
+        "twice its standard error; it fails if that is true of the opposite sign; else it is open.",
+    ]

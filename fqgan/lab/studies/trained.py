@@ -17,13 +17,24 @@ from fqgan.evaluation.protocol import read_result
 from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies import jobs as work
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
+from fqgan.lab.studies.folder import study_folder
 from fqgan.lab.studies.jobs import Job, Protocol, check_measuring, labelled, point_of
 from fqgan.lab.studies.plan import Row, Run, Study, has_setting, load_rows, settings_of, value_at
 from fqgan.lab.studies.requests import identity
-from fqgan.lab.studies.results import MARK, Column, Judged, Numbers, check_alike, collect, columns, judged
+from fqgan.lab.studies.results import (
+    MARK,
+    Column,
+    Judged,
+    Numbers,
+    cell,
+    check_alike,
+    collect,
+    columns,
+    judged,
+    orderings_text,
+)
 from fqgan.lab.studies.settings import MeasureOptions, StudyOptions
 from fqgan.lab.studies.tables import comma_separated, markdown, write_table
-from fqgan.lab.studies.verdicts import cell, told
 from fqgan.lab.studies.workers import check_alone
 from fqgan.lab.studies.workers import spread as over_processes
 
@@ -64,8 +75,9 @@ def train_study(study: Study, base: Run, options: StudyOptions) -> list[Path]:
     check_alike(study, jobs)
     check_measuring(jobs)
     gpus = torch.cuda.device_count() if base.train.device != "cpu" else 0
-    over_processes(work.run, jobs, options.processes or max(1, gpus), gpus)
-    return report(chosen, jobs, options.out)
+    with study_folder(options.out):
+        over_processes(work.run, jobs, options.processes or max(1, gpus), gpus)
+        return report(chosen, jobs, options.out)
 
 
 def protocol_of(base: TokenizerRunConfig | GeneratorRunConfig, measure: MeasureOptions) -> Protocol:
@@ -153,7 +165,7 @@ def _notes(study: Study, jobs: Sequence[Job], verdicts: Sequence[Judged], shown:
             "The paper's numbers are of ImageNet at 256 pixels, with Inception's features and the paper's own lengths: "
             "they compare with ours only where ours are of these too."
         )
-    parts += told(verdicts)
+    parts += orderings_text(verdicts)
     parts.append(f"## Rows\n\n{markdown(['row', 'parent', 'declared difference'], _declared(study, jobs))}")
     return "\n\n".join(parts)
 

@@ -10,9 +10,8 @@ from fqgan.base.files import write_text
 from fqgan.data.order import evenly_spaced
 from fqgan.evaluation.protocol import read_result
 from fqgan.lab.report.captions import Captioned, captions_page
-from fqgan.lab.studies.results import Column, Numbers, judged
+from fqgan.lab.studies.results import Column, Numbers, cell, judged, orderings_text
 from fqgan.lab.studies.tables import comma_separated, write_table
-from fqgan.lab.studies.verdicts import cell, told
 from fqgan.lab.understanding.study import Job, Row, orderings_of
 
 SHOWN = 24
@@ -50,7 +49,7 @@ def report(rows: Sequence[Row], jobs: Sequence[Job]) -> list[Path]:
     text = comma_separated(["row", "feature", "sub_codebook", "seed", *keys, "paper_cider"], data)
     verdicts = judged(orderings_of(rows), numbers, [column for column in COLUMNS if column.key in ("cider", "loss")])
     protocol = results[rows[0].name, jobs[0].seed]["protocol"]
-    notes = "\n\n".join([*_notes(jobs, protocol), *told(verdicts)])
+    notes = "\n\n".join([*_notes(jobs, protocol), *orderings_text(verdicts)])
     files = write_table(out, TITLE, head, cells, notes, text)
     page = out / "captions.html"
     write_text(page, _page(rows, jobs, results))
