@@ -12,18 +12,18 @@ from fqgan.base.errors import UserError
 from fqgan.base.files import UnwritableError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
-from fqgan.commands import generate
 from fqgan.commands.arguments import parse
 from fqgan.commands.evaluate_samples import compared
 from fqgan.commands.measuring import MeasuringOptions, conclude, result_path, run_of
 from fqgan.config.ranges import at_least
+from fqgan.config.sampling import GenerationSettings
 from fqgan.models import hub
 
 PROG = "fqgan evaluate generator"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(MeasuringOptions, generate.Arguments):
+class Arguments(MeasuringOptions, GenerationSettings):
     """Options of the command."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -66,6 +66,7 @@ def main(argv: list[str]) -> None:
     with running(arguments.device) as world:
         from fqgan.engine.distributed import from_main
         from fqgan.evaluation.sets import check_fit, open_set
+        from fqgan.generator import generate
         from fqgan.nets.measuring import load_network
 
         from_main(lambda: generate.check_ranks(arguments.num, world.size))

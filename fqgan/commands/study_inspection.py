@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fqgan.base.classes import chosen_classes
 from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say, say_lines
 from fqgan.base.progress import image_bar
 from fqgan.commands.arguments import parse
-from fqgan.commands.generate import chosen_classes
 from fqgan.config import SourceOptions
 from fqgan.config.data import Small
 from fqgan.config.ranges import at_least
