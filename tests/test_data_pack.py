@@ -24,7 +24,7 @@ from PIL import Image
 from fqgan.base.errors import UserError
 from fqgan.cli import main
 from fqgan.config import DataConfig
-from fqgan.data import pack, shards
+from fqgan.data import packer, shards
 from fqgan.data.loader import training_batches
 from fqgan.data.order import spread_over_blocks
 from fqgan.data.packer import Packer
@@ -106,7 +106,7 @@ def test_training_sees_the_same_pictures(crop_min: float, folder: Path, tmp_path
 
 def test_the_bytes_do_not_depend_on_the_workers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "ROW_GROUP", 4)
-    monkeypatch.setattr(pack, "CHUNK", 3)
+    monkeypatch.setattr(packer, "CHUNK", 3)
     for workers in (0, 1, 3):
         packed(folder, tmp_path / f"out{workers}", workers, shards=3, shuffle=True, format="jpeg")
     first = contents(tmp_path / "out0")
@@ -172,15 +172,15 @@ def test_splits_side_by_side(folder: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.fixture
 def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that holds how many pictures may be read."""
-    file, read, parent = tmp_path / "gate", pack._read, os.getpid()
+    file, read, parent = tmp_path / "gate", packer._read, os.getpid()
 
     def gated(*arguments: Any) -> Any:
         while arguments[-1] >= int(file.read_text() or 0) and os.path.exists(f"/proc/{parent}"):
             time.sleep(0.002)
         return read(*arguments)
 
-    monkeypatch.setattr(pack, "_read", gated)
-    monkeypatch.setattr(pack, "CHUNK", 2)
+    monkeypatch.setattr(packer, "_read", gated)
+    monkeypatch.setattr(packer, "CHUNK", 2)
     return file
 
 
