@@ -8,19 +8,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fqgan.base.errors import UserError
     from fqgan.data.images import load_images
+    from fqgan.face import evaluate, extract, generate, train_generator, train_tokenizer
     from fqgan.generator.model import load_generator, save_generator
     from fqgan.tokenizer.model import load_tokenizer, save_tokenizer
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "load_generator", "load_images", "load_tokenizer", "save_generator", "save_tokenizer"]
+__all__ = [
+    "UserError",
+    "evaluate",
+    "extract",
+    "generate",
+    "load_generator",
+    "load_images",
+    "load_tokenizer",
+    "save_generator",
+    "save_tokenizer",
+    "train_generator",
+    "train_tokenizer",
+]
 
 _HOMES = {
     "UserError": "fqgan.base.errors",
+    "evaluate": "fqgan.face",
+    "extract": "fqgan.face",
+    "generate": "fqgan.face",
     "load_generator": "fqgan.generator.model",
     "load_images": "fqgan.data.images",
     "load_tokenizer": "fqgan.tokenizer.model",
     "save_generator": "fqgan.generator.model",
     "save_tokenizer": "fqgan.tokenizer.model",
+    "train_generator": "fqgan.face",
+    "train_tokenizer": "fqgan.face",
 }
 
 

@@ -24,13 +24,13 @@ from PIL import Image
 from fqgan.base.errors import UserError
 from fqgan.cli import main
 from fqgan.config import DataConfig
-from fqgan.data import pack, shards
+from fqgan.data import packer, shards
 from fqgan.data.loader import training_batches
 from fqgan.data.order import spread_over_blocks
-from fqgan.data.pack import Packer
+from fqgan.data.packer import Packer
 from fqgan.data.shards import PackOptions
 from fqgan.data.sources import ImageSource, open_source
-from fqgan.data.survey import survey
+from fqgan.data.survey import numbers_of
 from fqgan.data.transforms import resize_shorter
 
 Refused = Callable[..., str]
@@ -106,7 +106,7 @@ def test_training_sees_the_same_pictures(crop_min: float, folder: Path, tmp_path
 
 def test_the_bytes_do_not_depend_on_the_workers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "ROW_GROUP", 4)
-    monkeypatch.setattr(pack, "CHUNK", 3)
+    monkeypatch.setattr(packer, "CHUNK", 3)
     for workers in (0, 1, 3):
         packed(folder, tmp_path / f"out{workers}", workers, shards=3, shuffle=True, format="jpeg")
     first = contents(tmp_path / "out0")
@@ -172,15 +172,15 @@ def test_splits_side_by_side(folder: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.fixture
 def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that holds how many pictures may be read."""
-    file, read, parent = tmp_path / "gate", pack._read, os.getpid()
+    file, read, parent = tmp_path / "gate", packer._read, os.getpid()
 
     def gated(*arguments: Any) -> Any:
         while arguments[-1] >= int(file.read_text() or 0) and os.path.exists(f"/proc/{parent}"):
             time.sleep(0.002)
         return read(*arguments)
 
-    monkeypatch.setattr(pack, "_read", gated)
-    monkeypatch.setattr(pack, "CHUNK", 2)
+    monkeypatch.setattr(packer, "_read", gated)
+    monkeypatch.setattr(packer, "CHUNK", 2)
     return file
 
 
@@ -392,7 +392,7 @@ def test_survey_of_a_folder(folder: Path) -> None:
     turned.save(folder / "dog/zz.jpg", exif=turned.getexif())  # upright: 50 x 30
     cut = folder / "dog/01.jpg"
     cut.write_bytes(cut.read_bytes()[:-300])
-    numbers = survey(open_source(str(folder)), scan=0, sizes=(25, 256), workers=2)
+    numbers = numbers_of(open_source(str(folder)), scan=0, sizes=(25, 256), workers=2)
     sizes = [(20 + 3 * i, 60 - i) for i in range(40)] + [(50, 30)]
     assert (numbers["kind"], numbers["pictures"], numbers["scanned"]) == ("image folder", 42, 42)
     assert numbers["classes"] == {"cat": 21, "dog": 21, "emu": 0}
@@ -408,15 +408,15 @@ def test_survey_of_a_folder(folder: Path) -> None:
     files = [path for path in folder.rglob("*.*") if path.name != "zz.jpg" or path.parent.name == "dog"]
     assert numbers["mean_bytes"] == round(np.mean([path.stat().st_size for path in files]))
     assert [line.split(" is ")[0] for line in numbers["unreadable"]] == [str(folder / "cat/zz.jpg")]
-    decoded = survey(open_source(str(folder)), scan=0, decode=True)["unreadable"]
+    decoded = numbers_of(open_source(str(folder)), scan=0, decode=True)["unreadable"]
     assert [str(cut) in line for line in decoded] == [False, True], "a file that is cut short has a whole header"
 
 
 def test_survey_of_other_sources(folder: Path, tmp_path: Path) -> None:
     source = packed(folder, tmp_path / "out", format="jpeg")
-    numbers = survey(source, scan=10)
+    numbers = numbers_of(source, scan=10)
     assert (numbers["kind"], numbers["scanned"], numbers["formats"]) == ("parquet files", 10, {"JPEG": 10})
-    numbers = survey(Noise([4, 4], side=30, unreadable=[3]), scan=0, workers=1)
+    numbers = numbers_of(Noise([4, 4], side=30, unreadable=[3]), scan=0, workers=1)
     assert numbers["unreadable"] == ["noise 3 is unreadable"]
     assert (numbers["blocks"]["count"], numbers["formats"], numbers["mean_bytes"]) == (2, {}, None)
     assert (numbers["shorter_side"]["min"], numbers["modes"]) == (30, {"RGB": 7})
@@ -433,7 +433,7 @@ def test_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     source = open_source(str(tmp_path / "a.tar"))
-    numbers = survey(source, scan=0, decode=True)
+    numbers = numbers_of(source, scan=0, decode=True)
     assert (numbers["kind"], numbers["labels"], numbers["unlabelled"]) == ("WebDataset tars", [4, 4], 1)
     assert (numbers["formats"], numbers["mean_bytes"]) == ({"JPEG": 1}, len(buffer.getvalue()))
     assert len(numbers["unreadable"]) == 1

@@ -33,8 +33,8 @@ from fqgan.data.workers import Batches
 from fqgan.engine import distributed
 from fqgan.models.find import find
 from fqgan.models.fingerprint import fingerprint
-from fqgan.tokenizer.extraction import Passes
 from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.passes import Passes
 
 Refused = Callable[..., str]
 CLASSES = ("cat", "dog", "emu")

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from processes import on_two_ranks, start
 
+from fqgan.base.classes import chosen_classes
 from fqgan.base.errors import UserError
 from fqgan.base.files import lock
 from fqgan.cli import main
-from fqgan.commands.generate import chosen_classes
 from fqgan.config import GeneratorConfig
 from fqgan.data.transforms import to_uint8
 from fqgan.generator.model import FAR, load_generator, save_generator

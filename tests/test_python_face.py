@@ -16,7 +16,8 @@ from torch import Tensor
 import fqgan
 from fqgan.base.errors import UserError, told
 from fqgan.base.inputs import as_images
-from fqgan.config import SamplingConfig
+from fqgan.cli import main
+from fqgan.config import SamplingConfig, TokenizerRunConfig
 from fqgan.data.transforms import normalize
 from fqgan.engine.distributed import pick_device
 from fqgan.tokenizer.model import FactorizedTokenizer
@@ -383,3 +384,97 @@ def test_anything_can_be_told() -> None:
     assert told(Odd()) == "something of type Odd"
     assert told("a\nb") == r"'a\nb'" and len(told("x" * 999)) == 40
     assert told(np.zeros((2, 3))) == "float64 of shape (2, 3)"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def generator(tokenizer: FactorizedTokenizer, tmp_path: Path) -> Path:
+    """A generator that carries the tokenizer of this file's tests."""
+    model = tiny(codebook_sizes=(16, 17), grid=(16, 16), num_classes=3)
+    model.label_names = ("cat", "dog", "emu")
+    model.carry(tokenizer)
+    return fqgan.save_generator(model, tmp_path / "generator")
+
+
+def test_extract_writes_what_the_command_writes(models: Path, pictures: Path, tmp_path: Path) -> None:
+    done = fqgan.extract(models / "tok", data=pictures, out=tmp_path / "a", crops="flip", workers=0, shard_images=3)
+    assert (done.out, done.images, done.encoded, done.unreadable) == (tmp_path / "a", 8, 8, [])
+    assert len(done.manifest.shards) == 3 and done.manifest.num_crops == 2 and done.seconds > 0
+    options = ["--crops", "flip", "--workers", "0", "--shard-images", "3"]
+    assert main(["extract", str(models / "tok"), "--data", str(pictures), "--out", str(tmp_path / "b"), *options]) == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    again = fqgan.extract(str(models / "tok"), data=str(pictures), out=tmp_path / "b", crops="flip", shard_images=3)
+    assert again.encoded == 0 and again.manifest == done.manifest
+
+
+def test_generate_writes_what_the_command_writes(generator: Path, tmp_path: Path) -> None:
+    settings = {"classes": "emu,0", "num": np.int64(3), "batch": 2, "cfg_scale": 3, "top_k": [0, 8], "npz": True}
+    done = fqgan.generate(generator, out=tmp_path / "a", **settings)
+    assert (done.out, done.made, done.settings.classes) == (tmp_path / "a", 3, (2, 0)) and done.seconds > 0
+    assert done.settings.sampling == SamplingConfig(cfg_scale=(3.0,), top_k=(0, 8))
+    options = ["--classes", "emu,0", "--num", "3", "--batch", "2", "--cfg-scale", "3", "--top-k", "0", "8", "--npz"]
+    assert main(["generate", str(generator), "--out", str(tmp_path / "b"), *options]) == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert fqgan.generate(generator, out=tmp_path / "a", **settings).made == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "told_"),
+    [
+        ({"crop": "ten"}, "fqgan.extract: unknown key 'crop'; did you mean 'crops'?"),
+        ({"history": 1}, "unknown key 'history'"),
+        ({"crops": "nine"}, "crops must be one of center, flip, ten; got 'nine'"),
+        ({"batch": "4"}, "batch must be int, got '4'"),
+        ({"batch": None}, "batch must be int, got None"),
+        ({"batch": True}, "batch must be int, got True"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"batch": 10**5000}, "batch must be below 2^63"),
+        ({"verify": "yes"}, "verify must be bool, got 'yes'"),
+        ({"max_unreadable": NAN}, "max-unreadable must be between 0 and 1, got nan"),
+        ({"range": (0, 4095)}, "range.0 must be str, got 0"),
+        ({"data": 3}, "data must be str, got 3"),
+        ({"data": "nowhere"}, "nowhere does not exist"),
+        ({"out": None}, "out must be Path, got None"),
+        ({"out": "a\0b"}, "is no name of a file"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda; got 'gpu'"),
+    ],
+)
+def test_settings_of_extract_are_refused(
+    settings: dict[str, Any], told_: str, models: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told_ in message(fqgan.extract, models / "tok", **{"data": pictures, "out": "out", **settings})
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told_"),
+    [
+        ({"clases": "0"}, "fqgan.generate: unknown key 'clases'; did you mean 'classes'?"),
+        ({"classes": "dgo"}, "unknown class 'dgo'; did you mean 'dog'?"),
+        ({"cfg_scale": "3"}, "cfg_scale.0 must be float, got '3'"),
+        ({"cfg_scale": -1}, "cfg_scale must be at least 0"),
+        ({"top_k": 5.0}, "top_k.0 must be int, got 5.0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"checkpoint": 3}, "checkpoint must be Path, got 3"),
+        ({"checkpoint": "hf:a"}, "hf:a is no address on the hub"),
+    ],
+)
+def test_settings_of_generate_are_refused(settings: dict[str, Any], told_: str, generator: Path) -> None:
+    out = generator.parent / "out"
+    assert told_ in message(fqgan.generate, **{"checkpoint": generator, "out": out, **settings})
+    assert not out.exists()
+
+
+def test_training_takes_a_config_and_a_folder(base: TokenizerRunConfig, tmp_path: Path) -> None:
+    run = fqgan.train_tokenizer(base, str(tmp_path / "run"))
+    assert run == tmp_path / "run" and fqgan.load_tokenizer(run).num_factors == 2
+    assert "config must be a TokenizerRunConfig, got 'photos-dual'" in message(
+        fqgan.train_tokenizer, "photos-dual", tmp_path / "other"
+    )
+    assert "config must be a GeneratorRunConfig" in message(fqgan.train_generator, base, tmp_path / "other")
+    assert "run must be a path" in message(fqgan.train_tokenizer, base, 3)

@@ -24,7 +24,7 @@ from fqgan.base.errors import UnreadableError, UserError
 from fqgan.data.cache import Cache
 from fqgan.data.decode import decode_image
 from fqgan.data.fingerprint import fingerprint
-from fqgan.data.pack import Packer
+from fqgan.data.packer import Packer
 from fqgan.data.shards import PackOptions
 from fqgan.data.sources import open_source
 from fqgan.evaluation.collect import FeatureSet

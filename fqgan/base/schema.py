@@ -6,9 +6,10 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -35,8 +36,14 @@ def from_dict(cls: type[T], data: dict[str, Any], source: str = "config") -> T:
     data.pop("history", None)  # of a run: told beside its settings
     if version != FORMAT_VERSION:
         raise UserError(f"{source}: format_version {version} is not {FORMAT_VERSION}: of another version of fqgan")
+    return from_values(cls, data, source)
+
+
+def from_values(cls: type[T], values: dict[str, Any], source: str) -> T:
+    """Build a config from the values of its fields. Unknown names and wrong types raise `UserError`, which names
+    `source`; text is taken for a path where one is wanted."""
     try:
-        return _build(cls, data, "")
+        return _build(cls, values, "")
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 
@@ -66,6 +73,8 @@ def _build(cls: Any, value: Any, where: str) -> Any:
         return value
     if origin is types.UnionType:
         cls = args[0]
+    if cls is Path and isinstance(value, str):
+        return Path(value)
     if isinstance(value, int) and abs(value) >= LARGEST:
         raise UserError(f"key {name} must be below 2^63, got {digits(value)}")
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
@@ -73,6 +82,17 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     if not isinstance(value, cls) or (cls is int and isinstance(value, bool)):
         raise UserError(f"key {name} must be {cls.__name__}, got {told(value)}")
     return value
+
+
+def plain(value: Any, several: bool) -> Any:
+    """A setting without numpy's and torch's types, and a path as text; `several`: as a tuple."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not several:
+        return value
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return (value,)
+    return tuple(plain(each, several=False) for each in value)
 
 
 def digits(number: int) -> str:

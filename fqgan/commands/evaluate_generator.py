@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fqgan.base.outputs import check_output
 from fqgan.commands.arguments import parse
-from fqgan.commands.results import ResultOptions, conclude, run_of
+from fqgan.commands.results import ResultOptions, conclude
 from fqgan.config.evaluation import GeneratorEvaluation
 from fqgan.models import hub
 
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     about = "Generate pictures of all classes and compare them with real ones (ADM's protocol: 50,000, gFID)."
     arguments = parse(Arguments, argv, PROG, about)
     arguments.check()
-    home, name = run_of(arguments.checkpoint), str(arguments.checkpoint)
+    home, name = hub.run_of(arguments.checkpoint), str(arguments.checkpoint)
     path = arguments.path(home, arguments.data, arguments.checkpoint)
     folder = arguments.samples
     if folder == Path():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fqgan.commands.arguments import parse
-from fqgan.commands.results import ResultOptions, conclude, run_of
+from fqgan.commands.results import ResultOptions, conclude
 from fqgan.config.evaluation import TokenizerEvaluation
 from fqgan.models import hub
 
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     about = "How well a tokenizer reproduces images: per pixel, perceptually, as a set (rFID), and the codes it uses."
     arguments = parse(Arguments, argv, PROG, about)
     arguments.check()
-    path = arguments.path(run_of(arguments.checkpoint), arguments.data, arguments.checkpoint)
+    path = arguments.path(hub.run_of(arguments.checkpoint), arguments.data, arguments.checkpoint)
     settings = replace(arguments, checkpoint=hub.local(arguments.checkpoint))
     from fqgan.engine.session import running
     from fqgan.evaluation.reconstructions import evaluate_tokenizer

@@ -43,8 +43,3 @@ def conclude(found: Evaluation, path: Path, **more: Any) -> None:
             say(f"warning: {warning}")
         found.write(path, **more)
         say(path)
-
-
-def run_of(checkpoint: Path) -> Path:
-    """The run folder of a checkpoint; anything else is its own."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint

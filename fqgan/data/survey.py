@@ -5,21 +5,61 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from fqgan.base.printing import say
+from fqgan.base.progress import image_bar
+from fqgan.config import SourceOptions
+from fqgan.config.packing import SurveySettings
 from fqgan.data.headers import Header, header
 from fqgan.data.order import spread_over_blocks
-from fqgan.data.sources import ImageSource
+from fqgan.data.sources import ImageSource, open_source
 from fqgan.data.unreadable import Note
 from fqgan.data.workers import load
 
 _BATCH = 64
 
 
-def survey(
+@dataclass(frozen=True)
+class Survey:
+    """What is in a source."""
+
+    numbers: dict[str, Any]
+    """JSON-ready: how it was understood, pictures, classes, and of those looked at sizes, formats and what is
+    unreadable."""
+    warnings: list[str]
+    """Of what is probably not meant."""
+
+
+def survey(settings: SurveySettings, source: ImageSource | None = None) -> Survey:
+    """Look at a set of images. Needs no device.
+
+    Args:
+        source: is looked at in place of the one that the settings name, where it is given.
+
+    Raises:
+        UserError: settings that make no sense, or data that cannot be read.
+    """
+    settings.check()
+    source = source or open_source(settings.source, settings.split, SourceOptions.of(settings))
+    say(source.summary(max(settings.size, default=0)))
+    with image_bar("reading", min(settings.scan or len(source), len(source))) as advance:
+        numbers = numbers_of(
+            source,
+            scan=settings.scan,
+            decode=settings.decode,
+            sizes=sorted({256, *settings.size}),
+            workers=settings.workers,
+            advance=advance,
+        )
+    return Survey(numbers, source.findings.warnings)
+
+
+def numbers_of(
     source: ImageSource,
     *,
     scan: int = 1000,
@@ -55,7 +95,7 @@ def survey(
 
 
 def _look(source: ImageSource, decode: bool, index: int) -> tuple[tuple[str], list[Note]]:
-    return (json.dumps(header(source, index, decode)),), []  # as text, see `fqgan.data.pack`
+    return (json.dumps(header(source, index, decode)),), []  # as text, see `fqgan.data.packer`
 
 
 def _labels(source: ImageSource) -> dict[str, Any]:

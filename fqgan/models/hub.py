@@ -57,6 +57,11 @@ def local(path: str | Path) -> Path:
     return fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The run folder of a checkpoint; anything else is its own."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+
+
 def fetch(text: str) -> Path:
     """The local copy of what an address names, a folder or a file; what is missing is downloaded to the hub's cache.
 

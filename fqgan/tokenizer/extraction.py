@@ -2,30 +2,126 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from fqgan.base.errors import UserError
+from fqgan.base.files import UnwritableError
+from fqgan.base.printing import say
+from fqgan.base.progress import image_bar
+from fqgan.config import SourceOptions
+from fqgan.config.extraction import ExtractionSettings
 from fqgan.data.fingerprint import fingerprint
-from fqgan.data.loader import CropSet
-from fqgan.data.sources import ImageSource
+from fqgan.data.loader import CropSet, check_ranks
+from fqgan.data.sources import ImageSource, announce, open_source
 from fqgan.data.token_manifest import LeftOut, StoreManifest, StoreOptions
 from fqgan.data.token_writer import TokenWriter, images_per_shard
-from fqgan.data.transforms import NUM_CROPS, CropKind, normalize
+from fqgan.data.transforms import NUM_CROPS, CropKind
 from fqgan.data.unreadable import Omissions
 from fqgan.data.workers import load
-from fqgan.engine.distributed import World
+from fqgan.engine.distributed import World, barrier, from_main
 from fqgan.engine.memory import check_pictures
 from fqgan.engine.signals import Stop, stop_requests
-from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.models.find import find
+from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer, save_tokenizer
+from fqgan.tokenizer.passes import Passes
 
 PASS_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 21}
 """Pixels that go through the tokenizer together, unless a number of crops is asked for: 32 crops of 64 pixels on a CPU,
 where each thread has a pass of its own; 32 of 256 pixels on a GPU."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A finished token store."""
+
+    out: Path
+    """Its folder (`fqgan.data.tokens.TokenStore.open` reads it)."""
+    manifest: StoreManifest
+    """What is in it."""
+    encoded: int
+    """Images of the data that were gone through this time, by all ranks; 0 where the store was there already."""
+    seconds: float
+    """That this took."""
+
+    @property
+    def images(self) -> int:
+        """Images in the store, with `manifest.num_crops` crops each."""
+        return self.manifest.count
+
+    @property
+    def unreadable(self) -> list[LeftOut]:
+        """Images that were left out."""
+        return self.manifest.unreadable
+
+
+def extract(settings: ExtractionSettings, world: World, source: ImageSource | None = None) -> Extraction:
+    """Encode a set of images into a token store, or go on with one; called by all ranks.
+
+    Args:
+        source: is encoded in place of what the settings call data, where it is given.
+
+    Raises:
+        UserError: settings that make no sense or do not fit the tokenizer, data that cannot be read, a folder that
+            holds something else or is in use, or one that cannot be written.
+        SystemExit: after Ctrl-C or SIGTERM; the same call goes on.
+    """
+    settings.check()
+    try:
+        return _extract(settings, world, source)
+    except UnwritableError as error:
+        raise UserError(f"{error}; the same command goes on") from None
+
+
+def _extract(settings: ExtractionSettings, world: World, given: ImageSource | None) -> Extraction:
+    tokenizer = load_tokenizer(settings.checkpoint, world.device, settings.weights, settings.precision)
+    source = given or open_source(settings.data, settings.split, SourceOptions.of(settings))
+    check_ranks(source, world.size)
+    planned = plan(
+        tokenizer,
+        source,
+        size=settings.size or tokenizer.config.image_size,
+        crops=settings.crops,
+        crop_range=settings.crop_range or (1.1 if settings.crops == "ten" else 1.0),
+        weights=find(settings.checkpoint, "tokenizer").choose(settings.weights),
+        device=world.device.type,
+        crops_per_pass=settings.crops_per_pass,
+        shard_images=settings.shard_images,
+    )
+    writer = TokenWriter(settings.out, planned, len(source))
+
+    def begin() -> list[int]:
+        announce(source, planned.options.image_size)
+        missing = writer.begin(lambda folder: save_tokenizer(tokenizer, folder), settings.verify, say)
+        _announce(writer, missing, world)
+        return missing
+
+    try:
+        missing = from_main(begin)
+        began, own = time.monotonic(), missing[world.rank :: world.size]
+        total, images = (sum(len(range(*writer.ranges[i])) for i in numbers) for numbers in (own, missing))
+        with image_bar("encoding", total, shown=world.is_main) as advance:
+            encode(
+                tokenizer,
+                source,
+                writer,
+                missing,
+                world,
+                batch=settings.batch,
+                workers=settings.workers,
+                max_unreadable=settings.max_unreadable,
+                advance=advance,
+                note=say,
+            )
+        barrier()
+        manifest = from_main(lambda: writer.finish() if missing else writer.manifest)
+    finally:
+        writer.close(keep=world.size > 1)
+    return Extraction(settings.out, manifest, images, time.monotonic() - began)
 
 
 def plan(
@@ -73,7 +169,7 @@ def plan(
     )
 
 
-def extract(
+def encode(
     tokenizer: FactorizedTokenizer,
     source: ImageSource,
     writer: TokenWriter,
@@ -132,60 +228,6 @@ def extract(
         batches.close()
 
 
-class Passes:
-    """Runs crops through a tokenizer in passes of `size`, so that the codes do not depend on how the crops came.
-
-    On a CPU several passes run beside each other, each on one thread: what a convolution of several threads gives
-    depends in its last bits on their number.
-    """
-
-    def __init__(self, tokenizer: FactorizedTokenizer, device: torch.device, size: int) -> None:
-        self.tokenizer, self.device, self.size = tokenizer, device, size
-        self.threads = torch.get_num_threads() if device.type == "cpu" else 0
-        self._pool = ThreadPoolExecutor(max(1, self.threads), initializer=torch.set_num_threads, initargs=(1,))
-        self._waiting: list[Tensor] = []
-        self._results: list[Tensor | Future[Tensor]] = []
-
-    def __enter__(self) -> Passes:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def add(self, crops: Tensor) -> None:
-        """Take uint8 crops (n, 3, size, size)."""
-        self._waiting.append(crops)
-        if sum(map(len, self._waiting)) < self.size:
-            return
-        waiting = torch.cat(self._waiting)
-        whole = len(waiting) // self.size * self.size
-        self._waiting = [waiting[whole:].clone()]
-        for part in waiting[:whole].split(self.size):
-            self._start(part)
-
-    def finish(self) -> npt.NDArray[np.int32]:
-        """Codes (n, k, h*w) of all crops since the last call; the last pass may be smaller."""
-        rest = torch.cat(self._waiting) if self._waiting else torch.empty(0)
-        if len(rest):
-            self._start(rest)
-        results = [each.result() if isinstance(each, Future) else each for each in self._results]
-        self._waiting, self._results = [], []
-        return torch.cat(results).cpu().numpy() if results else np.empty(0, np.int32)
-
-    def _start(self, crops: Tensor) -> None:
-        if not self.threads:
-            self._results.append(self._codes(crops))  # a GPU works on while the next crops are read
-            return
-        most = 2 * self.threads
-        if len(self._results) >= most and isinstance(oldest := self._results[-most], Future):
-            oldest.result()  # no more crops in memory than needed to keep all threads busy
-        self._results.append(self._pool.submit(self._codes, crops))
-
-    @torch.inference_mode()
-    def _codes(self, crops: Tensor) -> Tensor:
-        return self.tokenizer.encode(normalize(crops.to(self.device)), values=False).flatten(2).to(torch.int32)
-
-
 def _chunks(span: range, length: int) -> Iterator[list[int]]:
     return (list(span[i : i + length]) for i in range(0, len(span), length))
 
@@ -195,3 +237,22 @@ def _check(stop: Stop, writer: TokenWriter, note: Callable[[str], None]) -> None
         done = len(writer.records())
         note(f"stopped with {done} of {len(writer.ranges)} shards finished; the same command goes on")
         raise SystemExit(128 + stop.number)
+
+
+def _announce(writer: TokenWriter, missing: list[int], world: World) -> None:
+    """What there is to do."""
+    manifest = writer.manifest
+    if not missing:
+        say(f"{writer.folder} is extracted already")
+        return
+    shards, options = len(writer.ranges), manifest.options
+    done = f", {shards - len(missing):,} of them done" if len(missing) < shards else ""
+    crops = "1 crop" if options.num_crops == 1 else f"{options.num_crops} crops"
+    say(
+        f"{writer.images:,} images of {manifest.source} with {crops} each in {shards:,} shards{done}; "
+        f"tokenizer {options.tokenizer[:12]} ({manifest.weights} weights, {options.precision}) on "
+        f"{world.size} x {options.device}"
+    )
+    if len(missing) < world.size:
+        idle = f"{world.size - len(missing)} of {world.size} ranks have nothing to do"
+        say(f"warning: {idle}: a new store with fewer --shard-images has more shards")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fqgan.base.classes import chosen_classes
 from fqgan.base.errors import UserError
-from fqgan.data.sources.labels import chosen_classes
 from fqgan.lab.studies.features import KINDS, name_of, pick
 from fqgan.lab.studies.figures import Panel, Series, write_scatter
 from fqgan.lab.studies.given import Encoding, factors, images_of, load_models, stem_of

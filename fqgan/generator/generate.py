@@ -1,0 +1,165 @@
+"""Pictures by class from a generator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fqgan.base.classes import chosen_classes
+from fqgan.base.errors import UserError
+from fqgan.base.files import UnwritableError
+from fqgan.base.printing import say
+from fqgan.base.progress import image_bar
+from fqgan.config import SamplingConfig
+from fqgan.config.sampling import Drawing, GenerationSettings
+from fqgan.engine.distributed import World, all_reduce_sum, barrier, from_main
+from fqgan.generator.model import FAR, load_generator
+from fqgan.generator.samples import SampleFolder, SampleSettings
+from fqgan.models.find import find
+from fqgan.models.fingerprint import fingerprint
+from fqgan.tokenizer.pictures import save_picture
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A finished folder of pictures."""
+
+    out: Path
+    """Holds 000000.png and so on, grid.png, samples.json, and on request samples.npz."""
+    settings: SampleSettings
+    """What decided the pictures: fingerprints, each one's class, seed, sampling."""
+    made: int
+    """Pictures made this time, by all ranks; 0 where all were there already."""
+    seconds: float
+    """That this took."""
+
+
+def generate(settings: GenerationSettings, world: World) -> Generated:
+    """Generate pictures, or those that an interrupted call left out; called by all ranks.
+
+    Raises:
+        UserError: settings that make no sense or do not fit the generator, a folder that holds something else or is in
+            use, or one that cannot be written.
+    """
+    settings.check()
+    from_main(lambda: check_ranks(settings.num, world.size))
+    generator = load(settings, world)
+    planned = from_main(lambda: plan(settings, generator, world))
+    return make(generator, planned, settings.out, str(settings.checkpoint), settings.npz, world)
+
+
+def load(options: Drawing, world: World) -> FAR:
+    """The generator that the options name, with its tokenizer."""
+    return load_generator(options.checkpoint, world.device, options.weights, options.precision, options.tokenizer)
+
+
+def make(generator: FAR, settings: SampleSettings, out: Path, source: str, npz: bool, world: World) -> Generated:
+    """Generate what is not there yet of a folder of pictures, and finish it; called by all ranks.
+
+    Args:
+        source: where the generator comes from.
+        npz: whether samples.npz is written too.
+    """
+    side = generator.config.grid[0] * generator.tokenizer.config.downsampling
+    folder = SampleFolder(out, settings, side, generator.label_names, source)
+    try:
+        there = from_main(folder.begin)
+        if world.is_main:
+            _announce(folder, there, world)
+        began, own = time.monotonic(), 0
+        pictures = sum(map(len, settings.share(world.rank, world.size)))
+        with image_bar("generating", pictures, shown=world.is_main) as advance:
+            missing = folder.missing(world.rank, world.size, skipped=advance)
+            for count in _pictures(generator, folder, missing):
+                own += count
+                advance(count)
+        made = int(all_reduce_sum(torch.tensor(own, device=world.device)))
+        seconds = time.monotonic() - began
+        if world.is_main:
+            if made:
+                say(f"{made:,} pictures in {seconds:.1f} s, {made / seconds:.2f} images/s")
+            folder.finish(npz)
+        barrier()
+    except UnwritableError as error:
+        raise UserError(f"{error}; the same command goes on") from None
+    finally:
+        folder.close()
+    return Generated(out, settings, made, seconds)
+
+
+def check_ranks(num: int, ranks: int) -> None:
+    """`UserError` for more ranks than pictures."""
+    if num < ranks:
+        raise UserError(f"--num {num} is less than the {ranks} ranks: start no more than pictures")
+
+
+def plan(options: Drawing, generator: FAR, world: World) -> SampleSettings:
+    """What is to be made; `UserError` where it cannot be."""
+    model, tokenizer = generator.config, generator.tokenizer
+    grid = (tokenizer.config.grid, tokenizer.config.grid)
+    if not find(options.checkpoint, "generator").facts.get("tokenizer") and model.grid != grid:
+        own, other = ("x".join(map(str, each)) for each in (model.grid, grid))
+        raise UserError(f"the generator's token grid is {own}, the tokenizer's {other}: they don't belong together")
+    sampling = SamplingConfig(**{each.name: getattr(options, each.name) for each in fields(SamplingConfig)})
+    sampling.check(model.codebook_sizes)
+    return SampleSettings(
+        generator=fingerprint(generator.state_dict()),
+        tokenizer=tokenizer.fingerprint(),
+        classes=chosen_classes(options.classes, model.num_classes, generator.label_names),
+        num=options.num,
+        seed=options.seed,
+        batch=min(options.batch, options.num),
+        precision=options.precision,
+        device=world.device.type,
+        sampling=sampling,
+    )
+
+
+def _announce(folder: SampleFolder, done: int, world: World) -> None:
+    settings = folder.settings
+    count = len(set(settings.classes))
+    classes = f"{count} class" + "es" * (count > 1)
+    told = f", {done:,} of them there already" if done else ""
+    say(
+        f"{settings.num:,} pictures of {classes}{told}; generator {settings.generator[:12]}, "
+        f"tokenizer {settings.tokenizer[:12]}, {settings.precision} on {world.size} x {settings.device}"
+    )
+
+
+def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range]) -> Iterator[int]:
+    """Make the pictures of some batches; yields the number of every batch that is written.
+
+    On a GPU a thread decodes and writes a batch while the next one is drawn. A CPU has nothing to gain from that: both
+    want all cores.
+    """
+    settings, sampler = folder.settings, None
+    behind: Future[int] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for batch in batches:
+            sampler = sampler or generator.sampler(settings.batch, **vars(settings.sampling))
+            codes = sampler(settings.labels(batch), settings.seed, first_image=batch.start)
+            if codes.device.type == "cpu":
+                yield _write(generator, folder, batch, codes)
+                continue
+            if behind is not None:
+                yield behind.result()
+            behind = pool.submit(_write, generator, folder, batch, codes.cpu())
+        if behind is not None:
+            yield behind.result()
+
+
+def _write(generator: FAR, folder: SampleFolder, batch: range, codes: Tensor) -> int:
+    """Decode and write one batch, on a CUDA stream of its own."""
+    device = generator.class_embedding.weight.device
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    with torch.inference_mode(), torch.cuda.stream(side):
+        images = generator.tokenizer.decode(codes.to(device), values=False).cpu()
+    for picture, image in zip(batch, images, strict=True):
+        save_picture(image, folder.path(picture))
+    return len(batch)
