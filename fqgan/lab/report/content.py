@@ -95,14 +95,15 @@ class Report:
         return found.pop() if len(found) == 1 else "mixed"
 
     @property
-    def classes(self) -> dict[str, tuple[Numbers, Numbers]]:
+    def classes(self) -> list[tuple[str, tuple[Numbers, Numbers]]]:
         """Scores of the tokenizer and of the baseline in each class."""
-        return {name: (ours, self.baseline["classes"][name]) for name, ours in self.tokenizer.get("classes", {}).items()}
+        theirs = self.baseline.get("classes", {})
+        return [(name, (ours, theirs[name])) for name, ours in self.tokenizer.get("classes", {}).items()]
 
     @property
     def lost_classes(self) -> int:
         """In how many of them the tokenizer has the lower PSNR."""
-        return sum(PSNR.verdict(ours, theirs) == "worse" for ours, theirs in self.classes.values())
+        return sum(PSNR.verdict(ours, theirs) == "worse" for _, (ours, theirs) in self.classes)
 
     @property
     def factor_names(self) -> list[str]:
@@ -144,8 +145,8 @@ class Report:
     def roles_of_the_judge(self) -> list[str]:
         """What the network behind the distances was in training."""
         taught = [f.name for f in self.config.model.factors if f.teacher.startswith("efficientnet-lite0")]
-        roles = ["the perceptual loss"] if self.trained_on_the_judge else []
-        return roles + ([f"the teacher of the {listed(taught)} factor{'s' if len(taught) > 1 else ''}"] if taught else [])
+        teacher = f"the teacher of the {listed(taught)} factor{'s' if len(taught) > 1 else ''}"
+        return ["the perceptual loss"] * self.trained_on_the_judge + [teacher] * bool(taught)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,6 @@ class Metric:
     digits: int
     unit: str = ""
     higher_is_better: bool = False
-    as_ratio: bool = False
 
     def shown(self, scores: Numbers) -> str:
         """The score with its unit."""
@@ -73,21 +72,16 @@ class Metric:
             return ""
         if ours == theirs:
             return "equal"
-        if not self.as_ratio or not ours or not theirs:
+        if self.higher_is_better or not ours or not theirs:
             return signed(ours - theirs, self.digits, self.unit)
         return f"{theirs / ours:.2f}× lower" if ours < theirs else f"{ours / theirs:.2f}× higher"
 
 
-PSNR = Metric("psnr_pooled", "PSNR", "pooled over all pixels; higher is better", 2, "dB", higher_is_better=True)
-PERCEPTUAL = Metric(
-    "perceptual", "Perceptual distance", "EfficientNet-Lite0 features; lower is better", 3, as_ratio=True
+PSNR = Metric("psnr_pooled", "PSNR", "pooled over all pixels", 2, "dB", higher_is_better=True)
+PERCEPTUAL = Metric("perceptual", "Perceptual distance", "EfficientNet-Lite0 features", 3)
+METRICS = (
+    PSNR,
+    PERCEPTUAL,
+    Metric("frechet_efficientnet", "Fréchet distance", "EfficientNet-Lite0 features, not FID", 1),
+    Metric("ssim", "SSIM", "structural similarity", 3, higher_is_better=True),
 )
-FRECHET = Metric(
-    "frechet_efficientnet",
-    "Fréchet distance",
-    "EfficientNet-Lite0 features, not FID; lower is better",
-    1,
-    as_ratio=True,
-)
-SSIM = Metric("ssim", "SSIM", "structural similarity; higher is better", 3, higher_is_better=True)
-METRICS = (PSNR, PERCEPTUAL, FRECHET, SSIM)
