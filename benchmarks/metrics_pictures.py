@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
+from fqgan.config.evaluation import Measuring
 from fqgan.data.loader import evaluation_batches
 from fqgan.data.order import evenly_spaced
 from fqgan.data.sources import ImageSource, open_source
@@ -114,7 +115,7 @@ def table(
     known: dict[int, FeatureSet] = {}
 
     def features(view: View) -> FeatureSet:
-        reading = Reading(view.size, 50, 0, 1, False, 10**6)
+        reading = Reading(Measuring(batch=50, workers=1, kept=10**6), view.size)
         return collect(network, view, reading, World(0, 1, torch.device("cpu")))[0]  # pyright: ignore[reportArgumentType]
 
     print(f"\n{network.name}\n\n| pictures | " + " | ".join((*METRICS, *PIXELS)) + " |")

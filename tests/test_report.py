@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import sys
@@ -21,9 +23,9 @@ from fqgan.data.sources import photos
 from fqgan.engine.precision import fast_precision
 from fqgan.lab.report.content import Generation, Report, training_seconds
 from fqgan.lab.report.evidence import gather, sample_indices
-from fqgan.lab.report.images import palette
-from fqgan.lab.report.markup import Html, duration, element, fixed, listed, percent, signed
-from fqgan.lab.report.page import page
+from fqgan.lab.report.figures import SIDE, palette
+from fqgan.lab.report.numbers import METRICS, PERCEPTUAL, PSNR, duration, fixed, listed, percent, signed
+from fqgan.lab.report.render import Captioned, captions_page, page
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 pytest.importorskip("matplotlib")
@@ -113,12 +115,14 @@ class Checker(HTMLParser):
         self.open: list[str] = []
         self.classes: list[str] = []
         self.resources: list[str] = []
+        self.alternatives: list[str] = []
         self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
         self.classes += (attributes.get("class") or "").split()
         self.resources += [value for key, value in attrs if key in ("src", "href", "srcset", "data") and value]
+        self.alternatives += [attributes["alt"] or ""] if "alt" in attributes else []
         assert tag not in ("script", "link", "iframe", "object")
         if tag not in VOID:
             self.open.append(tag)
@@ -136,6 +140,7 @@ def parse(document: str) -> Checker:
     checker.feed(document)
     checker.close()
     assert not checker.open
+    checker.text = re.sub(r"\s+", " ", checker.text)
     return checker
 
 
@@ -178,7 +183,6 @@ def generation() -> Generation:
 
 def test_page_shows_what_a_generator_does() -> None:
     checker = parse(page(report(generation=generation())))
-    text = re.sub(r"\s+", " ", checker.text)
     for piece in (
         "in 62.5 % of cases, and lie 4.0× nearer to real crops",
         "generated",
@@ -188,7 +192,7 @@ def test_page_shows_what_a_generator_does() -> None:
         "far-photos",
         "fqgan generate 'runs/a & b' --classes 'red <b>' --num 64 --out samples",
     ):
-        assert piece in text, piece
+        assert piece in checker.text, piece
     without = parse(page(report()))
     assert len(checker.resources) == len(without.resources) + 3 * (4 + 6) + 2, "pictures, and a chart a factor"
     assert "Generated images" not in without.text
@@ -233,6 +237,9 @@ def test_text_is_escaped() -> None:
     assert "red &lt;b&gt;" in document
     assert "red <b>" not in document
     assert "green & co" in parse(document).text
+    quoted = report(generation=replace(generation(), names=["a \" onload='x'", *CLASSES[1:]]))
+    alt = [value for value in parse(page(quoted)).alternatives if "onload" in value]
+    assert alt == ["real crop of a \" onload='x'"] * 4 + ["generated image of a \" onload='x'"] * 6
 
 
 def test_page_without_validation_scores_or_classes() -> None:
@@ -241,7 +248,7 @@ def test_page_without_validation_scores_or_classes() -> None:
         del numbers["classes"], numbers["frechet_efficientnet"]
         numbers["perceptual"] = float("nan")
     checker = parse(page(bare))
-    assert "Validation PSNR" not in checker.text
+    assert "PSNR in validation" not in checker.text
     assert "Class by class" not in checker.text
     assert "Training" in checker.text  # the fact, not the section
     assert "Means between log lines" not in checker.text
@@ -280,16 +287,39 @@ def test_counts_and_colours_of_codes() -> None:
     assert len(np.unique(palette(1024), axis=0)) > 900
 
 
-def test_markup() -> None:
-    assert element("p", "a < b", Html("<i>"), None, [1, "&"], class_="x", data_y='"', z=None) == (
-        '<p class="x" data-y="&quot;">a &lt; b<i>1&amp;</p>'
-    )
-    assert element("img", src="x") == '<img src="x">'
+def test_numbers_as_people_read_them() -> None:
     assert [duration(s) for s in (3.2, 59.6, 185, 7640)] == ["3 s", "1 min 00 s", "3 min 05 s", "2 h 07 min"]
     assert [percent(s) for s in (0, 0.0001, 0.5, 0.9999, 1)] == ["0 %", "0.1 %", "50.0 %", "99.9 %", "100 %"]
     assert [fixed(None, 2), fixed(float("inf"), 2, "dB"), fixed(-1.0, 1, "dB")] == ["–", "–", "−1.0 dB"]
-    assert [signed(1.0, 1), signed(-1.0, 1)] == ["+1.0", "−1.0"]
+    assert [signed(1.0, 1), signed(-1.0, 1), signed(float("nan"), 1)] == ["+1.0", "−1.0", "–"]
     assert [listed(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+def test_scores_are_compared() -> None:
+    """Where more is better by their difference, else by their ratio; never where one is missing."""
+    for metric in METRICS:
+        low, high = {metric.key: 1.0}, {metric.key: 2.0}
+        higher_wins = metric.key in ("psnr_pooled", "ssim")
+        assert metric.verdict(high, low) == ("better" if higher_wins else "worse")
+        assert metric.verdict(low, high) == ("worse" if higher_wins else "better")
+        assert (metric.verdict(low, low), metric.comparison(low, low)) == ("equal", "equal")
+        assert (metric.verdict(low, {}), metric.comparison(low, {})) == ("equal", "")
+    assert PSNR.comparison({"psnr_pooled": 1.0}, {"psnr_pooled": 2.5}) == "−1.50 dB"
+    assert PERCEPTUAL.comparison({"perceptual": 2.0}, {"perceptual": 1.0}) == "2.00× higher"
+
+
+def test_captions_page() -> None:
+    """Captions are anybody's words: they are text, never markup."""
+    captions = {"pixels <x>": ("a <script>cat</script>", 123.456), "codes": ("", float("nan"))}
+    shown = Captioned(Image.new("RGB", (500, 300)), 'a "b" <i>.parquet', ["a cat & a <b>dog</b>"], captions)
+    document = captions_page("Captions <&>", "Two & more.", [shown])
+    checker = parse(document)
+    assert document.count("<script") == document.count("<i>") == document.count("<b>") == 0
+    for words in ("Captions <&>", "a <script>cat</script>", "123.5", "–", 'a "b" <i>.parquet', "a cat & a <b>dog</b>"):
+        assert words in checker.text, words
+    data = base64.b64decode(checker.resources[0].removeprefix("data:image/jpeg;base64,"))
+    assert max(Image.open(io.BytesIO(data)).size) == SIDE
+    assert captions_page("Captions <&>", "None.", []).count("<section") == 0
 
 
 @pytest.fixture

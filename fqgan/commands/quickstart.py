@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     from fqgan.engine.precision import fast_precision
     from fqgan.generator.task import train_generator
     from fqgan.lab.report.evidence import gather
-    from fqgan.lab.report.page import page
+    from fqgan.lab.report.render import page
     from fqgan.tokenizer.model import load_tokenizer
     from fqgan.tokenizer.task import train_tokenizer
 
@@ -206,8 +206,7 @@ def _report(
 def summary(report: Report) -> str:
     """The result in a few aligned lines."""
     from fqgan.lab.report.content import training_seconds
-    from fqgan.lab.report.markup import duration, percent
-    from fqgan.lab.report.scores import PERCEPTUAL, PSNR
+    from fqgan.lab.report.numbers import PERCEPTUAL, PSNR, duration, percent
 
     ours, theirs = report.tokenizer, report.baseline
     training = f"{report.steps:,} steps in {duration(training_seconds(report.stats))}"

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from itertools import cycle
 
 from torch import Tensor
 
 from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.lab.report.evidence import Evidence
+from fqgan.lab.report.figures import FACTOR_COLOURS, code_counts, curve, curve_with_baseline, train_and_validation
+from fqgan.lab.report.numbers import PERCEPTUAL, PSNR, Numbers, fixed, listed, percent
 
-Numbers = dict[str, Any]
+LOSSES = {
+    "reconstruction": "pixel error in [−1, 1]",
+    "perceptual": "deep features",
+    "codebook": "pulls codes to features",
+    "commitment": "pulls features to codes",
+    "entropy": "low: each sure, all in use",
+    "disentangle": "overlap of the factors",
+    "representation": "predicts the teacher",
+    "gan": "fooling the discriminator",
+    "discriminator": "its own loss",
+}
+"""The terms in the order of the page, and what each is."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +89,42 @@ class Report:
         return self.evaluation["baseline"]
 
     @property
+    def verdict(self) -> str:
+        """`better` or `worse` than the baseline in both of the scores that lead the page, or `mixed`."""
+        found = {metric.verdict(self.tokenizer, self.baseline) for metric in (PSNR, PERCEPTUAL)}
+        return found.pop() if len(found) == 1 else "mixed"
+
+    @property
+    def classes(self) -> list[tuple[str, tuple[Numbers, Numbers]]]:
+        """Scores of the tokenizer and of the baseline in each class."""
+        theirs = self.baseline.get("classes", {})
+        return [(name, (ours, theirs[name])) for name, ours in self.tokenizer.get("classes", {}).items()]
+
+    @property
+    def lost_classes(self) -> int:
+        """In how many of them the tokenizer has the lower PSNR."""
+        return sum(PSNR.verdict(ours, theirs) == "worse" for _, (ours, theirs) in self.classes)
+
+    @property
     def factor_names(self) -> list[str]:
         """The factors, in order."""
         return [factor.name for factor in self.config.model.factors]
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """Codes of each factor."""
+        return [factor.codebook_size for factor in self.config.model.factors]
+
+    @property
+    def combinations(self) -> int:
+        """What one position can say."""
+        return math.prod(self.codebook_sizes)
+
+    @property
+    def codebooks(self) -> str:
+        """`2 × 1,024`, or `1,024 + 512` where the sizes differ."""
+        sizes = self.codebook_sizes
+        return f"{len(sizes)} × {sizes[0]:,}" if len(set(sizes)) == 1 else " + ".join(f"{size:,}" for size in sizes)
 
     @property
     def patch(self) -> str:
@@ -86,27 +132,93 @@ class Report:
         return f"{self.config.model.downsampling}×{self.config.model.downsampling}"
 
     @property
-    def codebooks(self) -> str:
-        """`2 × 1,024`, or `1,024 + 512` where the sizes differ."""
-        sizes = [factor.codebook_size for factor in self.config.model.factors]
-        if len(set(sizes)) == 1:
-            return f"{len(sizes)} × {sizes[0]:,}"
-        return " + ".join(f"{size:,}" for size in sizes)
-
-    @property
     def bits_per_position(self) -> float:
         """What the codes of one position take at most."""
-        return sum(math.log2(factor.codebook_size) for factor in self.config.model.factors)
-
-    @property
-    def bits_per_image(self) -> float:
-        """What the codes of one image take at most."""
-        return self.bits_per_position * self.config.model.grid**2
+        return sum(map(math.log2, self.codebook_sizes))
 
     @property
     def trained_on_the_judge(self) -> bool:
         """Whether training minimised the very perceptual distance that the page reports."""
         return self.config.loss.perceptual == "efficientnet-lite0" and self.config.loss.perceptual_weight > 0
+
+    @property
+    def roles_of_the_judge(self) -> list[str]:
+        """What the network behind the distances was in training."""
+        taught = [f.name for f in self.config.model.factors if f.teacher.startswith("efficientnet-lite0")]
+        teacher = f"the teacher of the {listed(taught)} factor{'s' if len(taught) > 1 else ''}"
+        return ["the perceptual loss"] * self.trained_on_the_judge + [teacher] * bool(taught)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart and the words around it."""
+
+    title: str
+    note: str
+    image: str
+    alt: str
+    aside: str = ""
+
+
+def validation_charts(report: Report) -> list[Chart]:
+    """PSNR, and the perceptual distance where it is the one that the baseline has too."""
+    charts = []
+    for metric in (PSNR, PERCEPTUAL) if report.trained_on_the_judge else (PSNR,):
+        steps, values = series(report.stats, f"val_{metric.key}")
+        if steps:
+            title, baseline = f"{metric.title} in validation", report.baseline.get(metric.key)
+            note = f"last {fixed(values[-1], metric.digits)}, baseline {fixed(baseline, metric.digits)}"
+            alt = f"{title} over the training steps: {values[-1]:.{metric.digits}f} at the last"
+            image = curve_with_baseline(steps, values, baseline, metric.unit or "distance")
+            charts.append(Chart(title, note, image, alt))
+    return charts
+
+
+def loss_charts(report: Report) -> list[Chart]:
+    """Every loss term over the steps."""
+    found = {key.removesuffix("_loss") for line in report.stats for key in line if key.endswith("_loss")}
+    charts = []
+    for term in [*(term for term in LOSSES if term in found), *sorted(found - LOSSES.keys())]:
+        steps, values = series(report.stats, f"{term}_loss")
+        gan = term == "gan"
+        weight = report.config.discriminator.weight if gan else getattr(report.config.loss, f"{term}_weight", None)
+        title = "GAN" if gan else term.capitalize()
+        alt = f"{title} loss over the training steps: {values[-1]:.4g} at the last"
+        aside = "" if weight is None else f"weight {weight:g}"
+        charts.append(Chart(title, LOSSES.get(term, ""), curve(steps, values), alt, aside))
+    return charts
+
+
+def usage_charts(report: Report) -> list[Chart]:
+    """The sorted code counts of each factor."""
+    charts = []
+    for name, counts, colour in zip(report.factor_names, report.evidence.counts, cycle(FACTOR_COLOURS), strict=False):
+        use = report.tokenizer["factors"][name]
+        note = (
+            f"{(counts > 0).sum():,} of {len(counts):,} codes used ({percent(use['usage'])}), "
+            f"perplexity {use['perplexity']:,.1f}, {use['bits']:.2f} bits a position"
+        )
+        charts.append(Chart(name, note, code_counts(counts, colour), f"{name}: {note}"))
+    return charts
+
+
+def generator_charts(generation: Generation) -> list[Chart]:
+    """Cross-entropy of each factor over the steps, of training and of held-out crops."""
+    charts = []
+    for name, colour in zip(generation.factors, cycle(FACTOR_COLOURS), strict=False):
+        train, held_out = (series(generation.stats, f"{prefix}{name}_loss") for prefix in ("", "val_"))
+        if train[0]:
+            note = f"training {fixed(train[1][-1], 3)} nats a code"
+            note += f", held out {fixed(held_out[1][-1], 3)}" if held_out[0] else ""
+            image = train_and_validation(train, held_out, "nats", colour)
+            charts.append(Chart(name, note, image, f"{name}: {note}"))
+    return charts
+
+
+def series(stats: list[Numbers], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the lines that have one."""
+    lines = [line for line in stats if key in line]
+    return [line["step"] for line in lines], [line[key] for line in lines]
 
 
 def training_seconds(stats: list[Numbers]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from fqgan.base.files import write_text
 from fqgan.data.order import evenly_spaced
 from fqgan.evaluation.protocol import read_result
-from fqgan.lab.report.captions import Captioned, captions_page
+from fqgan.lab.report.render import Captioned, captions_page
 from fqgan.lab.studies.results import Column, Numbers, cell, judged, orderings_text
 from fqgan.lab.studies.tables import comma_separated, write_table
 from fqgan.lab.understanding.study import Job, Row, orderings_of
