@@ -30,16 +30,18 @@ def pixels_network(dim: int = 12) -> FeatureNetwork:
     return FeatureNetwork("pixels", dim, 3, 4, **options)
 
 
+def reading(batch: int) -> Reading:
+    return Reading(Measuring(batch=batch, workers=0, kept=99), 24)
+
+
 def test_a_set_gives_the_same_numbers_for_any_batch_and_order(here: Path) -> None:
     network, world = pixels_network(), World(0, 1, torch.device("cpu"))
-    real = collect(network, open_source("real"), Reading(Measuring(batch=5, workers=0, kept=99), 24), world)[0]
+    real = collect(network, open_source("real"), reading(5), world)[0]
     source = open_source("fake")
-    whole = set_scores(
-        real, collect(network, source, Reading(Measuring(batch=12, workers=0, kept=99), 24), world)[0], network
-    )
+    whole = set_scores(real, collect(network, source, reading(12), world)[0], network)
     assert {"frechet", "frechet_half", "frechet_spatial", "score", "kernel_distance", "coverage"} <= set(whole)
     for batch in (1, 5):
-        other = collect(network, source, Reading(Measuring(batch=batch, workers=0, kept=99), 24), world)[0]
+        other = collect(network, source, reading(batch), world)[0]
         assert set_scores(real, other, network) == pytest.approx(whole, rel=1e-9)
     collector = FeatureCollector(network, range(len(source)), 99, "cpu")
     for index in (7, 0, 11, 3, 5, 1, 2, 4, 6, 10, 8, 9):
@@ -73,11 +75,11 @@ def test_unknown_networks_are_refused(name: str, message: str) -> None:
 
 
 def test_only_fids_inception_gives_numbers_of_that_name(here: Path) -> None:
-    world, reading = World(0, 1, torch.device("cpu")), Reading(Measuring(batch=5, workers=0, kept=99), 24)
+    world = World(0, 1, torch.device("cpu"))
     names = {"fid", "fid_half", "sfid", "inception_score", "inception_score_std"}
     for genuine in (False, True):
         network = replace(pixels_network(), genuine=genuine)
-        real, fake = (collect(network, open_source(name), reading, world)[0] for name in ("real", "fake"))
+        real, fake = (collect(network, open_source(name), reading(5), world)[0] for name in ("real", "fake"))
         assert (names < set(set_scores(real, fake, network))) == genuine
 
 

@@ -11,10 +11,11 @@ import pytest
 
 from fqgan.base import schema
 from fqgan.base.errors import UserError
-from fqgan.commands import study_training
+from fqgan.commands.study import command_of
 from fqgan.config import TokenizerRunConfig
 from fqgan.config.presets import child
 from fqgan.lab.studies.plan import Line, Ordering, Row, Study, change, load_rows, settings_of, undeclared
+from fqgan.lab.studies.registry import STUDIES
 from fqgan.lab.studies.results import judge, mean_and_error, spread
 from fqgan.lab.studies.tables import latex, markdown
 from fqgan.lab.studies.tokenizers import ABLATION_PRESETS, SCALING_PRESETS, ablation, scaling
@@ -209,14 +210,16 @@ def test_an_ablation_needs_what_it_takes_away(base: TokenizerRunConfig) -> None:
         scaling(child(base, model={"factors": base.model.factors[:1]}))
 
 
-@pytest.mark.parametrize("name", study_training.COMMANDS)
+@pytest.mark.parametrize("name", [name for name, entry in STUDIES.items() if entry.rows])
 def test_every_preset_parses_through_the_command_line(name: str) -> None:
-    command, build = study_training.COMMANDS[name]
+    rows = STUDIES[name].rows
+    command = command_of(name, STUDIES[name])
+    assert rows is not None
     for preset, config in command.presets.items():
         more = ["--triple", "y"] if name == "curves" else []
         base, arguments = command.parse_all([preset, "--out", "x", "--measure.limit", "5", *more])
         assert base == config and arguments.measure.limit == 5
-        settings_of(build(base, preset, arguments), base)
+        settings_of(rows(base, preset, arguments), base)
 
 
 # --- tables
