@@ -33,7 +33,8 @@ from fqgan.lab.understanding.captions import CaptionSet, open_captions
 from fqgan.lab.understanding.features import Bank, Features, features_of, fill, is_filled, open_bank, tokenizer_reader
 from fqgan.lab.understanding.language import LanguageModel, load_language_model
 from fqgan.lab.understanding.projector import Projector, mean_loss, train_projector, write_captions
-from fqgan.lab.understanding.study import orderings_of, rows_of, score
+from fqgan.lab.understanding.scores import score
+from fqgan.lab.understanding.study import orderings_of, rows_of
 from fqgan.lab.understanding.tiny import build_network, build_tokenizer, train_language_model
 from fqgan.tokenizer.model import FactorizedTokenizer
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from fqgan.base.errors import UserError, in_one_line
 from fqgan.config import IMAGE
+from fqgan.lab.understanding import EXTRA
 from fqgan.nets.transformers_teacher import quiet
 from fqgan.nets.weights import WEIGHTS, hub_folder, require, weights_in
 
-EXTRA = "understanding"
 # what a tokenizer may consist of, and where generation settings are
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 # without one of them transformers makes up an empty tokenizer

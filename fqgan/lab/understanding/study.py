@@ -20,9 +20,7 @@ from fqgan.config.data import Small
 from fqgan.engine.distributed import pick_device
 from fqgan.evaluation.protocol import read_result, versions, write_result
 from fqgan.lab.studies.plan import WATCHING, Ordering, undeclared
-from fqgan.lab.understanding.bleu import bleu_4
 from fqgan.lab.understanding.captions import CaptionSet, open_captions
-from fqgan.lab.understanding.cider import cider_d
 from fqgan.lab.understanding.features import (
     Features,
     Kind,
@@ -37,8 +35,8 @@ from fqgan.lab.understanding.features import (
 )
 from fqgan.lab.understanding.language import LanguageModel, digest_of, load_language_model
 from fqgan.lab.understanding.projector import mean_loss, train_projector, write_captions
-from fqgan.lab.understanding.rouge import rouge_l
-from fqgan.lab.understanding.words import Tokenizer, choose, tokenized
+from fqgan.lab.understanding.scores import score
+from fqgan.lab.understanding.words import WordSplitter, chosen_splitter
 from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
 
 # Table 6, for two factors
@@ -93,7 +91,7 @@ class Setting:
     workers: int
     beams: int
     tokens: int
-    words: Tokenizer
+    words: WordSplitter
 
     def training_set(self) -> CaptionSet:
         return open_captions(self.data, "train", self.images)
@@ -244,29 +242,6 @@ def run(job: Job) -> None:
     write_result(result, job.measured)
 
 
-def score(
-    written: Sequence[str], references: Sequence[Sequence[str]], words: Tokenizer = "auto"
-) -> tuple[dict[str, float], list[float]]:
-    """CIDEr-D, BLEU-4 and ROUGE-L of captions, in [0, 10], [0, 1] and [0, 1], and CIDEr-D of each picture.
-
-    `UserError` for references without a word.
-    """
-    texts = [*written, *(text for several in references for text in several)]
-    cut = iter(tokenized(texts, words))
-    candidates = [next(cut) for _ in written]
-    pictures = [[own for _ in several if (own := next(cut))] for several in references]
-    if not all(pictures):
-        empty = references[next(i for i, several in enumerate(pictures) if not several)]
-        raise UserError(f"the captions of a picture hold no word: {' / '.join(empty)!r}")
-    each, overlap = cider_d(candidates, pictures), rouge_l(candidates, pictures)
-    metrics = {
-        "cider": sum(each) / len(each),
-        "bleu4": bleu_4(candidates, pictures),
-        "rouge": sum(overlap) / len(overlap),
-    }
-    return metrics, each
-
-
 def is_measured(job: Job, protocol: dict[str, Any] | None = None) -> bool:
     """Whether a job's captions are there, made as they would be made now."""
     try:
@@ -288,7 +263,7 @@ def _protocol(job: Job) -> dict[str, Any]:
         "language_model": _digest(setting.language),
         "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
         "captions": {"beams": setting.beams, "tokens": setting.tokens, "batch": setting.batch},
-        "words": choose(setting.words),
+        "words": chosen_splitter(setting.words),
         "device": pick_device(job.config.train.device).type,
     }
     return {**protocol, "versions": versions()}

@@ -25,8 +25,8 @@ from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
 from fqgan.engine.task import Phase, Task
+from fqgan.lab.understanding import EXTRA
 from fqgan.lab.understanding.captions import CaptionSet
-from fqgan.lab.understanding.language import EXTRA
 from fqgan.nets.transformers_teacher import quiet
 from fqgan.nets.weights import require
 
