@@ -58,23 +58,23 @@ class LanguageModel:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def answers(self, captions: Sequence[str]) -> list[list[int]]:
+    def caption_tokens(self, captions: Sequence[str]) -> list[list[int]]:
         """Tokens of captions, each with the end."""
         encoded = self.tokenizer(list(captions), add_special_tokens=False).input_ids
         return [[*ids, self.ends[0]] for ids in encoded]
 
-    def read(self, vectors: Tensor) -> Tensor:
+    def prompts(self, vectors: Tensor) -> Tensor:
         """Prompts (b, before + positions + after, width) around the vectors (b, positions, width) of pictures."""
         parts = [self._embedded(self.before), vectors, self._embedded(self.after)]
         parts = [part.expand(len(vectors), -1, -1) for part in parts]
         return torch.cat([part.to(self._embeddings.weight.dtype) for part in parts], 1)
 
-    def losses(self, vectors: Tensor, answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Sum of the cross-entropies (nats) of the answers' tokens, and their number, both of each picture (b,)."""
-        longest = max(map(len, answers))
-        padded = [[*answer, *[_IGNORED] * (longest - len(answer))] for answer in answers]
+    def losses(self, vectors: Tensor, captions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Sum of the cross-entropies (nats) of the captions' tokens, and their number, both of each picture (b,)."""
+        longest = max(map(len, captions))
+        padded = [[*tokens, *[_IGNORED] * (longest - len(tokens))] for tokens in captions]
         labels = torch.tensor(padded, device=self.device)
-        prompt = self.read(vectors)
+        prompt = self.prompts(vectors)
         # the last token is read by nobody; what stands after a caption's end is seen by nothing before it
         inputs = torch.cat([prompt, self._embeddings(labels[:, :-1].clamp(min=0)).to(prompt.dtype)], 1)
         options = {"logits_to_keep": longest} if self._short else {}
@@ -103,7 +103,7 @@ class LanguageModel:
             suppress_tokens=self.suppressed or None,
             use_cache=True,
         )
-        prompt = self.read(vectors)
+        prompt = self.prompts(vectors)
         mask = torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
         with quiet():
             ids = self.network.generate(inputs_embeds=prompt, attention_mask=mask, generation_config=settings)  # pyright: ignore[reportCallIssue]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fqgan.base.errors import UserError
+from fqgan.config import WordSplitter
 from fqgan.lab.understanding import EXTRA
-from fqgan.lab.understanding.words import Words, WordSplitter, split_captions
+from fqgan.lab.understanding.words import Words, split_captions
 from fqgan.nets.weights import require
 
 

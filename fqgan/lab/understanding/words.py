@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from fqgan.base.errors import UserError, in_one_line
+from fqgan.config import WordSplitter
 from fqgan.lab.understanding import EXTRA
 
-WordSplitter = Literal["auto", "java", "python"]
 Words = tuple[str, ...]
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!"])
