@@ -29,7 +29,7 @@ from fqgan.config import (
     ProjectorConfig,
     ProjectorRunConfig,
     TrainConfig,
-    UnderstandingConfig,
+    UnderstandingSettings,
 )
 from fqgan.data.images import load_images
 from fqgan.lab.understanding import banks
@@ -535,7 +535,7 @@ def test_the_small_language_model_keeps_its_settings(study: Callable[..., list[s
 def test_the_study_is_a_function_that_returns_files_and_numbers(
     exported: Path, phi: Path, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = UnderstandingConfig(
+    settings = UnderstandingSettings(
         *(str(exported), str(phi), str(captioned)),
         out=tmp_path / "out",
         seeds=1,

@@ -10,7 +10,7 @@ import tyro
 from fqgan.base.printing import say, say_lines
 from fqgan.commands.arguments import parse
 from fqgan.commands.runs import value_of
-from fqgan.config import TINY, TINY_PROJECTOR, ProjectorRunConfig, UnderstandingConfig
+from fqgan.config import TINY, TINY_PROJECTOR, ProjectorRunConfig, UnderstandingSettings
 from fqgan.models import hub
 
 PROG = "fqgan study understanding"
@@ -18,7 +18,7 @@ ABOUT = "Table 6: a frozen language model reads a tokenizer's features and codes
 
 
 @dataclass(frozen=True)
-class Arguments(UnderstandingConfig):
+class Arguments(UnderstandingSettings):
     """Options of the command."""
 
     tokenizer: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENIZER")] = ""

@@ -29,7 +29,7 @@ from fqgan.config.understanding import (
     LanguageRunConfig,
     ProjectorConfig,
     ProjectorRunConfig,
-    UnderstandingConfig,
+    UnderstandingSettings,
     WordSplitter,
 )
 
@@ -61,7 +61,7 @@ __all__ = [
     "TokenizerRunConfig",
     "TokenizerTrainConfig",
     "TrainConfig",
-    "UnderstandingConfig",
+    "UnderstandingSettings",
     "WordSplitter",
     "teacher_dim",
 ]

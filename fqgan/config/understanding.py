@@ -125,7 +125,7 @@ TINY_PROJECTOR = ProjectorRunConfig(
 
 
 @dataclass(frozen=True)
-class UnderstandingConfig:
+class UnderstandingSettings:
     """The study of understanding (Table 6): which models and captions, and how they are trained and measured."""
 
     tokenizer: str = ""

@@ -30,8 +30,6 @@ class LanguageModel:
 
     A prompt's text stands around the vectors of a picture; the caption and an end follow: a line feed where that is a
     token of its own, as in LLaVA's first stage, else the model's end of text.
-
-    Attributes: `width` of the vectors that it reads.
     """
 
     def __init__(self, network: nn.Module, tokenizer: Any, prompt: str, name: str = "the language model"):
@@ -48,14 +46,16 @@ class LanguageModel:
         known = {tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id} - {None, *self.ends}
         self.suppressed: list[int] = sorted(known)
         """Tokens that no caption has: unknown words, beginnings, padding."""
-        self._short = "logits_to_keep" in inspect.signature(network.forward).parameters
+        self._limits_logits = "logits_to_keep" in inspect.signature(network.forward).parameters
 
     @property
     def width(self) -> int:
+        """Dimension of the vectors that it reads."""
         return self.network.get_input_embeddings().weight.shape[1]  # pyright: ignore[reportCallIssue]
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return next(self.network.parameters()).device
 
     def caption_tokens(self, captions: Sequence[str]) -> list[list[int]]:
@@ -77,7 +77,7 @@ class LanguageModel:
         prompt = self.prompts(vectors)
         # the last token is read by nobody; what stands after a caption's end is seen by nothing before it
         inputs = torch.cat([prompt, self._embeddings(labels[:, :-1].clamp(min=0)).to(prompt.dtype)], 1)
-        options = {"logits_to_keep": longest} if self._short else {}
+        options = {"logits_to_keep": longest} if self._limits_logits else {}
         logits = self.network(inputs_embeds=inputs, use_cache=False, **options).logits[:, -longest:]
         losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=_IGNORED, reduction="none")
         return losses.sum(1), (labels != _IGNORED).sum(1)

@@ -38,6 +38,7 @@ class Projector(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
+        """As the class says."""
         return self.layers(features)
 
 
@@ -63,6 +64,7 @@ class ProjectorTask(Task):
         self.phases = [Phase(NAME, projector, make_optimizer(projector, config.optimizer), self._loss)]
 
     def batches(self, start_step: int) -> Iterator[Batch]:
+        """Features and captions' tokens of a rank, from a step on."""
         train = self.config.train
         stream = SampleStream([len(self.pictures)], train.seed, 1)
         for keys in stream.batches(**share_of(train, self.world, start_step)):
@@ -78,6 +80,7 @@ class ProjectorTask(Task):
         return loss, {"loss": loss.detach()}
 
     def fingerprint(self) -> dict[str, Any]:
+        """What the samples depend on."""
         return self.content
 
     def validate(self, model: nn.Module) -> dict[str, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fqgan.base.errors import UserError
-from fqgan.config import TINY, ProjectorConfig, UnderstandingConfig
+from fqgan.config import TINY, ProjectorConfig, UnderstandingSettings
 from fqgan.engine.distributed import pick_device
 from fqgan.lab.studies.workers import check_alone, spread
 from fqgan.lab.understanding import EXTRA
@@ -28,10 +28,14 @@ from fqgan.nets.weights import require
 from fqgan.tokenizer.model import load_tokenizer
 
 
-def study_understanding(settings: UnderstandingConfig) -> UnderstandingResult:
+def study_understanding(settings: UnderstandingSettings) -> UnderstandingResult:
     """Train and measure the rows that are missing under `settings.out`, and write the table and a page of captions.
 
     The same settings resume what was interrupted, and reuse finished rows.
+
+    Args:
+        settings: for the small language model (`lm="tiny"`) with `optimizer` and `train` of `TINY_PROJECTOR`, which the
+            command takes by itself.
 
     Raises:
         UserError: settings that make no sense or differ from those that `out` was begun with; a model, pictures,
@@ -59,7 +63,7 @@ def study_understanding(settings: UnderstandingConfig) -> UnderstandingResult:
     return write_report(readings, trials, TINY if settings.lm == TINY else str(language))
 
 
-def _language_folder(settings: UnderstandingConfig, captions: CaptionSet) -> Path:
+def _language_folder(settings: UnderstandingSettings, captions: CaptionSet) -> Path:
     """The language model's; the small one is trained where it is missing."""
     if settings.lm != TINY:
         return find_language_model(settings.lm)
@@ -69,7 +73,9 @@ def _language_folder(settings: UnderstandingConfig, captions: CaptionSet) -> Pat
     return train_language_model(config, captions, run)
 
 
-def _fill_banks(settings: UnderstandingConfig, readings: Sequence[Reading], captions: Mapping[str, CaptionSet]) -> None:
+def _fill_banks(
+    settings: UnderstandingSettings, readings: Sequence[Reading], captions: Mapping[str, CaptionSet]
+) -> None:
     """Write the features that the rows read, where they are not there yet."""
     banks, device = bank_folder(settings), pick_device(settings.train.device)
     tokenizer = load_tokenizer(settings.tokenizer, device=device)

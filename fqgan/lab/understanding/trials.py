@@ -12,7 +12,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.folder import ResumableFolder
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar
-from fqgan.config import LanguageRunConfig, ProjectorRunConfig, UnderstandingConfig
+from fqgan.config import LanguageRunConfig, ProjectorRunConfig, UnderstandingSettings
 from fqgan.engine.distributed import pick_device
 from fqgan.evaluation.protocol import read_result, versions, write_result
 from fqgan.lab.studies.plan import WATCHING
@@ -33,7 +33,7 @@ class Trial:
 
     reading: Reading
     seed: int
-    settings: UnderstandingConfig
+    settings: UnderstandingSettings
 
     @property
     def config(self) -> ProjectorRunConfig:
@@ -56,17 +56,17 @@ class Trial:
         return f"{side}-{map_kind(self.reading.model)}"
 
 
-def open_training_set(settings: UnderstandingConfig) -> CaptionSet:
+def open_training_set(settings: UnderstandingSettings) -> CaptionSet:
     """The captions to train on."""
     return open_captions(settings.data, "train", settings.images)
 
 
-def open_test_set(settings: UnderstandingConfig) -> CaptionSet:
+def open_test_set(settings: UnderstandingSettings) -> CaptionSet:
     """The captions to measure on."""
     return open_captions(settings.test or settings.data, settings.split, settings.test_images or settings.images)
 
 
-def bank_folder(settings: UnderstandingConfig) -> BankFolder:
+def bank_folder(settings: UnderstandingSettings) -> BankFolder:
     """The features of all rows."""
     return BankFolder(settings.out / "features")
 
