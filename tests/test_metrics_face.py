@@ -9,7 +9,7 @@ import torch
 from test_python_face import NAN, message
 from test_tokenizer import images
 
-from fqgan.lab.understanding.bleu import bleu_4
+from fqgan.lab.understanding.scores import bleu_4
 from fqgan.metrics.bank import FeatureBank
 from fqgan.metrics.class_means import NearestClassMean
 from fqgan.metrics.frechet import FeatureStatistics

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 from fqgan.base.errors import UserError
+from fqgan.base.files import lock
 from fqgan.cli import main
 from fqgan.config import (
     LanguageConfig,
@@ -27,13 +29,19 @@ from fqgan.config import (
     ProjectorConfig,
     ProjectorRunConfig,
     TrainConfig,
+    UnderstandingSettings,
 )
 from fqgan.data.images import load_images
+from fqgan.lab.understanding import banks
+from fqgan.lab.understanding.banks import BankFolder, MapBank
 from fqgan.lab.understanding.captions import CaptionSet, open_captions
-from fqgan.lab.understanding.features import Bank, Features, features_of, fill, is_filled, open_bank, tokenizer_reader
+from fqgan.lab.understanding.features import ScaledFeatures, scaled_features
 from fqgan.lab.understanding.language import LanguageModel, load_language_model
+from fqgan.lab.understanding.maps import MapReader, tokenizer_reader
 from fqgan.lab.understanding.projector import Projector, mean_loss, train_projector, write_captions
-from fqgan.lab.understanding.study import orderings_of, rows_of, score
+from fqgan.lab.understanding.readings import orderings_of, readings_of
+from fqgan.lab.understanding.scores import score
+from fqgan.lab.understanding.study import study_understanding
 from fqgan.lab.understanding.tiny import build_network, build_tokenizer, train_language_model
 from fqgan.tokenizer.model import FactorizedTokenizer
 
@@ -84,46 +92,116 @@ def vectors(count: int, positions: int = 6) -> torch.Tensor:
     return torch.randn(count, positions, 32, generator=torch.Generator().manual_seed(3))
 
 
-def features(count: int, channels: int = 5, positions: int = 6) -> Features:
-    bank = Bank(np.random.default_rng(1).normal(2, 3, (count, positions, channels)).astype(np.float32), (2, 3))
-    return features_of(ProjectorConfig(), bank, bank)
+def features(count: int, channels: int = 5, positions: int = 6) -> ScaledFeatures:
+    bank = MapBank(np.random.default_rng(1).normal(2, 3, (count, positions, channels)).astype(np.float32), (2, 3))
+    return scaled_features(ProjectorConfig(), bank, bank)
 
 
 # --- features
+
+
+def fill(folder: BankFolder, reader: MapReader, captions: CaptionSet) -> None:
+    """A bank of some captions' pictures, four at a time."""
+    folder.fill("train", reader, captions.source, captions.fingerprint(), device="cpu", batch=4, workers=0)
 
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
 def test_a_bank_holds_the_tokenizers_maps_by_position(
     kind: str, tokenizer: FactorizedTokenizer, captions: CaptionSet, tmp_path: Path
 ) -> None:
-    reader, path = tokenizer_reader(kind, tokenizer), tmp_path / "bank.npy"  # pyright: ignore
-    content = captions.fingerprint()
-    assert not is_filled(reader, content, path)
-    fill(reader, captions.source, content, path, device="cpu", batch=5, workers=0)
-    bank = open_bank(path)
+    folder = BankFolder(tmp_path / "features")
+    fill(folder, tokenizer_reader(kind, tokenizer), captions)  # pyright: ignore
+    bank = folder.open("train")
     image = captions.source.read(7)[0]
     image.save(tmp_path / "7.png")
     images = load_images(tmp_path / "7.png", 32)
     maps = tokenizer.features(images) if kind == "continuous" else tokenizer.embed(tokenizer.encode(images))
     assert bank.values.shape == (24, 64, 8) and bank.dims == (4, 4)
     assert bank.values[7, 10, 4:] == pytest.approx(maps[1][0, :, 1, 2].detach().numpy(), abs=1e-5)
-    assert is_filled(reader, content, path)
-    assert not is_filled(reader, {**content, "captions": "others"}, path)
-    assert not is_filled(tokenizer_reader(kind, tokenizer, small="refuse"), content, path)  # pyright: ignore
+    assert sorted(path.name for path in folder.folder.iterdir()) == ["train.json", "train.npy"]
+
+
+def test_a_bank_of_other_settings_or_pictures_is_refused_with_what_differs(
+    tokenizer: FactorizedTokenizer, captions: CaptionSet, captioned: Path, tmp_path: Path
+) -> None:
+    folder = BankFolder(tmp_path / "features")
+    fill(folder, tokenizer_reader("discrete", tokenizer), captions)
+    before = (folder.folder / "train.npy").read_bytes()
+    with pytest.raises(
+        UserError, match=r"begun with other settings \(train.size: 32 -> 16\): restore them or use a new"
+    ):
+        fill(folder, tokenizer_reader("discrete", tokenizer, 16), captions)
+    with pytest.raises(UserError, match=r"train.content.images: 24 -> 8"):
+        fill(folder, tokenizer_reader("discrete", tokenizer), open_captions(str(captioned), "test"))
+    fill(folder, tokenizer_reader("discrete", tokenizer), captions)
+    assert (folder.folder / "train.npy").read_bytes() == before
+
+
+def test_an_interrupted_bank_goes_on_where_it_was(
+    tokenizer: FactorizedTokenizer, captions: CaptionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banks, "SAVED_EVERY", 8)
+    reader = tokenizer_reader("continuous", tokenizer)
+    seen: list[int] = []
+
+    def until(limit: int) -> MapReader:
+        def read(images: torch.Tensor) -> list[torch.Tensor]:
+            seen.append(len(images))
+            if sum(seen) > limit:
+                raise KeyboardInterrupt
+            return reader.read(images)
+
+        return replace(reader, read=read)
+
+    folder, whole = BankFolder(tmp_path / "features"), BankFolder(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fill(folder, until(12), captions)
+    with pytest.raises(UserError, match=r"train.small: 'enlarge' -> 'refuse'"):
+        fill(folder, tokenizer_reader("continuous", tokenizer, small="refuse"), captions)
+    seen.clear()
+    fill(folder, until(24), captions)
+    assert seen == [4] * 4  # the first eight were saved
+    fill(whole, reader, captions)
+    for name in ("train.npy", "train.json"):
+        assert (folder.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_a_bank_of_which_nothing_is_saved_begins_anew_with_other_settings(
+    tokenizer: FactorizedTokenizer, captions: CaptionSet, tmp_path: Path
+) -> None:
+    def read(images: torch.Tensor) -> list[torch.Tensor]:
+        if (folder.folder / "train.part.npy").exists():
+            raise KeyboardInterrupt
+        return reader.read(images)
+
+    folder, reader = BankFolder(tmp_path / "features"), tokenizer_reader("continuous", tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        fill(folder, replace(reader, read=read), captions)
+    fill(folder, tokenizer_reader("continuous", tokenizer, 16), captions)
+    assert folder.open("train").values.shape == (24, 16, 8)
+
+
+def test_a_bank_is_made_by_one_process_at_a_time(
+    tokenizer: FactorizedTokenizer, captions: CaptionSet, tmp_path: Path
+) -> None:
+    folder, reader = BankFolder(tmp_path / "features"), tokenizer_reader("continuous", tokenizer)
+    folder.folder.mkdir()
+    with lock(folder.folder / ".lock"), pytest.raises(UserError, match="in use by another process"):
+        fill(folder, reader, captions)
 
 
 def test_features_are_some_channels_scaled_on_the_training_pictures() -> None:
-    trained = Bank(np.random.default_rng(0).normal(5, 4, (300, 6, 5)).astype(np.float32), (2, 3))
-    test = Bank(trained.values[:10] + 1, trained.dims)
-    found = features_of(ProjectorConfig(factors=(1,)), trained, trained).take(range(300))
+    trained = MapBank(np.random.default_rng(0).normal(5, 4, (300, 6, 5)).astype(np.float32), (2, 3))
+    test = MapBank(trained.values[:10] + 1, trained.dims)
+    found = scaled_features(ProjectorConfig(factors=(1,)), trained, trained).take(range(300))
     assert found.shape == (300, 6, 3)
     assert found.mean((0, 1)).abs().max() < 1e-4 and (found.std((0, 1)) - 1).abs().max() < 1e-2
-    moved = features_of(ProjectorConfig(factors=(1,)), test, trained).take([4])
+    moved = scaled_features(ProjectorConfig(factors=(1,)), test, trained).take([4])
     own = trained.values[..., 2:]
     assert moved[0].numpy() == pytest.approx((own[4] + 1 - own.mean((0, 1))) / own.std((0, 1)), abs=1e-4)
-    both = features_of(ProjectorConfig(factors=(0, 1)), trained, trained).take([3])
-    assert torch.equal(both[..., 2:], features_of(ProjectorConfig(factors=(1,)), trained, trained).take([3]))
-    blind = features_of(ProjectorConfig("blind"), trained, trained).take([3, 4])
+    both = scaled_features(ProjectorConfig(factors=(0, 1)), trained, trained).take([3])
+    assert torch.equal(both[..., 2:], scaled_features(ProjectorConfig(factors=(1,)), trained, trained).take([3]))
+    blind = scaled_features(ProjectorConfig("blind"), trained, trained).take([3, 4])
     assert blind.shape == (2, 6, 5) and not blind.any()
     with pytest.raises(UserError, match="there is no factor 2: the tokenizer has factors 0 to 1"):
         trained.channels([2])
@@ -136,7 +214,7 @@ def test_losses_are_those_of_one_caption_at_a_time_over_the_whole_sequence(langu
     """Independent of padding and of the number of logits that are computed."""
     prefix = vectors(2)
     texts = ["a red square", "there is a blue square on grey"]
-    sums, counts = language.losses(prefix, language.answers(texts))
+    sums, counts = language.losses(prefix, language.caption_tokens(texts))
     table = language.network.get_input_embeddings()  # pyright: ignore
     for i, text in enumerate(texts):
         ids = torch.tensor(language.tokenizer(f"{text}\n", add_special_tokens=False).input_ids)
@@ -159,7 +237,7 @@ def test_batched_captions_are_those_of_one_picture_at_a_time(language: LanguageM
 def test_greedy_captions_are_the_likeliest_words_without_a_cache(language: LanguageModel) -> None:
     table = language.network.get_input_embeddings()
     for prefix in vectors(4):
-        inputs = language.read(prefix[None])
+        inputs = language.prompts(prefix[None])
         ids: list[int] = []
         while len(ids) < 8 and language.ends[0] not in ids:
             logits = language.network(inputs_embeds=inputs, use_cache=False).logits[0, -1]  # pyright: ignore
@@ -185,8 +263,8 @@ def test_the_small_model_learns_what_captions_say(captions: CaptionSet, tmp_path
     config = LanguageRunConfig(SMALL, OptimizerConfig(lr=1e-2), train)
     folder = train_language_model(config, captions, tmp_path / "lm")
     language = load_language_model(folder, "<image>\n")
-    answers = language.answers(["a red square on grey", "a grey red on a"])
-    sums, _ = language.losses(torch.zeros(2, 1, 32), answers)
+    tokens = language.caption_tokens(["a red square on grey", "a grey red on a"])
+    sums, _ = language.losses(torch.zeros(2, 1, 32), tokens)
     assert sums[0] < sums[1] / 2
     assert train_language_model(config, captions, tmp_path / "lm") == folder
 
@@ -219,8 +297,8 @@ def test_a_phi_with_pieces_of_words_for_tokens_as_the_real_one(captions: Caption
     assert tokenizer.decode(language.before) == "Look: " and tokenizer.decode(language.after) == "\nDescribe it.\n"
     assert [tokenizer.decode([end]) for end in language.ends] == ["\n", "<|endoftext|>"]
     assert language.suppressed == []
-    answers = language.answers(["a red square", "Grey , again"])
-    assert [tokenizer.decode(ids) for ids in answers] == ["a red square\n", "Grey , again\n"]
+    tokens = language.caption_tokens(["a red square", "Grey , again"])
+    assert [tokenizer.decode(ids) for ids in tokens] == ["a red square\n", "Grey , again\n"]
     train_projector(ProjectorRunConfig(train=QUICK), language, features(24), captions, {}, tmp_path / "run")
     batched = language.write(vectors(5), tokens=6)
     assert batched == [language.write(row[None], tokens=6)[0] for row in vectors(5)]
@@ -391,14 +469,14 @@ def test_what_is_read_of_a_picture_is_in_its_caption(study: Callable[..., list[s
 
 
 def test_rows_and_orderings_follow_the_factors(tokenizer: FactorizedTokenizer) -> None:
-    rows = rows_of(tokenizer.config, ProjectorConfig(), [(0, 1), (1,)])
+    rows = readings_of(tokenizer.config, ProjectorConfig(), [(0, 1), (1,)])
     names = ["blind", "continuous-0+1", "continuous-1", "discrete-0+1", "discrete-1", "network"]
     assert [row.name for row in rows] == names
     pairs = {(each.better, each.worse) for each in orderings_of(rows)}
     assert ("continuous-0+1", "continuous-1") in pairs and ("continuous-1", "discrete-1") in pairs
     assert ("network", "blind") in pairs and ("discrete-1", "discrete-0+1") not in pairs
     with pytest.raises(UserError, match="--factors names factor 2, but the tokenizer has factors 0 to 1"):
-        rows_of(tokenizer.config, ProjectorConfig(), [(2,)])
+        readings_of(tokenizer.config, ProjectorConfig(), [(2,)])
 
 
 def test_references_without_a_word_are_refused() -> None:
@@ -439,6 +517,40 @@ def test_mistakes_are_told_in_one_line(
 def test_other_settings_in_the_same_folder_are_refused(study: Callable[..., list[str]], refused: Refused) -> None:
     chosen = ("--seeds", 1, "--only", "blind")
     assert main(study(*chosen)) == 0
-    line = refused(*study(*chosen, "--train.steps", 8))
-    assert "was trained with other settings (train.steps: 6, not 8)" in line
-    assert "was trained with other settings (model.projector" in refused(*study(*chosen, "--projector", "linear"))
+    assert "was begun with other settings (train.steps: 6 -> 8)" in refused(*study(*chosen, "--train.steps", 8))
+    assert "(model.projector: 'mlp' -> 'linear')" in refused(*study(*chosen, "--projector", "linear"))
+    assert "(train-continuous.size: 32 -> 16)" in refused(*study(*chosen, "--size", 16))
+    other = ("--test", Path(study()[6]) / "train.parquet")
+    assert "(test-continuous.content.images: 8 -> 24" in refused(*study(*chosen, *other))
+
+
+def test_the_small_language_model_keeps_its_settings(study: Callable[..., list[str]], refused: Refused) -> None:
+    small = ["--language.model.width", 32, "--language.model.heads", 2, "--language.train.steps", 2]
+    chosen = ["--seeds", 1, "--only", "blind", *small]
+    assert main(study(*chosen, lm="tiny")) == 0
+    line = refused(*study(*chosen, "--language.optimizer.lr", 0.1, lm="tiny"))
+    assert "lm was begun with other settings (optimizer.lr: 0.002 -> 0.1)" in line
+
+
+def test_the_study_is_a_function_that_returns_files_and_numbers(
+    exported: Path, phi: Path, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = UnderstandingSettings(
+        *(str(exported), str(phi), str(captioned)),
+        out=tmp_path / "out",
+        seeds=1,
+        only=("blind", "discrete-0"),
+        tokens=4,
+        words="python",
+        workers=0,
+        train=QUICK,
+    )
+    result = study_understanding(settings)
+    assert [file.name for file in result.files] == ["table.md", "table.csv", "table.tex", "captions.html"]
+    assert all(file.parent == tmp_path / "out" and file.exists() for file in result.files)
+    assert {name for name, _ in result.numbers} == {"blind", "discrete-0"}
+    row = table(tmp_path / "out")[1]
+    assert result.numbers["discrete-0", 0] == {key: float(row[key]) for key in ("cider", "bleu4", "rouge", "loss")}
+    assert study_understanding(settings) == result
+    with pytest.raises(UserError, match="--seeds must be at least 1"):
+        study_understanding(replace(settings, seeds=0))

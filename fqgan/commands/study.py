@@ -9,16 +9,26 @@ from typing import Any
 from fqgan.base.errors import UserError
 from fqgan.base.printing import say, say_lines
 from fqgan.base.schema import did_you_mean
+from fqgan.commands import study_understanding
 from fqgan.commands.arguments import parse
 from fqgan.commands.runs import TrainingCommand
 from fqgan.commands.subjects import choose
 from fqgan.lab.studies.registry import STUDIES, Entry
 
+_OF_LANGUAGE = {
+    "understanding": (
+        "TOKENIZER --lm PATH_OR_ID --data CAPTIONS --out DIR",
+        "Table 6: a language model reads features and codes, and writes captions",
+    )
+}
+
 
 def main(argv: list[str]) -> None:
     """Entry point."""
     subjects = {name: (entry.usage, entry.about) for name, entry in STUDIES.items()}
-    if name := choose("fqgan study", "study", subjects, argv):
+    if (name := choose("fqgan study", "study", subjects | _OF_LANGUAGE, argv)) in _OF_LANGUAGE:
+        study_understanding.main(argv[1:])
+    elif name:
         entry = STUDIES[name]
         files = _trained(name, entry, argv[1:]) if entry.rows else _looked(name, entry, argv[1:])
         say_lines(files[0].read_text())

@@ -22,17 +22,21 @@ from fqgan.config.tokenizer import (
 from fqgan.config.training import OptimizerConfig, TrainConfig
 from fqgan.config.understanding import (
     IMAGE,
+    TINY,
     TINY_PROJECTOR,
     Feature,
     LanguageConfig,
     LanguageRunConfig,
     ProjectorConfig,
     ProjectorRunConfig,
+    UnderstandingSettings,
+    WordSplitter,
 )
 
 __all__ = [
     "IMAGE",
     "TEACHER_DIMS",
+    "TINY",
     "TINY_PROJECTOR",
     "ClassifierConfig",
     "ClassifierRunConfig",
@@ -57,5 +61,7 @@ __all__ = [
     "TokenizerRunConfig",
     "TokenizerTrainConfig",
     "TrainConfig",
+    "UnderstandingSettings",
+    "WordSplitter",
     "teacher_dim",
 ]

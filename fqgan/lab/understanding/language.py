@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from fqgan.base.errors import UserError, in_one_line
 from fqgan.config import IMAGE
+from fqgan.lab.understanding import EXTRA
 from fqgan.nets.transformers_teacher import quiet
 from fqgan.nets.weights import WEIGHTS, hub_folder, require, weights_in
 
-EXTRA = "understanding"
 # what a tokenizer may consist of, and where generation settings are
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 # without one of them transformers makes up an empty tokenizer
@@ -30,8 +30,6 @@ class LanguageModel:
 
     A prompt's text stands around the vectors of a picture; the caption and an end follow: a line feed where that is a
     token of its own, as in LLaVA's first stage, else the model's end of text.
-
-    Attributes: `width` of the vectors that it reads.
     """
 
     def __init__(self, network: nn.Module, tokenizer: Any, prompt: str, name: str = "the language model"):
@@ -48,36 +46,38 @@ class LanguageModel:
         known = {tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id} - {None, *self.ends}
         self.suppressed: list[int] = sorted(known)
         """Tokens that no caption has: unknown words, beginnings, padding."""
-        self._short = "logits_to_keep" in inspect.signature(network.forward).parameters
+        self._limits_logits = "logits_to_keep" in inspect.signature(network.forward).parameters
 
     @property
     def width(self) -> int:
+        """Dimension of the vectors that it reads."""
         return self.network.get_input_embeddings().weight.shape[1]  # pyright: ignore[reportCallIssue]
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return next(self.network.parameters()).device
 
-    def answers(self, captions: Sequence[str]) -> list[list[int]]:
+    def caption_tokens(self, captions: Sequence[str]) -> list[list[int]]:
         """Tokens of captions, each with the end."""
         encoded = self.tokenizer(list(captions), add_special_tokens=False).input_ids
         return [[*ids, self.ends[0]] for ids in encoded]
 
-    def read(self, vectors: Tensor) -> Tensor:
+    def prompts(self, vectors: Tensor) -> Tensor:
         """Prompts (b, before + positions + after, width) around the vectors (b, positions, width) of pictures."""
         parts = [self._embedded(self.before), vectors, self._embedded(self.after)]
         parts = [part.expand(len(vectors), -1, -1) for part in parts]
         return torch.cat([part.to(self._embeddings.weight.dtype) for part in parts], 1)
 
-    def losses(self, vectors: Tensor, answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Sum of the cross-entropies (nats) of the answers' tokens, and their number, both of each picture (b,)."""
-        longest = max(map(len, answers))
-        padded = [[*answer, *[_IGNORED] * (longest - len(answer))] for answer in answers]
+    def losses(self, vectors: Tensor, captions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Sum of the cross-entropies (nats) of the captions' tokens, and their number, both of each picture (b,)."""
+        longest = max(map(len, captions))
+        padded = [[*tokens, *[_IGNORED] * (longest - len(tokens))] for tokens in captions]
         labels = torch.tensor(padded, device=self.device)
-        prompt = self.read(vectors)
+        prompt = self.prompts(vectors)
         # the last token is read by nobody; what stands after a caption's end is seen by nothing before it
         inputs = torch.cat([prompt, self._embeddings(labels[:, :-1].clamp(min=0)).to(prompt.dtype)], 1)
-        options = {"logits_to_keep": longest} if self._short else {}
+        options = {"logits_to_keep": longest} if self._limits_logits else {}
         logits = self.network(inputs_embeds=inputs, use_cache=False, **options).logits[:, -longest:]
         losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=_IGNORED, reduction="none")
         return losses.sum(1), (labels != _IGNORED).sum(1)
@@ -103,7 +103,7 @@ class LanguageModel:
             suppress_tokens=self.suppressed or None,
             use_cache=True,
         )
-        prompt = self.read(vectors)
+        prompt = self.prompts(vectors)
         mask = torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
         with quiet():
             ids = self.network.generate(inputs_embeds=prompt, attention_mask=mask, generation_config=settings)  # pyright: ignore[reportCallIssue]

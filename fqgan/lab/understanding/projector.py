@@ -19,7 +19,7 @@ from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
 from fqgan.engine.task import Phase, Task
 from fqgan.lab.understanding.captions import CaptionSet
-from fqgan.lab.understanding.features import Features
+from fqgan.lab.understanding.features import ScaledFeatures
 from fqgan.lab.understanding.language import LanguageModel
 
 NAME = "projector"
@@ -38,6 +38,7 @@ class Projector(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
+        """As the class says."""
         return self.layers(features)
 
 
@@ -49,35 +50,37 @@ class ProjectorTask(Task):
         config: ProjectorRunConfig,
         world: World,
         language: LanguageModel,
-        features: Features,
+        features: ScaledFeatures,
         captions: CaptionSet,
         content: dict[str, Any],
     ):
         self.config, self.world, self.language, self.features = config, world, language, features
         self.content = content
         texts = [text for several in captions.captions for text in several]
-        self.answers = language.answers(texts)
+        self.tokens = language.caption_tokens(texts)
         self.pictures = [i for i, several in enumerate(captions.captions) for _ in several]
         torch.manual_seed(config.train.seed)
         projector = Projector(config.model.projector, len(features.channels), language.width).to(world.device)
         self.phases = [Phase(NAME, projector, make_optimizer(projector, config.optimizer), self._loss)]
 
     def batches(self, start_step: int) -> Iterator[Batch]:
+        """Features and captions' tokens of a rank, from a step on."""
         train = self.config.train
         stream = SampleStream([len(self.pictures)], train.seed, 1)
         for keys in stream.batches(**share_of(train, self.world, start_step)):
             pairs = [index for _, index in keys]
             features = self.features.take([self.pictures[pair] for pair in pairs])
-            yield features.to(self.world.device), [self.answers[pair] for pair in pairs]
+            yield features.to(self.world.device), [self.tokens[pair] for pair in pairs]
 
     def _loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        features, answers = batch
+        features, captions = batch
         with autocast(self.world.device, self.config.train.precision):
-            sums, counts = self.language.losses(network(features), answers)
+            sums, counts = self.language.losses(network(features), captions)
         loss = sums.sum() / counts.sum()
         return loss, {"loss": loss.detach()}
 
     def fingerprint(self) -> dict[str, Any]:
+        """What the samples depend on."""
         return self.content
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -91,7 +94,7 @@ class ProjectorTask(Task):
 def train_projector(
     config: ProjectorRunConfig,
     language: LanguageModel,
-    features: Features,
+    features: ScaledFeatures,
     captions: CaptionSet,
     content: dict[str, Any],
     run: Path,
@@ -110,7 +113,7 @@ def train_projector(
 
 @torch.inference_mode()
 def write_captions(
-    projector: Projector, language: LanguageModel, features: Features, *, batch: int, beams: int, tokens: int
+    projector: Projector, language: LanguageModel, features: ScaledFeatures, *, batch: int, beams: int, tokens: int
 ) -> Iterator[list[str]]:
     """Captions of all pictures, a batch at a time."""
     for pictures in _batches(len(features), batch):
@@ -120,13 +123,13 @@ def write_captions(
 
 @torch.inference_mode()
 def mean_loss(
-    projector: Projector, language: LanguageModel, features: Features, captions: Sequence[str], batch: int
+    projector: Projector, language: LanguageModel, features: ScaledFeatures, captions: Sequence[str], batch: int
 ) -> float:
     """Cross-entropy in nats a token of one caption for each picture, its end included."""
     total = count = 0.0
     for pictures in _batches(len(features), batch):
-        answers = language.answers([captions[i] for i in pictures])
-        sums, counts = language.losses(projector(features.take(pictures).to(language.device)), answers)
+        tokens = language.caption_tokens([captions[i] for i in pictures])
+        sums, counts = language.losses(projector(features.take(pictures).to(language.device)), tokens)
         total, count = total + sums.sum().item(), count + counts.sum().item()
     return total / count
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from fqgan.evaluation.protocol import read_result
 from fqgan.lab.report.render import Captioned, captions_page
 from fqgan.lab.studies.results import Column, Numbers, cell, judged, orderings_text
 from fqgan.lab.studies.tables import comma_separated, write_table
-from fqgan.lab.understanding.study import Job, Row, orderings_of
+from fqgan.lab.understanding.readings import Reading, orderings_of
+from fqgan.lab.understanding.trials import Trial, open_test_set
 
 SHOWN = 24
 """Pictures on the page."""
@@ -26,74 +28,71 @@ COLUMNS = (
 _PERCENT = ("cider", "bleu4", "rouge")  # times 100, as papers give them
 
 
-def report(rows: Sequence[Row], jobs: Sequence[Job]) -> list[Path]:
-    """Write `table.md`, `table.csv`, `table.tex` and `captions.html` of measured jobs; returns them."""
-    results = {(job.row.name, job.seed): read_result(job.measured) for job in jobs}
+@dataclass(frozen=True)
+class UnderstandingResult:
+    """What the study has written, and its numbers."""
+
+    files: tuple[Path, ...]
+    """`table.md`, `table.csv`, `table.tex` and `captions.html`."""
+    numbers: Numbers
+    """(row, seed) -> `cider`, `bleu4` and `rouge`, all times 100, and `loss` in nats a token."""
+
+
+def write_report(readings: Sequence[Reading], trials: Sequence[Trial], language: str) -> UnderstandingResult:
+    """Table and page of measured trials, in their study's folder; `language` is the language model's name."""
+    results = {(trial.reading.name, trial.seed): read_result(trial.result) for trial in trials}
     numbers: Numbers = {
         key: {name: value * (100 if name in _PERCENT else 1) for name, value in result["metrics"].items()}
         for key, result in results.items()
     }
-    out = jobs[0].setting.out
+    out = trials[0].settings.out
     head = ["feature", "sub-codebook", *(column.heading for column in COLUMNS), "paper: CIDEr ↑"]
     cells, data = [], []
-    for row in rows:
-        scores = [numbers[key] for key in sorted(numbers) if key[0] == row.name]
-        paper = "–" if row.paper is None else f"{row.paper:.2f}"
-        shown = [cell(column, [each[column.key] for each in scores]) for column in COLUMNS]
-        cells.append([row.feature, row.factors, *shown, paper])
-        for name, seed in sorted(numbers):
-            if name == row.name:
-                values = [numbers[name, seed][column.key] for column in COLUMNS]
-                data.append([row.name, row.feature, row.factors, seed, *values, "" if row.paper is None else row.paper])
+    for each in readings:
+        scores = {seed: numbers[name, seed] for name, seed in sorted(numbers) if name == each.name}
+        shown = [cell(column, [own[column.key] for own in scores.values()]) for column in COLUMNS]
+        cells.append([each.feature, each.factors, *shown, "–" if each.paper is None else f"{each.paper:.2f}"])
+        for seed, own in scores.items():
+            values = [own[column.key] for column in COLUMNS]
+            paper = "" if each.paper is None else each.paper
+            data.append([each.name, each.feature, each.factors, seed, *values, paper])
     keys = [column.key for column in COLUMNS]
     text = comma_separated(["row", "feature", "sub_codebook", "seed", *keys, "paper_cider"], data)
-    verdicts = judged(orderings_of(rows), numbers, [column for column in COLUMNS if column.key in ("cider", "loss")])
-    protocol = results[rows[0].name, jobs[0].seed]["protocol"]
-    notes = "\n\n".join([*_notes(jobs, protocol), *orderings_text(verdicts)])
+    deciding = [column for column in COLUMNS if column.key in ("cider", "loss")]
+    verdicts = judged(orderings_of(readings), numbers, deciding)
+    protocol = results[readings[0].name, trials[0].seed]["protocol"]
+    notes = "\n\n".join([*_notes(trials, language, protocol), *orderings_text(verdicts)])
     files = write_table(out, TITLE, head, cells, notes, text)
     page = out / "captions.html"
-    write_text(page, _page(rows, jobs, results))
-    return [*files, page]
+    write_text(page, _page(readings, trials, results))
+    return UnderstandingResult((*files, page), numbers)
 
 
-def _notes(jobs: Sequence[Job], protocol: dict[str, Any]) -> list[str]:
-    job = jobs[0]
-    setting, train = job.setting, job.config.train
-    seeds = len({each.seed for each in jobs})
-    images = {side: protocol["features"][side]["content"]["images"] for side in ("train", "test")}
+def _notes(trials: Sequence[Trial], language: str, protocol: Mapping[str, Any]) -> list[str]:
+    settings = trials[0].settings
+    train, prompt = settings.train, settings.prompt.replace("\n", "\\n")
+    seeds = f"mean ± standard deviation over {settings.seeds} seeds" if settings.seeds > 1 else "one seed"
+    images = {side: bank["content"]["images"] for side, bank in protocol["features"].items()}
     length = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
-    search = f"{setting.beams} beams" if setting.beams > 1 else "greedy"
+    search = f"{settings.beams} beams" if settings.beams > 1 else "greedy"
     words = "Stanford's PTBTokenizer" if protocol["words"] == "java" else "fqgan's own tokenizer of words"
     return [
-        "CIDEr-D, BLEU-4 and ROUGE-L times 100; " + _spread(seeds) + "the seed sets the projector's first weights and "
-        "the order of the captions. The loss is that of each picture's first caption.",
-        f"Tokenizer {setting.tokenizer}, language model {_language(job)} (frozen), prompt `{_shown(job)}`, "
-        f"{job.config.model.projector} projector, {length} of {train.batch}; {images['train']:,} training pictures, "
-        f"{images['test']:,} of the test; {search}, at most {setting.tokens} tokens; words by {words}. Document "
+        f"CIDEr-D, BLEU-4 and ROUGE-L times 100; {seeds}; the seed sets the projector's first weights and the order of "
+        "the captions. The loss is that of each picture's first caption.",
+        f"Tokenizer {settings.tokenizer}, language model {language} (frozen), prompt `{prompt}`, "
+        f"{settings.projector} projector, {length} of {train.batch}; {images['train']:,} training pictures, "
+        f"{images['test']:,} of the test; {search}, at most {settings.tokens} tokens; words by {words}. Document "
         "frequencies come from these references, so that CIDEr-D compares within this table only.",
     ]
 
 
-def _spread(seeds: int) -> str:
-    return f"mean ± standard deviation over {seeds} seeds; " if seeds > 1 else "one seed; "
-
-
-def _language(job: Job) -> str:
-    folder = job.setting.language
-    return "tiny" if folder == job.setting.out / "lm" / "model" else str(folder)
-
-
-def _shown(job: Job) -> str:
-    return job.config.model.prompt.replace("\n", "\\n")
-
-
-def _page(rows: Sequence[Row], jobs: Sequence[Job], results: dict[Any, dict[str, Any]]) -> str:
-    seed = min(job.seed for job in jobs)
-    tests = jobs[0].setting.test_set()
+def _page(readings: Sequence[Reading], trials: Sequence[Trial], results: Mapping[Any, Mapping[str, Any]]) -> str:
+    seed = min(trial.seed for trial in trials)
+    tests = open_test_set(trials[0].settings)
     pictures = []
     for index in evenly_spaced(len(tests), SHOWN):
         captions = {}
-        for each in rows:
+        for each in readings:
             text, value = results[each.name, seed]["captions"][index]
             captions[each.label] = (text, 100 * value)
         picture = tests.source.read(index)[0]

@@ -25,8 +25,8 @@ from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
 from fqgan.engine.task import Phase, Task
+from fqgan.lab.understanding import EXTRA
 from fqgan.lab.understanding.captions import CaptionSet
-from fqgan.lab.understanding.language import EXTRA
 from fqgan.nets.transformers_teacher import quiet
 from fqgan.nets.weights import require
 
@@ -116,6 +116,7 @@ class LanguageTask(Task):
         return torch.tensor(rows, device=self.world.device)
 
     def batches(self, start_step: int) -> Iterator[Tensor]:
+        """Tokens (b, longest) of a rank's documents, from a step on; -100 stands after the end of shorter ones."""
         train = self.config.train
         stream = SampleStream([len(self.pictures)], train.seed, 1)
         for keys in stream.batches(**share_of(train, self.world, start_step)):
@@ -127,10 +128,12 @@ class LanguageTask(Task):
         return loss, {"loss": loss.detach()}
 
     def fingerprint(self) -> dict[str, Any]:
+        """Of the captions and their pictures' names."""
         return self.captions.fingerprint()
 
     @torch.inference_mode()
     def validate(self, model: nn.Module) -> dict[str, float]:
+        """Cross-entropy in nats a token of the pictures that are left out; nothing where there are none."""
         documents = [self.document(0, picture) for picture in self.held_out]
         size = self.config.train.batch
         parts = [documents[i : i + size] for i in range(0, len(documents), size)]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from fqgan.base.errors import UserError, in_one_line
+from fqgan.config import WordSplitter
+from fqgan.lab.understanding import EXTRA
 
-Tokenizer = Literal["auto", "java", "python"]
 Words = tuple[str, ...]
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!"])
@@ -42,7 +42,7 @@ _JOINED = {
 _NUMBER = re.compile(r"[\d.,:/-]+")
 
 
-def tokenize(caption: str) -> Words:
+def split_words(caption: str) -> Words:
     """The words of one caption: small letters, contractions split (`is n't`, `dog 's`, `can not`), words with inner
     hyphens, slashes and full stops whole (`t-shirt`, `u.s.`), symbols alone, round brackets as `-lrb-` and `-rrb-`, and
     without `PUNCTUATION`.
@@ -78,20 +78,20 @@ def java_tokenizer() -> tuple[str, Path] | None:
     return (java, jar) if jar.is_file() else None
 
 
-def choose(tokenizer: Tokenizer) -> Literal["java", "python"]:
+def chosen_splitter(splitter: WordSplitter) -> Literal["java", "python"]:
     """Which one `auto` stands for: Stanford's where it is at hand. `UserError` where `java` is asked for in vain."""
-    if tokenizer == "auto":
+    if splitter == "auto":
         return "java" if java_tokenizer() else "python"
-    if tokenizer == "java" and not java_tokenizer():
-        raise UserError("Stanford's tokenizer needs Java and a package: pip install 'fqgan[understanding]'")
-    return tokenizer
+    if splitter == "java" and not java_tokenizer():
+        raise UserError(f"Stanford's tokenizer needs Java and a package: pip install 'fqgan[{EXTRA}]'")
+    return splitter
 
 
-def tokenized(captions: Sequence[str], tokenizer: Tokenizer = "auto") -> list[Words]:
-    """The words of many captions, without `PUNCTUATION`: by `tokenize`, or by Stanford's PTBTokenizer 3.4.1, which
+def split_captions(captions: Sequence[str], splitter: WordSplitter = "auto") -> list[Words]:
+    """The words of many captions, without `PUNCTUATION`: by `split_words`, or by Stanford's PTBTokenizer 3.4.1, which
     COCO's evaluation uses. `UserError` where that is asked for in vain or fails."""
-    if choose(tokenizer) == "python":
-        return [tokenize(caption) for caption in captions]
+    if chosen_splitter(splitter) == "python":
+        return [split_words(caption) for caption in captions]
     found = java_tokenizer()
     assert found is not None
     lines = [" ".join(caption.split()) for caption in captions]
@@ -106,19 +106,3 @@ def tokenized(captions: Sequence[str], tokenizer: Tokenizer = "auto") -> list[Wo
         problem = in_one_line(ValueError(done.stderr or f"{len(result)} lines for {len(lines)}"))
         raise UserError(f"Stanford's tokenizer failed ({problem}): the tokenizer python needs no Java")
     return [tuple(word for word in line.split() if word not in PUNCTUATION) for line in result]
-
-
-def ngrams(words: Sequence[str], most: int = 4) -> Counter[Words]:
-    """How often each run of 1 to `most` words occurs."""
-    runs = (range(len(words) - n + 1) for n in range(1, most + 1))
-    return Counter(tuple(words[i : i + n]) for n, starts in enumerate(runs, 1) for i in starts)
-
-
-def check_pairs(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:
-    """`UserError` unless each candidate has references, each of these words, and none is one text."""
-    if any(isinstance(words, str) for words in (*candidates, *(words for several in references for words in several))):
-        raise UserError("captions must be words, not texts: tokenize makes them")
-    if len(candidates) != len(references) or not candidates:
-        raise UserError(f"{len(candidates)} candidates for {len(references)} sets of references")
-    if not all(refs and all(refs) for refs in references):
-        raise UserError("every candidate needs references, none of them empty")
