@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
 from fqgan.base.errors import UnreadableError
-from fqgan.data.sources.base import ImageSource, Stored
+
+if TYPE_CHECKING:
+    from fqgan.data.sources.base import ImageSource, Stored
 
 _ORIENTATION = 0x0112  # EXIF; values from 5 on swap width and height
 _EXIF_IN_HEADER = ("JPEG", "MPO", "TIFF", "WEBP")  # Pillow decodes a whole PNG to look for it
