@@ -29,22 +29,23 @@ class Arguments(MeasuringOptions, generate.Arguments):
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A generator's run folder, one of its checkpoints, an exported generator, a released file, or hf:org/name."""
     data: str
-    """Real images to compare with: all that `fqgan evaluate samples` takes for a reference."""
+    """Real images to compare with: anything that `fqgan evaluate samples` takes as a reference."""
     split: Literal["train", "validation"] = "train"
-    """Of the data, where they hold several; ADM's protocol takes the training images."""
+    """Split of the data to compare with, if they have several; ADM's protocol takes the training images."""
     num: int = 50_000
-    """Pictures to generate."""
+    """Number of pictures to generate."""
     labels: Literal["balanced", "uniform"] = "balanced"
-    """balanced: the classes one after the other, round and round; uniform: each drawn at random, by the seed."""
+    """Class of each picture. balanced: all classes in turn, again and again. uniform: a class drawn at random with the
+    seed."""
     samples: Path = Path()
-    """Folder for the pictures; by default `evaluation` in the run folder. The same command resumes."""
+    """Folder for the generated pictures; by default `evaluation` in the run folder. The same command resumes."""
     out: Path = Path()
-    """Where to write the numbers and their protocol; by default eval.json in the run folder."""
+    """File for the results and their protocol; by default eval.json in the run folder."""
     batch: int = 32
-    """Pictures that are generated or measured together."""
+    """Number of pictures that are generated or measured together."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cache: bool = True
-    """Keep the reference's features for the next time, under a hash of its content."""
+    """Keep the reference's features in a cache for the next time; a hash of the content identifies them."""
 
 
 def main(argv: list[str]) -> None:

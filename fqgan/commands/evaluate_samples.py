@@ -29,17 +29,19 @@ class Arguments(MeasuringOptions, SourceOptions):
 
     reference: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REFERENCE")]
     """Real images: an image folder, parquet files, tars, `photos`, `cifar10`, ADM's .npz (arr_0, or mu and sigma, or
-    both), or a file of `fqgan evaluate statistics`. Its features are kept under ~/.cache/fqgan or $FQGAN_CACHE."""
+    both), or a file that `fqgan evaluate statistics` wrote. The reference's features are cached under ~/.cache/fqgan or
+    $FQGAN_CACHE."""
     samples: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SAMPLES")]
-    """The images to judge: the same, or a folder of `fqgan generate`."""
+    """Images to judge: anything that can be a reference, or a folder that `fqgan generate` wrote."""
     split: Literal["train", "validation"] = "train"
-    """Of the reference, where it holds several."""
+    """Split of the reference, if it has several."""
     samples_split: Literal["train", "validation"] = "validation"
-    """Of the samples, where they hold several."""
+    """Split of the samples, if they have several."""
     npz: Path = Path()
-    """Also write the samples as ADM's evaluator reads them: arr_0 (n, H, W, 3) uint8, arr_1 the classes."""
+    """File to write the samples to, in the form that ADM's evaluator reads: arr_0 (n, H, W, 3) uint8, arr_1 the
+    classes."""
     cache: bool = True
-    """Keep the reference's features for the next time, under a hash of its content."""
+    """Keep the reference's features in a cache for the next time; a hash of the content identifies them."""
 
 
 def main(argv: list[str]) -> None:

@@ -24,9 +24,9 @@ class Arguments(MeasuringOptions, SourceOptions):
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Images: an image folder, parquet files, tars, `photos`, `cifar10`, or ADM's .npz with arr_0."""
     out: Path = Path()
-    """File to write; its name ends in .safetensors."""
+    """File to write; its name must end in .safetensors."""
     split: Literal["train", "validation"] = "train"
-    """Which one, where the data hold several."""
+    """Split of the data, if they have several."""
 
 
 def main(argv: list[str]) -> None:

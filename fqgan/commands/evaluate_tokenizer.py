@@ -29,14 +29,14 @@ class Arguments(MeasuringOptions, SourceOptions):
     data: str
     """Images: `photos` (held-out regions), `cifar10` (test split), a folder, parquet files or tars."""
     split: Literal["train", "validation"] = "validation"
-    """Which one, where the data hold several."""
+    """Split of the data, if they have several."""
     perceptual: Literal["efficientnet-lite0", "lpips-vgg", "none"] = "efficientnet-lite0"
-    """Perceptual distance: LPIPS, or the distance on the packaged EfficientNet's stages (offline)."""
+    """Perceptual distance: LPIPS, or the distance on the packaged EfficientNet's stages, which needs no download."""
     weights: Literal["auto", "ema", "raw"] = "auto"
-    """Moving average (auto: where there is one) or raw weights."""
+    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the tokenizer. bf16: about twice as fast where the hardware has it; some codes change. Quantizers stay in
-    float32."""
+    """Precision of the tokenizer. bf16 is about twice as fast if the hardware supports it, and changes some codes.
+    Quantizers stay in float32."""
 
 
 def main(argv: list[str]) -> None:

@@ -32,20 +32,21 @@ class MeasuringOptions(PictureOptions):
     features: str = "efficientnet-lite0"
     """Network whose features are compared: `inception` (FID, sFID, Inception Score), `inception=FILE`,
     `efficientnet-lite0` (packaged, offline), `clip:ID_OR_FOLDER`, `dinov2:ID_OR_FOLDER`, `timm:NAME`, `timm:NAME=FILE`,
-    each of these five with `@SIZE` for another input size, or `classifier:RUN` of `fqgan train-classifier`."""
+    or `classifier:RUN`, a run of `fqgan train-classifier`. All but `inception` and `classifier` take `@SIZE` for
+    another input size."""
     size: int = 0
-    """Pixels a side of the centre crop; 0: as the samples have it, or the tokenizer was trained on."""
+    """Side of the centre crop in pixels; 0: the size of the samples, or the size that the tokenizer was trained on."""
     limit: int = 0
-    """Images of each set, evenly spread; 0: all."""
+    """Number of images of each set, spread evenly over the set; 0: all."""
     kept: int = 50_000
-    """Images of each set at most whose features are kept for kernel distance, precision, recall, density and coverage,
-    evenly spread; their time grows with its square. 0: none of these."""
+    """Largest number of images of each set, spread evenly over the set, whose features are kept for kernel distance,
+    precision, recall, density and coverage. The time for these metrics grows with its square. 0: skip these metrics."""
     batch: int = 32
-    """Images at a time. The numbers do not depend on it."""
+    """Number of images that are measured together. The results do not depend on it."""
     workers: int = 2
-    """Loader processes of each rank."""
+    """Number of loader processes of each rank."""
     out: Path = Path()
-    """Where to write the numbers and their protocol; by default eval.json beside what is evaluated."""
+    """File for the results and their protocol; by default eval.json beside what is evaluated."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def check(self, *inputs: str | Path, mark: str = RESULT) -> None:

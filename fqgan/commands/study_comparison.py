@@ -27,30 +27,30 @@ class Options:
     """What both share; more than that is said by `fqgan evaluate tokenizer|generator --help`."""
 
     checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT ...")]
-    """Run folders, checkpoints, exports, released files, or hf:org/name; one row of the table each."""
+    """Run folders, checkpoints, exports, released files, or hf:org/name. Each becomes one row of the table."""
     data: str
-    """Real images."""
+    """Real images to compare with."""
     names: tuple[str, ...] = ()
-    """What the table calls the checkpoints; by default their paths."""
+    """Names of the checkpoints in the table; by default their paths."""
     out: Path = Path()
-    """Folder for table, figure and results; the same command reuses what is measured."""
+    """Folder for table, figure and results. The same command reuses results that are there already."""
     features: tuple[str, ...] = ("efficientnet-lite0",)
     """Networks whose features are compared."""
     size: int = 0
-    """Pixels a side of the centre crop; 0: as the first model has it."""
+    """Side of the centre crop in pixels; 0: the size of the first model."""
     limit: int = 0
-    """Real images, evenly spread, and as many samples at most; 0: all."""
+    """Number of real images, spread evenly over the set, and largest number of samples; 0: all."""
     kept: int = 10_000
-    """Images at most whose features are kept for precision and recall; 0: none of these."""
+    """Largest number of images whose features are kept for precision and recall; 0: skip these metrics."""
     small: Small = "enlarge"
-    """Images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
+    """What to do with images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
     paper: bool = True
-    """The paper's table below."""
+    """Add the paper's rows below ours."""
     batch: int = 32
     workers: int = 2
-    """Loader processes."""
+    """Number of loader processes."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the models."""
+    """Precision of the models."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -67,11 +67,11 @@ class GeneratorOptions(Options, SamplingConfig):
     """Of `study generators`: guidance 2.0, as in Table 2."""
 
     num: int = 50_000
-    """Samples of each generator."""
+    """Number of samples of each generator."""
     tokenizer: str = ""
-    """The tokenizer that decodes; empty: the one that each generator carries, which released files don't."""
+    """Tokenizer that decodes the samples; empty: the one that each generator carries. Released files carry none."""
     seed: int = 0
-    """Of the samples."""
+    """Seed of the samples."""
 
 
 def main(name: str, argv: list[str]) -> None:

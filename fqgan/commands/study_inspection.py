@@ -34,31 +34,32 @@ class Options:
     """What these studies share."""
 
     checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT ...")]
-    """Run folders, checkpoints, exported tokenizers, released files, or hf:org/name; one row of the table each."""
+    """Run folders, checkpoints, exported tokenizers, released files, or hf:org/name. Each becomes one row of the
+    table."""
     data: str
     """Images with labels: `photos`, `cifar10`, a folder of class folders, parquet files or tars."""
     split: Literal["train", "validation"] = "validation"
-    """Which one, where the data hold several."""
+    """Split of the data, if they have several."""
     names: tuple[str, ...] = ()
-    """What tables call the checkpoints; by default their paths."""
+    """Names of the checkpoints in tables; by default their paths."""
     out: Path = Path()
     """Folder for table and pictures."""
     limit: int = 1000
-    """Images, evenly spread; 0: all."""
+    """Number of images, spread evenly over the set; 0: all."""
     size: int = 0
-    """Pixels a side of the centre crop; 0: the size that the tokenizer was trained on."""
+    """Side of the centre crop in pixels; 0: the size that the tokenizer was trained on."""
     small: Small = "enlarge"
-    """Images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
+    """What to do with images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
     batch: int = 64
     workers: int = 2
-    """Loader processes."""
+    """Number of loader processes."""
     weights: Literal["auto", "ema", "raw"] = "auto"
-    """Moving average (auto: where there is one) or raw weights."""
+    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the tokenizer."""
+    """Precision of the tokenizer."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
-    """Of whatever is drawn at random."""
+    """Seed of everything that is drawn at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class DisentangleOptions(Options):
     """Of `study disentangle`."""
 
     permutations: int = 3
-    """Shufflings that the mutual information by chance is the mean of."""
+    """Number of shufflings over which the mutual information by chance is averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +76,14 @@ class ProbeOptions(Options):
 
     split: Literal["train", "validation"] = "train"
     limit: int = 5000
-    """Images to fit on, evenly spread; 0: all."""
+    """Number of images to fit the classifier on, spread evenly over the set; 0: all."""
     test: str = ""
-    """Images to test on; by default the validation split of the data."""
+    """Images to test the classifier on; by default the validation split of the data."""
     test_limit: int = 2000
-    """Images to test on, evenly spread; 0: all."""
+    """Number of images to test the classifier on, spread evenly over the set; 0: all."""
     points: Literal["mean", "grid", "both"] = "both"
-    """What of an image is classified: the mean over its positions, all of them, or one after the other."""
+    """Features of an image that are classified. mean: their mean over the positions. grid: those of all positions
+    together. both: first the one, then the other."""
 
 
 FIGURE_CLASSES = {"fig4": 4, "fig6": 5}
@@ -93,19 +95,20 @@ class TsneOptions(Options):
     """Of `study tsne`."""
 
     preset: Literal["fig4", "fig6"] = "fig4"
-    """The paper's figure: four classes (Fig. 4, of its dual tokenizer) or five (Fig. 6, of its triple one)."""
+    """Figure of the paper to draw: four classes (fig4, its dual tokenizer) or five (fig6, its triple tokenizer)."""
     limit: int = 100
-    """Images of each class, evenly spread; 0: all."""
+    """Number of images of each class, spread evenly over the set; 0: all."""
     classes: str = ""
-    """Class numbers or names, separated by commas; by default as many as the preset has are drawn at random."""
+    """Class numbers or names, separated by commas; by default the study draws as many classes at random as the preset
+    has."""
     num_classes: int = 0
-    """How many classes are drawn, where none are named; 0: as many as the preset has."""
+    """Number of classes to draw if `classes` names none; 0: as many as the preset has."""
     points: Literal["mean", "grid"] = "mean"
-    """What of an image is a point: the mean over its positions, or all of them."""
+    """What one point of the map is: the mean over an image's positions, or all of its positions together."""
     neighbours: int = 10
-    """Nearest neighbours whose classes are counted."""
+    """Number of nearest neighbours whose classes are counted for the purity."""
     perplexity: float = 30.0
-    """Of t-SNE."""
+    """Perplexity of t-SNE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +116,9 @@ class ViewsOptions(Options):
     """Of `study views`."""
 
     limit: int = 100
-    """Images that PSNR is the mean over, evenly spread; 0: all."""
+    """Number of images over which PSNR is averaged, spread evenly over the set; 0: all."""
     shown: int = 8
-    """Images in the picture, evenly spread over the former."""
+    """Number of images shown in the picture, spread evenly over those that are measured."""
 
 
 def main(name: str, argv: list[str]) -> None:

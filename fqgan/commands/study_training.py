@@ -27,28 +27,30 @@ class MeasureOptions:
     """How all rows are measured."""
 
     features: tuple[str, ...] = ("efficientnet-lite0",)
-    """Networks whose features are compared, as `fqgan evaluate` knows them. One that is a teacher or the perceptual
-    loss of a row is marked."""
+    """Networks whose features are compared, named as for `fqgan evaluate`. Tables mark a network that is a teacher or
+    the perceptual loss of a row."""
     classifier: str = ""
-    """A run of `fqgan train-classifier`: a network that no row has seen."""
+    """Run of `fqgan train-classifier`, whose network no row has seen."""
     data: str = ""
-    """Images to measure on; by default the validation images of tokenizers. Generators' samples are compared with them,
-    so it must be named there."""
+    """Images to measure on. Studies of tokenizers take the validation images by default. Studies of generators compare
+    their samples with these images and need this option."""
     limit: int = 0
-    """Images, evenly spread, and as many samples of generators at most; 0: all."""
+    """Number of images, spread evenly over the set, and largest number of a generator's samples; 0: all."""
     num: int = 50_000
-    """Samples of each generator."""
+    """Number of samples of each generator."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the models when they are measured."""
+    """Precision of the models while they are measured."""
     kept: int = 10_000
-    """Images at most whose features are kept for kernel distance, precision, recall, density and coverage; 0: none."""
+    """Largest number of images whose features are kept for kernel distance, precision, recall, density and coverage; 0:
+    skip these metrics."""
     batch: int = 64
     workers: int = 2
-    """Loader processes."""
+    """Number of loader processes."""
     small: Small = "enlarge"
-    """Images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
+    """What to do with images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
     keep_samples: bool = False
-    """Keep the pictures of generators once they are measured; without it those of earlier calls go, too."""
+    """Keep the generators' samples after they were measured. Otherwise the study deletes them, those of earlier calls
+    included."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,17 @@ class StudyOptions:
     """Options beside the settings of the rows."""
 
     out: Path = Path()
-    """Folder of runs, table and figure; the same command resumes, and finished rows are reused."""
+    """Folder for runs, table and figure. The same command resumes and reuses finished rows."""
     config: str = ""
-    """A config.json to start from instead of the preset's values."""
+    """A config.json, such as another run's, whose values replace those of the preset."""
     seeds: int = 3
-    """Seeds of every row, counted from 0."""
+    """Number of seeds of every row, counted from 0."""
     rows: Path = Path()
-    """More rows: a JSON file {"rows": [{"name": ..., "parent": ..., "changes": {"dotted.key": value}}]}."""
+    """JSON file with more rows: {"rows": [{"name": ..., "parent": ..., "changes": {"dotted.key": value}}]}."""
     only: tuple[str, ...] = ()
-    """Rows to train and show; all by default."""
+    """Names of the rows to train and show; by default all rows."""
     processes: int = 0
-    """Rows at a time; 0: one for each GPU, or one."""
+    """Number of rows that train at the same time; 0: one for each GPU, or one without GPUs."""
     measure: MeasureOptions = field(default_factory=MeasureOptions)
 
 
@@ -85,9 +87,9 @@ class CurvesArguments(GeneratorArguments):
     """With a second tokenizer's codes."""
 
     triple: str = ""
-    """Token store of the same images by a tokenizer of three factors; --data is that of two."""
+    """Token store of a tokenizer with three factors; --data is the store of the same images by a tokenizer with two."""
     triple_validation: str = ""
-    """Its token store of held-out images."""
+    """Token store of held-out images by the tokenizer with three factors."""
 
 
 def main(name: str, argv: list[str]) -> None:
