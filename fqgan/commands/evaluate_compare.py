@@ -20,11 +20,12 @@ class Arguments:
     """Options of the command."""
 
     first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
-    """An eval.json, or the folder that holds it."""
+    """First result: an eval.json, or the folder that holds it."""
     second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
-    """Another one."""
+    """Second result: an eval.json, or the folder that holds it."""
     allow: tuple[str, ...] = ()
-    """Entries of the protocol that may differ, such as versions, device, samples.seed or samples.sampling."""
+    """Entries of the protocol in which the results may differ, such as versions, device, samples.seed or
+    samples.sampling."""
 
 
 def main(argv: list[str]) -> None:

@@ -41,17 +41,17 @@ class Arguments:
     """Options of the command."""
 
     run: Path = Path("runs/quickstart")
-    """Folder of the two runs, the codes and the page. The same command resumes; when all is trained, only evaluation
-    and page are redone."""
+    """Folder for the two runs, the codes and the page. The same command resumes; once both models are trained, it only
+    evaluates them again and writes the page again."""
     steps: int = 0
-    """Optimizer steps of the tokenizer, for a shorter or longer trial; 0: as many as the preset has."""
+    """Number of optimizer steps of the tokenizer, for a shorter or longer trial; 0: as many as the preset has."""
     generator_steps: int = 0
-    """Optimizer steps of the generator; 0: as many as the preset has."""
+    """Number of optimizer steps of the generator; 0: as many as the preset has."""
     images: int = 0
-    """Images of each class that are generated and measured, for a shorter trial: the generator then learns from twice
-    as many crops of each photograph. 0: 400, from all 2,000 crops."""
+    """Number of images of each class that are generated and measured, for a shorter trial. The generator then learns
+    from twice as many crops of each photograph. 0: 400 images of each class, and all 2,000 crops of each photograph."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train and evaluate; auto: a GPU where there is one."""
+    """Device to train and evaluate on; auto: a GPU if there is one."""
 
 
 def main(argv: list[str]) -> None:

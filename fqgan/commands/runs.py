@@ -24,7 +24,7 @@ class RunArguments:
     run: Path = Path()
     """Run folder; the same command resumes it."""
     config: str = ""
-    """A config.json (of another run, say) to start from instead of the preset's values."""
+    """A config.json, such as another run's, whose values replace those of the preset."""
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ class ClassifierConfig:
     """A ResNet of basic blocks (He et al. 2016)."""
 
     image_size: int = 32
-    """Pixels a side of its input."""
+    """Side of the input in pixels."""
     channels: int = 64
     """Width of the first stage; each stage after it doubles the width and halves the resolution."""
     stem: int = 2
     """Stride of the first convolution."""
     stages: int = 3
     res_blocks: int = 1
-    """Blocks of a stage."""
+    """Number of residual blocks in each stage."""
     num_classes: int = 0
-    """0: as many as the training data have."""
+    """Number of classes; 0: as many as the training data have."""
 
     @property
     def dim(self) -> int:
@@ -47,7 +47,7 @@ class ClassifierRunConfig:
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(workers=1))
     label_smoothing: float = 0.1
-    """Share of the target that is spread evenly over all classes."""
+    """Share of each target that is spread evenly over all classes."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig("muon", lr=2e-3, schedule="cosine", warmup_steps=50, weight_decay=0.02)
     )

@@ -15,10 +15,11 @@ class PictureOptions:
     image_column: str = ""
     """Column that holds the pictures (parquet, Arrow) or their paths (lists); empty: found by its type and name."""
     range: tuple[str, ...] = ("auto",)
-    """Values that become black and white in pictures deeper than 8 bit: `auto` (from a sample of the set), or two
-    numbers such as 0 4095."""
+    """Values that mean black and white in pictures of more than 8 bits: `auto` finds them from a sample of the set; or
+    give two numbers such as 0 4095."""
     small: Small = "enlarge"
-    """Pictures whose shorter side is below the size: enlarge them (ADM's protocol), skip them, or refuse the set."""
+    """What to do with pictures whose shorter side is below the size: enlarge them (ADM's protocol), skip them, or
+    refuse the set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +29,11 @@ class SourceOptions(PictureOptions):
     label_column: str = ""
     """Column, or key of a tar's .json, that holds the labels; empty: found by its name."""
     labels: Literal["auto", "folders", "none"] = "auto"
-    """Where labels come from: what the data hold; the folders' names in any case (also of folders that are named like
-    shards, such as 00000); or none, so that every label is -1."""
+    """Where labels come from. auto: from the data. folders: always from the folders' names, even if the folders are
+    named like shards, such as 00000. none: nowhere, so that every label is -1."""
     classes: str = ""
-    """File with one class name a line: their order is the labels'. Empty: the data's own names, sorted; validation uses
-    training's."""
+    """File with one class name on each line, in the order of the labels. Empty: the data's own names, sorted;
+    validation uses the training data's names."""
 
     @classmethod
     def of(cls, settings: PictureOptions) -> SourceOptions:
@@ -46,32 +47,36 @@ class DataConfig(SourceOptions):
     """Where images come from and how they are cut."""
 
     source: str = ""
-    """`photos` (the packaged photographs), `cifar10` or `cifar100` (as torchvision keeps them); an image folder, a list
-    of paths (.csv .tsv .jsonl .txt), parquet or Arrow files, WebDataset tars, a .zip or .npz: a file, a folder, a glob,
-    or a range such as `train-{0000..0099}.tar`; parquet files and tars also at s3:// gs:// https://;
-    `hf:datasets/org/name[@revision][:config]`."""
+    """The training images: `photos` (the packaged photographs); `cifar10` or `cifar100` (as torchvision stores them);
+    an image folder, a list of paths (.csv .tsv .jsonl .txt), parquet or Arrow files, WebDataset tars, a .zip or .npz,
+    each as a file, a folder, a glob or a range such as `train-{0000..0099}.tar`; parquet files and tars at s3://, gs://
+    or https://; or `hf:datasets/org/name[@revision][:config]`."""
     validation: str = ""
-    """The same for validation; empty: the held-out regions of `photos`, CIFAR's test split, else no validation."""
+    """The validation images, named as the source is. Empty: the held-out regions of `photos`, the test split of CIFAR,
+    and for other sources no validation."""
     crop_min: float = 0.8
-    """ADM random crop: smallest crop as a fraction of the resized shorter side."""
+    """Smallest random crop (ADM's), as a fraction of the resized shorter side."""
     crop_max: float = 1.0
-    """ADM random crop: largest crop as a fraction of the resized shorter side; 1 and 1: centre crop."""
+    """Largest random crop (ADM's), as a fraction of the resized shorter side. If smallest and largest are both 1,
+    images are cropped at the centre."""
     flip: bool = True
-    """Mirror half of the images."""
+    """Mirror half of the images, chosen at random."""
     turn: bool = False
-    """Turn images by a random multiple of 90 degrees: for pictures without an upright, and for very small sets."""
+    """Turn images by a random multiple of 90 degrees. Suits pictures without an upright side, and very small sets."""
     jitter: float = 0.0
-    """Change contrast and the channels' gains by up to this share, at random: for very small sets."""
+    """Largest share by which contrast and the colour channels' gains are changed at random. Suits very small sets."""
     max_unreadable: float = 0.01
-    """Share of pictures that may be unreadable: each is named in a warning and another takes its place; more than that
-    (and more than ten) end the run. 0: the first one does."""
+    """Share of pictures that may be unreadable. A warning names each of them, and another picture takes its place. The
+    run ends if there are more (and more than ten). 0: the run ends at the first one."""
     workers: int = 4
-    """Loader processes of each rank; 0: load in the training process."""
+    """Number of loader processes of each rank; 0: the training process loads the pictures itself."""
     window: int = 16
-    """Blocks of a sequential source (row groups, spans of a tar) that are shuffled together, over all lanes."""
+    """Number of blocks of a sequential source (row groups, spans of a tar) that are shuffled together, summed over all
+    lanes."""
     lanes: int = 1
-    """Lanes of the sample order. Where it is a multiple of the ranks, every rank reads blocks of its own, which spares
-    shared storage; the order depends on it, but not on the ranks. 1: all ranks read all blocks."""
+    """Number of lanes in the sample order. If it is a multiple of the number of ranks, each rank reads only its own
+    blocks, which spares shared storage. The order depends on the number of lanes, but not on the number of ranks. 1:
+    all ranks read all blocks."""
 
     @classmethod
     def from_older(cls, data: dict[str, Any]) -> dict[str, Any]:

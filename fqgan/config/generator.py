@@ -19,38 +19,38 @@ class GeneratorConfig:
     """Architecture of FAR (paper section 3.3). The defaults are FAR-Base (Table 7)."""
 
     codebook_sizes: tuple[int, ...] = ()
-    """Number of codes of each factor; their number is k. Empty: the token store's."""
+    """Number of codes of each of the k factors. Empty: taken from the token store."""
     grid: tuple[int, ...] = ()
-    """Positions: height and width of the token grid. Empty: the token store's."""
+    """Height and width of the token grid, in positions. Empty: taken from the token store."""
     num_classes: int = 0
-    """Number of classes; the null class of classifier-free guidance comes on top. 0: the token store's."""
+    """Number of classes, without the null class of classifier-free guidance. 0: taken from the token store."""
     width: int = 1024
     """Width d of the backbone and of the auto-regressive head."""
     depth: int = 24
-    """Blocks of the backbone."""
+    """Number of transformer blocks of the backbone."""
     heads: int = 16
-    """Attention heads, in backbone and head."""
+    """Number of attention heads, in the backbone and in the auto-regressive head."""
     kv_heads: int = 0
-    """Key and value heads (grouped-query attention); 0: as many as `heads`."""
+    """Number of key and value heads (grouped-query attention); 0: as many as `heads`."""
     qk_norm: bool = False
-    """RMSNorm of each head's queries and keys."""
+    """Apply RMSNorm to the queries and keys of each attention head."""
     mlp_multiple: int = 256
-    """SwiGLU's hidden width is 8/3 `width`, rounded up to a multiple of this."""
+    """The hidden width of SwiGLU is 8/3 `width`, rounded up to a multiple of this number."""
     head: Literal["ar", "mlp", "linear"] = "ar"
     """What predicts the k codes of a position (Table 4): the factorized auto-regressive head, k two-layer
     classifiers, or k linear ones."""
     head_depth: int = 3
-    """Blocks of the auto-regressive head."""
+    """Number of transformer blocks of the auto-regressive head."""
     norm_eps: float = 1e-5
     rope_base: float = 10_000.0
-    """Base of the rotary frequencies."""
+    """Base of the rotary frequencies (RoPE)."""
     dropout: float = 0.1
-    """Dropout on token embeddings and on the outputs of attention and MLP."""
+    """Dropout rate on token embeddings and on the outputs of attention and MLP."""
     class_dropout: float = 0.1
     """Share of training samples whose class is replaced by the null class."""
     legacy: bool = False
-    """As the released models: rotary rows of zeros for the class position and the head's first position, which make
-    their queries and keys zero."""
+    """Compute as the released models do: their rotary rows are zero for the class position and for the head's first
+    position, so that the queries and keys of these two positions are zero."""
 
     @property
     def num_factors(self) -> int:
@@ -105,15 +105,16 @@ class SamplingConfig:
     """How guidance grows over the positions: not at all, linearly from 1 to the scale, or as
     1 + (scale - 1) * (1 - cos(pi * progress^power)) / 2."""
     cfg_power: float = 1.0
-    """Power of the power-cosine schedule; larger: guidance sets in later."""
+    """Power of the power-cosine schedule; with a larger one guidance sets in later."""
     cfg_interval: tuple[float, ...] = (0.0, 1.0)
-    """Fractions of the positions, from and up to which guidance acts; outside of it the scale is 1."""
+    """Interval of positions in which guidance acts, as two fractions of all positions; outside of it the scale is 1."""
     temperature: tuple[float, ...] = (1.0,)
-    """Divides the logits; 0, and below 1e-20: greedy, the most probable code."""
+    """Number by which the logits are divided; below 1e-20 the most probable code is taken (greedy)."""
     top_k: tuple[int, ...] = (0,)
-    """Draw from the k most probable codes only; 0: from all."""
+    """Draw from this many of the most probable codes only; 0: draw from all codes."""
     top_p: tuple[float, ...] = (1.0,)
-    """Draw from the fewest most probable codes whose probabilities reach this sum; 1: from all."""
+    """Draw from the smallest set of most probable codes whose probabilities add up to at least this sum; 1: draw from
+    all codes."""
 
     @classmethod
     def of(cls, **values: Any) -> SamplingConfig:
@@ -165,14 +166,17 @@ class GeneratorTrainConfig(TrainConfig):
     """A generator's training run."""
 
     epochs: float = 300
-    """Passes over the images of the store, one crop of each; converted to steps once."""
+    """Number of passes over the images of the store, with one crop of each image per pass; converted to steps when
+    training starts."""
     ema_decay: float = 0.9999
     activation_checkpointing: bool = False
-    """Recompute the blocks in the backward pass: the same gradients in less memory, for about a third more time."""
+    """Compute the blocks again in the backward pass: the same gradients with less memory, for about a third more
+    time."""
     fsdp: bool = False
-    """Shard weights, gradients and optimizer over the ranks (FSDP2) instead of copying them to each (DDP)."""
+    """Spread weights, gradients and optimizer state over the ranks (FSDP2) instead of copying them to each rank
+    (DDP)."""
     sample_images: int = 16
-    """Images of a sample grid."""
+    """Number of images in a sample grid."""
 
 
 @dataclass(frozen=True)
@@ -180,17 +184,17 @@ class GeneratorRunConfig:
     """A generator's training run. The defaults are the paper's recipe (section 4.1)."""
 
     data: str = ""
-    """Token store (`fqgan extract` makes one)."""
+    """Token store to train on (`fqgan extract` makes one)."""
     validation: str = ""
     """Token store of held-out images; empty: no validation."""
     init: str = ""
-    """A generator whose weights to start from: a run, checkpoint, export, released file or hf:org/name; empty:
-    random."""
+    """Generator whose weights the run starts from: a run, a checkpoint, an export, a released file or hf:org/name.
+    Empty: random weights."""
     tokenizer: str = ""
-    """The tokenizer that the codes belong to; empty: the one that the store carries."""
+    """Tokenizer that the codes belong to; empty: the one that the store carries."""
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Of the sample grids."""
+    """How the sample grids are drawn."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.05))
     train: GeneratorTrainConfig = field(default_factory=GeneratorTrainConfig)
 

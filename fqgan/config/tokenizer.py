@@ -29,19 +29,21 @@ class FactorConfig:
     """One factor: a sub-codebook with its adapter (paper section 3.2)."""
 
     name: str = "visual"
-    """Name in logs, reports and metrics; unique within a model."""
+    """Name of the factor in logs, reports and metrics; it must be unique within a model."""
     codebook_size: int = 16384
     """Number of codes K."""
     code_dim: int = 8
     """Dimension D of a code."""
     adapter_depth: int = 6
-    """Transformer blocks of the adapter F_i (Eq. 4); 0: no adapter, the factor reads the encoder directly."""
+    """Number of transformer blocks of the adapter F_i (Eq. 4); 0: no adapter, so that the factor reads the encoder
+    directly."""
     teacher: str = ""
     """Frozen vision model whose class token this factor predicts (section 3.2.2); empty: none. efficientnet-lite0 and
     efficientnet-lite0:stage1 to :stage5 work offline; clip:ID_OR_FOLDER, dinov2:ID_OR_FOLDER, timm:NAME and
     timm:NAME=FILE need weights. @SIZE at the end sets the input size in pixels: clip:/path/to/folder@112."""
     teacher_dim: int = 0
-    """Dimension of the teacher's feature; 0: looked up, or asked of the teacher when training starts."""
+    """Dimension of the teacher's feature; 0: looked up in a table of known teachers, or read from the teacher when
+    training starts."""
 
 
 def teacher_dim(factor: FactorConfig) -> int:
@@ -59,31 +61,32 @@ class TokenizerConfig:
     """Architecture of a tokenizer. The defaults are the paper's dual tokenizer at 16x."""
 
     image_size: int = 256
-    """Pixels a side at training. Any other multiple of the downsampling factor works at inference."""
+    """Side of the training images in pixels. A trained tokenizer takes images whose sides are any multiple of the
+    downsampling factor."""
     stem: int = 1
     """Space-to-depth factor in front of the encoder (and behind the decoder); 1: the paper's convolutional stem.
     Larger values trade detail for speed on small machines."""
     channels: int = 128
     """Base width of the convolutional encoder and decoder."""
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """Width of each resolution level over `channels`; every level but the last halves the resolution."""
+    """Width of each resolution level, as a multiple of `channels`; every level but the last halves the resolution."""
     res_blocks: int = 2
-    """Residual blocks of an encoder level; the decoder has one more."""
+    """Number of residual blocks in each level of the encoder; each level of the decoder has one more."""
     attention: bool = True
-    """Self-attention at the lowest resolution, as VQGAN has it."""
+    """Use self-attention at the lowest resolution, as VQGAN does."""
     z_channels: int = 256
-    """Width between the convolutional networks and the code projections."""
+    """Number of channels between the convolutional networks and the code projections."""
     dropout: float = 0.0
-    """Dropout in the residual blocks."""
+    """Dropout rate in the residual blocks."""
     adapter_head_dim: int = 64
-    """Channels of an attention head in the adapters."""
+    """Number of channels of each attention head in the adapters."""
     feature_head_depth: int = 3
-    """Transformer blocks of a feature-prediction head."""
+    """Number of transformer blocks of a feature-prediction head."""
     feature_head_heads: int = 8
-    """Attention heads of a feature-prediction head."""
+    """Number of attention heads of a feature-prediction head."""
     feature_head_width: int = 0
-    """Width of a feature-prediction head; 0: the teacher's dimension, as in the released models. Any other width
-    ends in a linear map to the teacher's dimension."""
+    """Width of a feature-prediction head; 0: the teacher's dimension, as in the released models. With any other width,
+    the head ends in a linear map to the teacher's dimension."""
     factors: tuple[FactorConfig, ...] = (
         FactorConfig("visual"),
         FactorConfig("semantic", teacher="clip:openai/clip-vit-large-patch14"),
@@ -135,7 +138,7 @@ class LossConfig:
     """Weights of Eq. 2 and Eq. 8, and the form of each term."""
 
     reconstruction: Literal["l1", "l2"] = "l2"
-    """Pixel loss, in the [-1, 1] range."""
+    """Pixel loss, computed on images in [-1, 1]."""
     reconstruction_weight: float = 1.0
     perceptual: Literal["lpips-vgg", "efficientnet-lite0", "none"] = "lpips-vgg"
     """Perceptual distance: LPIPS on VGG-16, or the distance on the packaged EfficientNet's stages (offline)."""
@@ -146,16 +149,18 @@ class LossConfig:
     entropy_temperature: float = 0.01
     """Temperature tau of the soft assignment softmax(-d / tau)."""
     disentangle_weight: float = 0.1
-    """lambda_1 of Eq. 8."""
+    """Weight of the disentanglement loss: lambda_1 of Eq. 8."""
     disentangle_codebooks: bool = False
-    """Let the gradient of Eq. 7 reach the codebooks; in the released models it reaches adapters and encoder only."""
+    """Let the gradient of Eq. 7 reach the codebooks. In the released models it reaches only the adapters and the
+    encoder."""
     representation_weight: float = 0.5
-    """lambda_2 of Eq. 8, on the sum over the factors that have a teacher."""
+    """Weight of the representation loss: lambda_2 of Eq. 8. It multiplies the sum over the factors that have a
+    teacher."""
     representation: Literal["infonce", "cosine"] = "infonce"
-    """Loss between predicted and teacher features: InfoNCE over the images of all ranks, or 1 - cosine similarity of
-    each image's pair, which needs no negatives (small batches)."""
+    """Loss between the predicted features and the teacher's: InfoNCE over the images of all ranks, or 1 - cosine
+    similarity of each image's pair of features, which needs no negatives and so suits small batches."""
     representation_temperature: float = 1.0
-    """Temperature of InfoNCE; the released models use none (1). Without effect on `cosine`."""
+    """Temperature of InfoNCE; the released models use none (1). It has no effect on `cosine`."""
 
 
 @dataclass(frozen=True)
@@ -163,15 +168,16 @@ class QuantizerConfig:
     """How the codebooks learn. Nothing of the architecture: a trained tokenizer does not depend on it."""
 
     gradient: Literal["straight-through", "rotation"] = "straight-through"
-    """How the gradient passes the quantizer: unchanged, or turned as the feature is turned onto its code (rotation
-    trick, Fifty et al. 2024)."""
+    """How the gradient passes the quantizer. straight-through: unchanged. rotation: rotated as the feature is rotated
+    onto its code (the rotation trick, Fifty et al. 2024)."""
     ema_decay: float = 0.0
-    """Codes follow the moving average of their features with this decay a step (van den Oord et al. 2017); 0: they
+    """Decay per step of the moving average of features that each code follows (van den Oord et al. 2017); 0: codes
     learn by gradient."""
     restart_after: int = 0
-    """Optimizer steps without use after which a code becomes a feature of the current step; 0: never."""
+    """Number of optimizer steps after which an unused code is replaced by a feature of the current step; 0: never."""
     kmeans_iterations: int = 0
-    """Iterations of k-means, on at least 8 features a code, that set the codes before the first step; 0: random."""
+    """Number of k-means iterations that set the codes before the first step, on at least 8 features for each code; 0:
+    codes start at random."""
 
 
 @dataclass(frozen=True)
@@ -179,33 +185,34 @@ class DiscriminatorConfig:
     """The adversarial term of Eq. 2."""
 
     start: int = 20_000
-    """Optimizer step from which discriminator and GAN loss are active."""
+    """Optimizer step at which the discriminator and the GAN loss become active."""
     weight: float = 0.5
-    """Weight of the GAN loss in the generator's objective; 0: no discriminator is built."""
+    """Weight of the GAN loss in the tokenizer's objective; 0: no discriminator is built."""
     warmup_steps: int = 0
-    """Steps from `start` on in which `weight` rises linearly from 0."""
+    """Number of steps after `start` in which `weight` rises linearly from 0."""
     adaptive: bool = False
-    """Multiply `weight` by VQGAN's adaptive weight, the ratio of the image losses' gradient to the GAN loss's, both
-    taken at the reconstruction."""
+    """Multiply `weight` by VQGAN's adaptive weight: the ratio of the image losses' gradient to the GAN loss's gradient,
+    both taken at the reconstruction."""
     kind: Literal["patchgan", "stylegan"] = "patchgan"
-    """Judge overlapping patches (PatchGAN) or whole images (StyleGAN2's residual discriminator)."""
+    """What the discriminator judges: overlapping patches (PatchGAN) or whole images (StyleGAN2's residual
+    discriminator)."""
     loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
-    """Discriminator's loss: hinge, or binary cross-entropy (the two others). The generator minimises the negative
-    logits; with `non-saturating` their softplus."""
+    """Loss of the discriminator: hinge, or binary cross-entropy (vanilla and non-saturating). The tokenizer minimises
+    the negative logits, or with `non-saturating` the softplus of the negative logits."""
     channels: int = 64
-    """Base width; doubles with each halving of the resolution up to eight times it."""
+    """Base width. The width doubles each time the resolution is halved, up to eight times the base."""
     layers: int = 3
-    """Strided layers of the PatchGAN, the first included."""
+    """Number of strided layers of the PatchGAN, including the first one."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation of the PatchGAN; `batch` mixes the images of a rank's micro-batch, in R1's gradient too."""
+    """Normalisation in the PatchGAN. `batch` mixes the images of a rank's micro-batch, in the gradient of R1, too."""
     lecam_weight: float = 0.0
-    """Weight of LeCam regularisation in the discriminator's objective; 0: none."""
+    """Weight of LeCam regularisation in the discriminator's objective; 0: no LeCam."""
     lecam_decay: float = 0.999
-    """Decay a step of LeCam's moving averages of the logits."""
+    """Decay per step of LeCam's moving averages of the logits."""
     r1_weight: float = 0.0
-    """gamma of the R1 gradient penalty gamma/2 |grad D(real)|^2 in the discriminator's objective; 0: none."""
+    """gamma of the R1 gradient penalty gamma/2 |grad D(real)|^2 in the discriminator's objective; 0: no penalty."""
     r1_every: int = 16
-    """Steps from one R1 penalty to the next; each counts that many times."""
+    """Number of steps from one R1 penalty to the next; each penalty is multiplied by this number."""
 
     def check(self, image_size: int) -> None:
         """Raise `UserError` for settings that contradict each other or the image size."""
@@ -235,10 +242,12 @@ class TokenizerTrainConfig(TrainConfig):
     """A tokenizer's training run."""
 
     channels_last: Literal["auto", "on", "off"] = "auto"
-    """Memory layout of the convolutional networks; auto: on with CUDA, and on a CPU for large feature maps."""
+    """Use the channels-last memory layout in the convolutional networks; auto: on with CUDA, and on a CPU for large
+    feature maps."""
     activation_checkpointing: Literal["none", "transformer", "all"] = "none"
-    """Blocks that the backward pass recomputes, which gives the same gradients in less memory: `transformer` those of
-    adapters and feature heads, for a few percent more time; `all` the convolutional ones too, for about a quarter."""
+    """Which blocks the backward pass computes again, which saves memory and gives the same gradients. transformer: the
+    blocks of adapters and feature heads, for a few percent more time. all: the convolutional blocks, too, for about a
+    quarter more time."""
 
 
 @dataclass(frozen=True)
@@ -246,8 +255,8 @@ class TokenizerRunConfig:
     """A tokenizer training run. The defaults are the paper's recipe (section 4.1, reference B)."""
 
     init: str = ""
-    """A tokenizer whose weights to start from, with its discriminator's where it has one: a run, checkpoint, export,
-    released file or hf:org/name; empty: random."""
+    """Tokenizer whose weights the run starts from, together with its discriminator's weights if it has one: a run, a
+    checkpoint, an export, a released file or hf:org/name. Empty: random weights."""
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)

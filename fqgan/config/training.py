@@ -11,22 +11,23 @@ class OptimizerConfig:
     """The optimizer and its schedule, in steps."""
 
     kind: Literal["adam", "muon"] = "adam"
-    """adam: the paper's. muon: orthogonal updates of the hidden matrices and Adam for the rest, in far fewer steps."""
+    """adam: the paper's optimizer. muon: orthogonal updates for the hidden matrices and Adam for the rest, which needs
+    far fewer steps."""
     lr: float = 2e-4
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.95
-    """Nesterov momentum of Muon's matrices."""
+    """Nesterov momentum of the matrices that Muon updates."""
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
-    """Steps of linear warm-up."""
+    """Number of steps in which the learning rate rises linearly to `lr`."""
     final_lr: float = 0.0
-    """Where the cosine ends, as a fraction of `lr`."""
+    """Learning rate at the end of the cosine schedule, as a fraction of `lr`."""
     weight_decay: float = 0.0
-    """Decoupled decay (AdamW) of all tensors of two and more dimensions, embedding tables among them; biases and norms
-    have none."""
+    """Decoupled weight decay (AdamW) of all tensors with two or more dimensions, embedding tables included. Biases and
+    norms are not decayed."""
     clip: float = 1.0
-    """Largest gradient norm (of generator and discriminator each); 0: no clipping."""
+    """Largest gradient norm; the discriminator's gradient is clipped separately. 0: no clipping."""
 
 
 @dataclass(frozen=True)
@@ -34,37 +35,38 @@ class TrainConfig:
     """Length, batch, precision and bookkeeping of a training run."""
 
     batch: int = 256
-    """Images (codes of images) of one optimizer step over all ranks."""
+    """Number of images (or of images' codes) in one optimizer step, over all ranks."""
     micro_batch: int = 0
-    """Images of a rank at a time; 0: batch / ranks. batch must be a multiple of micro_batch * ranks."""
+    """Number of images that one rank holds at a time; 0: batch / ranks. batch must be a multiple of micro_batch *
+    ranks."""
     epochs: float = 40
-    """Passes over the data; converted to steps once."""
+    """Number of passes over the data; converted to steps when training starts."""
     steps: int = 0
-    """Optimizer steps; 0: from `epochs`."""
+    """Number of optimizer steps; 0: computed from `epochs`."""
     precision: Literal["bf16", "float32"] = "bf16"
-    """Autocast of the networks; quantizer and losses are float32 always."""
+    """Precision of the networks (autocast); quantizer and losses always use float32."""
     compile: bool = False
-    """torch.compile of the networks; needs a C++ compiler on a CPU."""
+    """Compile the networks with torch.compile, which needs a C++ compiler on a CPU."""
     ema_decay: float = 0.0
-    """Decay of the weights' moving average a step; 0: none."""
+    """Decay per step of the weights' moving average; 0: no moving average."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = False
-    """Deterministic kernels on a GPU, for bit-exact resume there."""
+    """Use deterministic kernels on a GPU, so that a run resumes bit for bit there."""
     skip_nonfinite: int = 0
-    """Steps in a row that may be left out, and are counted, where a loss or gradient is not finite; one more stops the
+    """How many steps in a row may be skipped (and counted) because a loss or gradient is not finite. One more stops the
     training."""
     log_every: int = 50
-    """Steps between lines of stats.jsonl."""
+    """Number of steps between two lines of stats.jsonl."""
     image_every: int = 1000
-    """Steps between pictures of reconstructions or samples; 0: after the last step only."""
+    """Number of steps between two pictures of reconstructions or samples; 0: a picture after the last step only."""
     validate_every: int = 5000
-    """Steps between validations; 0: after the last step only."""
+    """Number of steps between two validations; 0: a validation after the last step only."""
     validation_images: int = 2048
-    """Images of one validation at most."""
+    """Largest number of images in one validation."""
     checkpoint_every: int = 5000
-    """Steps between checkpoints; the last step is always saved."""
+    """Number of steps between two checkpoints; the last step is always saved."""
     keep_last: int = 2
-    """Checkpoints kept."""
+    """Number of newest checkpoints that are kept."""
     wandb: str = ""
-    """Project to log to on Weights & Biases (needs the package wandb); empty: none."""
+    """Project on Weights & Biases that the run logs to (needs the package wandb); empty: none."""
