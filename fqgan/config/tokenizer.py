@@ -42,6 +42,8 @@ class FactorConfig:
     timm:NAME=FILE need weights. @SIZE at the end sets the input size in pixels: clip:/path/to/folder@112."""
     teacher_dim: int = 0
     """Dimension of the teacher's feature; 0: looked up, or asked of the teacher when training starts."""
+    quantizer: str = "vq"
+    """What makes codes of features: vq, the nearest code on the unit sphere (Eq. 1), as in the released models."""
 
 
 def teacher_dim(factor: FactorConfig) -> int:

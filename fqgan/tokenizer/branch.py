@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fqgan.tokenizer.backbone import Normalize
 from fqgan.tokenizer.blocks import LearnedPositions, TransformerBlock
 from fqgan.tokenizer.fused import norm_silu_conv
-from fqgan.tokenizer.quantizers.vector import Quantized, VectorQuantizer
+from fqgan.tokenizer.quantizers.base import Quantized, Quantizer
 
 
 class Adapter(nn.Module):
@@ -56,14 +56,12 @@ class FeaturePredictionHead(nn.Module):
 class Branch(nn.Module):
     """Base features -> one factor's codes. The normalisation before the projection keeps the codes from collapsing."""
 
-    def __init__(
-        self, adapter: nn.Module, width: int, z_channels: int, quantizer: VectorQuantizer, head: nn.Module | None
-    ):
+    def __init__(self, adapter: nn.Module, width: int, z_channels: int, quantizer: Quantizer, head: nn.Module | None):
         super().__init__()
         self.adapter = adapter
         self.norm = Normalize(width)
         self.conv = nn.Conv2d(width, z_channels, 3, padding=1)
-        self.projection = nn.Conv2d(z_channels, quantizer.codebook.shape[1], 1)
+        self.projection = nn.Conv2d(z_channels, quantizer.code_dim, 1)
         self.quantizer = quantizer
         self.head = head
 
