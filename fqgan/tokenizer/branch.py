@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,9 @@ class FeaturePredictionHead(nn.Module):
         first = (self.class_token + self.class_position).expand(b, 1, -1).to(tokens.dtype)
         tokens = self.blocks(self.norm_in(torch.cat([first, tokens], 1)))
         return self.out(self.norm_out(tokens[:, 0]))
+
+    def nonhidden_parameters(self) -> Iterable[nn.Parameter]:
+        return [self.class_token, self.class_position]
 
 
 class Branch(nn.Module):
