@@ -86,7 +86,8 @@ class Quantizer(nn.Module):
     """Features (b, D, h, w) -> codes (b, h, w) int64 in [0, K) and their vectors (b, D, h, w).
 
     A new one is a file with a subclass and a line in `fqgan.tokenizer.quantizers`. It computes in float32 whatever the
-    autocast; `UserError` from the constructor for sizes that it cannot have.
+    autocast, holds no tensors but parameters and buffers that are saved (models are built on the meta device first),
+    and its constructor raises `UserError` for sizes that it cannot have.
 
     Args:
         codebook_size: K.
