@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from fqgan.config.ranges import setting
+
 Small = Literal["enlarge", "skip", "refuse"]
 
 
@@ -12,12 +14,12 @@ Small = Literal["enlarge", "skip", "refuse"]
 class PictureOptions:
     """How the pictures of a set are found and decoded, wherever one is read."""
 
-    image_column: str = ""
+    image_column: str = setting("", changeable=True)
     """Column that holds the pictures (parquet, Arrow) or their paths (lists); empty: found by its type and name."""
     range: tuple[str, ...] = ("auto",)
     """Values that become black and white in pictures deeper than 8 bit: `auto` (from a sample of the set), or two
     numbers such as 0 4095."""
-    small: Small = "enlarge"
+    small: Small = setting("enlarge", changeable=True)  # noqa: RUF009
     """Pictures whose shorter side is below the size: enlarge them (ADM's protocol), skip them, or refuse the set."""
 
 
@@ -25,7 +27,7 @@ class PictureOptions:
 class SourceOptions(PictureOptions):
     """How a set of images is understood."""
 
-    label_column: str = ""
+    label_column: str = setting("", changeable=True)
     """Column, or key of a tar's .json, that holds the labels; empty: found by its name."""
     labels: Literal["auto", "folders", "none"] = "auto"
     """Where labels come from: what the data hold; the folders' names in any case (also of folders that are named like
@@ -45,12 +47,12 @@ class SourceOptions(PictureOptions):
 class DataConfig(SourceOptions):
     """Where images come from and how they are cut."""
 
-    source: str = ""
+    source: str = setting("", changeable=True)
     """`photos` (the packaged photographs), `cifar10` or `cifar100` (as torchvision keeps them); an image folder, a list
     of paths (.csv .tsv .jsonl .txt), parquet or Arrow files, WebDataset tars, a .zip or .npz: a file, a folder, a glob,
     or a range such as `train-{0000..0099}.tar`; parquet files and tars also at s3:// gs:// https://;
     `hf:datasets/org/name[@revision][:config]`."""
-    validation: str = ""
+    validation: str = setting("", changeable=True)
     """The same for validation; empty: the held-out regions of `photos`, CIFAR's test split, else no validation."""
     crop_min: float = 0.8
     """ADM random crop: smallest crop as a fraction of the resized shorter side."""
@@ -60,16 +62,16 @@ class DataConfig(SourceOptions):
     """Mirror half of the images."""
     turn: bool = False
     """Turn images by a random multiple of 90 degrees: for pictures without an upright, and for very small sets."""
-    jitter: float = 0.0
+    jitter: float = setting(0.0, below=1)
     """Change contrast and the channels' gains by up to this share, at random: for very small sets."""
-    max_unreadable: float = 0.01
+    max_unreadable: float = setting(0.01, below=1, changeable=True)
     """Share of pictures that may be unreadable: each is named in a warning and another takes its place; more than that
     (and more than ten) end the run. 0: the first one does."""
-    workers: int = 4
+    workers: int = setting(4, most=2**10, changeable=True)
     """Loader processes of each rank; 0: load in the training process."""
-    window: int = 16
+    window: int = setting(16, least=1, most=2**16)
     """Blocks of a sequential source (row groups, spans of a tar) that are shuffled together, over all lanes."""
-    lanes: int = 1
+    lanes: int = setting(1, least=1, most=2**16)
     """Lanes of the sample order. Where it is a multiple of the ranks, every rank reads blocks of its own, which spares
     shared storage; the order depends on it, but not on the ranks. 1: all ranks read all blocks."""
 

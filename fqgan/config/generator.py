@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from fqgan.base.errors import UserError, told
-from fqgan.config.ranges import check_ranges
+from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig
 
 _MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
@@ -18,35 +18,35 @@ _MOST = 1e6  # of scales, powers and temperatures: far above, products of float3
 class GeneratorConfig:
     """Architecture of FAR (paper section 3.3). The defaults are FAR-Base (Table 7)."""
 
-    codebook_sizes: tuple[int, ...] = ()
+    codebook_sizes: tuple[int, ...] = setting((), least=1, most=2**24)
     """Number of codes of each factor; their number is k. Empty: the token store's."""
-    grid: tuple[int, ...] = ()
+    grid: tuple[int, ...] = setting((), least=1)
     """Positions: height and width of the token grid. Empty: the token store's."""
-    num_classes: int = 0
+    num_classes: int = setting(0, most=2**24)
     """Number of classes; the null class of classifier-free guidance comes on top. 0: the token store's."""
-    width: int = 1024
+    width: int = setting(1024, least=1)
     """Width d of the backbone and of the auto-regressive head."""
-    depth: int = 24
+    depth: int = setting(24, least=1, most=1000)
     """Blocks of the backbone."""
-    heads: int = 16
+    heads: int = setting(16, least=1)
     """Attention heads, in backbone and head."""
     kv_heads: int = 0
     """Key and value heads (grouped-query attention); 0: as many as `heads`."""
     qk_norm: bool = False
     """RMSNorm of each head's queries and keys."""
-    mlp_multiple: int = 256
+    mlp_multiple: int = setting(256, least=1, most=2**24)
     """SwiGLU's hidden width is 8/3 `width`, rounded up to a multiple of this."""
     head: Literal["ar", "mlp", "linear"] = "ar"
     """What predicts the k codes of a position (Table 4): the factorized auto-regressive head, k two-layer
     classifiers, or k linear ones."""
-    head_depth: int = 3
+    head_depth: int = setting(3, least=1, most=1000)
     """Blocks of the auto-regressive head."""
-    norm_eps: float = 1e-5
-    rope_base: float = 10_000.0
+    norm_eps: float = setting(1e-5, positive=True)
+    rope_base: float = setting(10_000.0, positive=True)
     """Base of the rotary frequencies."""
-    dropout: float = 0.1
+    dropout: float = setting(0.1, below=1)
     """Dropout on token embeddings and on the outputs of attention and MLP."""
-    class_dropout: float = 0.1
+    class_dropout: float = setting(0.1, below=1)
     """Share of training samples whose class is replaced by the null class."""
     legacy: bool = False
     """As the released models: rotary rows of zeros for the class position and the head's first position, which make
@@ -97,6 +97,8 @@ class GeneratorConfig:
 @dataclass(frozen=True)
 class SamplingConfig:
     """How codes are drawn. A tuple has one value for all factors, or one for each."""
+
+    CHANGEABLE = True
 
     cfg_scale: tuple[float, ...] = (2.0,)
     """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none, at most
@@ -176,12 +178,12 @@ class GeneratorTrainConfig(TrainConfig):
 
     epochs: float = 300
     """Passes over the images of the store, one crop of each; converted to steps once."""
-    ema_decay: float = 0.9999
+    ema_decay: float = setting(0.9999, below=1, changeable=False)
     activation_checkpointing: bool = False
     """Recompute the blocks in the backward pass: the same gradients in less memory, for about a third more time."""
     fsdp: bool = False
     """Shard weights, gradients and optimizer over the ranks (FSDP2) instead of copying them to each (DDP)."""
-    sample_images: int = 16
+    sample_images: int = setting(16, least=1, most=2**16)
     """Images of a sample grid."""
 
 
@@ -189,14 +191,14 @@ class GeneratorTrainConfig(TrainConfig):
 class GeneratorRunConfig:
     """A generator's training run. The defaults are the paper's recipe (section 4.1)."""
 
-    data: str = ""
+    data: str = setting("", changeable=True)
     """Token store (`fqgan extract` makes one)."""
-    validation: str = ""
+    validation: str = setting("", changeable=True)
     """Token store of held-out images; empty: no validation."""
     init: str = ""
     """A generator whose weights to start from: a run, checkpoint, export, released file or hf:org/name; empty:
     random."""
-    tokenizer: str = ""
+    tokenizer: str = setting("", changeable=True)
     """The tokenizer that the codes belong to; empty: the one that the store carries."""
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

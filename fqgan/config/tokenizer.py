@@ -7,7 +7,7 @@ from typing import Literal
 
 from fqgan.base.errors import UserError
 from fqgan.config.data import DataConfig
-from fqgan.config.ranges import check_ranges
+from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig
 
 # Class-token (or pooled) feature dimensions of the teachers that presets name, so that a model can be built
@@ -30,11 +30,11 @@ class FactorConfig:
 
     name: str = "visual"
     """Name in logs, reports and metrics; unique within a model."""
-    codebook_size: int = 16384
+    codebook_size: int = setting(16384, least=1, most=2**24)
     """Number of codes K."""
-    code_dim: int = 8
+    code_dim: int = setting(8, least=1)
     """Dimension D of a code."""
-    adapter_depth: int = 6
+    adapter_depth: int = setting(6, most=1000)
     """Transformer blocks of the adapter F_i (Eq. 4); 0: no adapter, the factor reads the encoder directly."""
     teacher: str = ""
     """Frozen vision model whose class token this factor predicts (section 3.2.2); empty: none. efficientnet-lite0 and
@@ -60,28 +60,28 @@ def teacher_dim(factor: FactorConfig) -> int:
 class TokenizerConfig:
     """Architecture of a tokenizer. The defaults are the paper's dual tokenizer at 16x."""
 
-    image_size: int = 256
+    image_size: int = setting(256, least=1)
     """Pixels a side at training. Any other multiple of the downsampling factor works at inference."""
-    stem: int = 1
+    stem: int = setting(1, least=1)
     """Space-to-depth factor in front of the encoder (and behind the decoder); 1: the paper's convolutional stem.
     Larger values trade detail for speed on small machines."""
-    channels: int = 128
+    channels: int = setting(128, least=1)
     """Base width of the convolutional encoder and decoder."""
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    channel_multipliers: tuple[int, ...] = setting((1, 1, 2, 2, 4), least=1, most=2**10)
     """Width of each resolution level over `channels`; every level but the last halves the resolution."""
-    res_blocks: int = 2
+    res_blocks: int = setting(2, least=1, most=1000)
     """Residual blocks of an encoder level; the decoder has one more."""
     attention: bool = True
     """Self-attention at the lowest resolution, as VQGAN has it."""
-    z_channels: int = 256
+    z_channels: int = setting(256, least=1)
     """Width between the convolutional networks and the code projections."""
-    dropout: float = 0.0
+    dropout: float = setting(0.0, below=1)
     """Dropout in the residual blocks."""
-    adapter_head_dim: int = 64
+    adapter_head_dim: int = setting(64, least=1)
     """Channels of an attention head in the adapters."""
-    feature_head_depth: int = 3
+    feature_head_depth: int = setting(3, least=1, most=1000)
     """Transformer blocks of a feature-prediction head."""
-    feature_head_heads: int = 8
+    feature_head_heads: int = setting(8, least=1)
     """Attention heads of a feature-prediction head."""
     feature_head_width: int = 0
     """Width of a feature-prediction head; 0: the teacher's dimension, as in the released models. Any other width
@@ -136,6 +136,8 @@ class TokenizerConfig:
 class LossConfig:
     """Weights of Eq. 2 and Eq. 8, and the form of each term."""
 
+    CHANGEABLE = True
+
     reconstruction: Literal["l1", "l2"] = "l2"
     """Pixel loss, in the [-1, 1] range."""
     reconstruction_weight: float = 1.0
@@ -145,7 +147,7 @@ class LossConfig:
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     entropy_weight: float = 0.03
-    entropy_temperature: float = 0.01
+    entropy_temperature: float = setting(0.01, positive=True)
     """Temperature tau of the soft assignment softmax(-d / tau)."""
     disentangle_weight: float = 0.1
     """lambda_1 of Eq. 8."""
@@ -156,7 +158,7 @@ class LossConfig:
     representation: Literal["infonce", "cosine"] = "infonce"
     """Loss between predicted and teacher features: InfoNCE over the images of all ranks, or 1 - cosine similarity of
     each image's pair, which needs no negatives (small batches)."""
-    representation_temperature: float = 1.0
+    representation_temperature: float = setting(1.0, positive=True)
     """Temperature of InfoNCE; the released models use none (1). Without effect on `cosine`."""
 
 
@@ -167,7 +169,7 @@ class QuantizerConfig:
     gradient: Literal["straight-through", "rotation"] = "straight-through"
     """How the gradient passes the quantizer: unchanged, or turned as the feature is turned onto its code (rotation
     trick, Fifty et al. 2024)."""
-    ema_decay: float = 0.0
+    ema_decay: float = setting(0.0, below=1)
     """Codes follow the moving average of their features with this decay a step (van den Oord et al. 2017); 0: they
     learn by gradient."""
     restart_after: int = 0
@@ -180,6 +182,8 @@ class QuantizerConfig:
 class DiscriminatorConfig:
     """The adversarial term of Eq. 2."""
 
+    CHANGEABLE = True
+
     start: int = 20_000
     """Optimizer step from which discriminator and GAN loss are active."""
     weight: float = 0.5
@@ -189,24 +193,24 @@ class DiscriminatorConfig:
     adaptive: bool = False
     """Multiply `weight` by VQGAN's adaptive weight, the ratio of the image losses' gradient to the GAN loss's, both
     taken at the reconstruction."""
-    kind: Literal["patchgan", "stylegan"] = "patchgan"
+    kind: Literal["patchgan", "stylegan"] = setting("patchgan", changeable=False)
     """Judge overlapping patches (PatchGAN) or whole images (StyleGAN2's residual discriminator)."""
     loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
     """Discriminator's loss: hinge, or binary cross-entropy (the two others). The generator minimises the negative
     logits; with `non-saturating` their softplus."""
-    channels: int = 64
+    channels: int = setting(64, least=1, changeable=False)
     """Base width; doubles with each halving of the resolution up to eight times it."""
-    layers: int = 3
+    layers: int = setting(3, least=1, changeable=False)
     """Strided layers of the PatchGAN, the first included."""
-    norm: Literal["batch", "group"] = "batch"
+    norm: Literal["batch", "group"] = setting("batch", changeable=False)
     """Normalisation of the PatchGAN; `batch` mixes the images of a rank's micro-batch, in R1's gradient too."""
-    lecam_weight: float = 0.0
+    lecam_weight: float = setting(0.0, changeable=False)
     """Weight of LeCam regularisation in the discriminator's objective; 0: none."""
-    lecam_decay: float = 0.999
+    lecam_decay: float = setting(0.999, below=1)
     """Decay a step of LeCam's moving averages of the logits."""
     r1_weight: float = 0.0
     """gamma of the R1 gradient penalty gamma/2 |grad D(real)|^2 in the discriminator's objective; 0: none."""
-    r1_every: int = 16
+    r1_every: int = setting(16, least=1)
     """Steps from one R1 penalty to the next; each counts that many times."""
 
     def check(self, image_size: int) -> None:
@@ -257,6 +261,15 @@ class TokenizerRunConfig:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
+
+    def fixed_since(self, old: TokenizerRunConfig) -> set[str]:
+        """What a resumed run may usually change, and must not where it was begun with the settings `old`."""
+        fixed: set[str] = set()
+        if not (old.discriminator.weight and self.discriminator.weight):  # with 0 there is no discriminator
+            fixed.add("discriminator.weight")
+        if self.discriminator.lecam_weight:  # LeCam's averages start with it
+            fixed.add("discriminator.start")
+        return fixed
 
     def check(self) -> None:
         """Raise `UserError` for settings that contradict each other."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fqgan.config.ranges import setting
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer and its schedule, in steps."""
 
-    kind: Literal["adam", "muon"] = "adam"
+    CHANGEABLE = True
+
+    kind: Literal["adam", "muon"] = setting("adam", changeable=False)
     """adam: the paper's. muon: orthogonal updates of the hidden matrices and Adam for the rest, in far fewer steps."""
-    lr: float = 2e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    momentum: float = 0.95
+    lr: float = setting(2e-4, positive=True)
+    beta1: float = setting(0.9, below=1)
+    beta2: float = setting(0.95, below=1)
+    momentum: float = setting(0.95, below=1)
     """Nesterov momentum of Muon's matrices."""
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
@@ -33,9 +37,11 @@ class OptimizerConfig:
 class TrainConfig:
     """Length, batch, precision and bookkeeping of a training run."""
 
-    batch: int = 256
+    CHANGEABLE = True
+
+    batch: int = setting(256, least=1, most=2**32, changeable=False)
     """Images (codes of images) of one optimizer step over all ranks."""
-    micro_batch: int = 0
+    micro_batch: int = setting(0, most=2**32)
     """Images of a rank at a time; 0: batch / ranks. batch must be a multiple of micro_batch * ranks."""
     epochs: float = 40
     """Passes over the data; converted to steps once."""
@@ -45,16 +51,16 @@ class TrainConfig:
     """Autocast of the networks; quantizer and losses are float32 always."""
     compile: bool = False
     """torch.compile of the networks; needs a C++ compiler on a CPU."""
-    ema_decay: float = 0.0
+    ema_decay: float = setting(0.0, below=1, changeable=False)
     """Decay of the weights' moving average a step; 0: none."""
-    seed: int = 0
+    seed: int = setting(0, changeable=False)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = False
     """Deterministic kernels on a GPU, for bit-exact resume there."""
     skip_nonfinite: int = 0
     """Steps in a row that may be left out, and are counted, where a loss or gradient is not finite; one more stops the
     training."""
-    log_every: int = 50
+    log_every: int = setting(50, least=1)
     """Steps between lines of stats.jsonl."""
     image_every: int = 1000
     """Steps between pictures of reconstructions or samples; 0: after the last step only."""
@@ -62,9 +68,9 @@ class TrainConfig:
     """Steps between validations; 0: after the last step only."""
     validation_images: int = 2048
     """Images of one validation at most."""
-    checkpoint_every: int = 5000
+    checkpoint_every: int = setting(5000, least=1)
     """Steps between checkpoints; the last step is always saved."""
-    keep_last: int = 2
+    keep_last: int = setting(2, least=1)
     """Checkpoints kept."""
     wandb: str = ""
     """Project to log to on Weights & Biases (needs the package wandb); empty: none."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fqgan.base.errors import UserError
-from fqgan.config.ranges import check_ranges
+from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig
 
 Feature = Literal["continuous", "discrete", "network", "blind"]
@@ -20,11 +20,11 @@ IMAGE = "<image>"
 class LanguageConfig:
     """A small Phi (transformers) whose tokens are words."""
 
-    width: int = 128
-    depth: int = 2
+    width: int = setting(128, least=1)
+    depth: int = setting(2, least=1, most=1000)
     """Blocks."""
-    heads: int = 4
-    dropout: float = 0.1
+    heads: int = setting(4, least=1)
+    dropout: float = setting(0.1, below=1)
     min_count: int = 2
     """How often a word occurs in the captions, at least; rarer ones are unknown."""
 

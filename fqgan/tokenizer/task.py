@@ -61,6 +61,8 @@ class Batch:
 class TokenizerTask(Task):
     """Generator phase (Eq. 8) and, from its start step, discriminator phase."""
 
+    shown = ("reconstruction_loss", "perceptual_loss", "val_psnr")
+
     def __init__(
         self,
         config: TokenizerRunConfig,
