@@ -41,7 +41,8 @@ from fqgan.metrics.psnr import psnr
 from fqgan.nets.perceptual import load_perceptual
 from fqgan.nets.teachers import load_teacher
 from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
-from fqgan.tokenizer.quantizers.vector import Quantized, VectorQuantizer
+from fqgan.tokenizer.quantizers.base import Quantized
+from fqgan.tokenizer.quantizers.vector import VectorQuantizer
 from fqgan.tokenizer.task import Batch, TokenizerTask
 
 TEACHER = "efficientnet-lite0"  # ships in a package

@@ -17,8 +17,10 @@ from fqgan.config import TokenizerRunConfig
 from fqgan.config.presets import child
 from fqgan.engine.run import read_stats
 from fqgan.tokenizer.quantizers import keeper as codebook
+from fqgan.tokenizer.quantizers.base import as_rows
 from fqgan.tokenizer.quantizers.keeper import CodebookKeeper, spherical_kmeans
-from fqgan.tokenizer.quantizers.vector import VectorQuantizer, as_rows, nearest_codes
+from fqgan.tokenizer.quantizers.nearest import nearest_codes
+from fqgan.tokenizer.quantizers.vector import VectorQuantizer
 from fqgan.tokenizer.task import train_tokenizer
 
 ALL = {"gradient": "rotation", "ema_decay": 0.8, "restart_after": 2, "kmeans_iterations": 3}
@@ -32,7 +34,7 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
 
 def keeper_of(quantizer: VectorQuantizer, **options: Any) -> tuple[CodebookKeeper, torch.optim.Optimizer]:
     adam = torch.optim.Adam(quantizer.parameters(), 0.01)
-    return CodebookKeeper(quantizer, adam, **options), adam
+    return CodebookKeeper(quantizer.codebook, adam, **options), adam
 
 
 def test_ema_codes_equal_the_plain_formula(in_float64: None) -> None:

@@ -13,8 +13,9 @@ import pytest
 from fqgan.base import schema
 from fqgan.base.errors import UserError
 from fqgan.commands.train_tokenizer import parse_run, with_num_factors
-from fqgan.config import FactorConfig, TokenizerConfig, TokenizerRunConfig, presets
+from fqgan.config import FactorConfig, GeneratorRunConfig, TokenizerConfig, TokenizerRunConfig, presets
 from fqgan.config.presets import child
+from fqgan.config.ranges import changeable
 
 PAPER = TokenizerRunConfig()
 
@@ -189,6 +190,22 @@ def test_the_stylegan_discriminator_takes_common_sizes(size: int) -> None:
 def test_an_architecture_is_checked_without_a_run() -> None:
     with pytest.raises(UserError, match=r"model\.z_channels must be at least 1, got 0"):
         TokenizerConfig(z_channels=0).check()
+
+
+def test_a_resume_may_change_neither_architecture_nor_order_nor_random_numbers() -> None:
+    paper, generator = changeable(PAPER), changeable(GeneratorRunConfig())
+    assert {"train.steps", "optimizer.lr", "loss.perceptual", "data.source", "discriminator.weight"} <= paper
+    assert {"data", "tokenizer", "train.fsdp", "sampling.top_k"} <= generator
+    fixed = {"init", "optimizer.kind", "train.batch", "train.seed", "train.ema_decay", "data.lanes", "data.flip"}
+    assert not fixed & (paper | generator)
+    assert not {name for name in paper | generator if name.startswith(("model.", "quantizer."))}
+
+
+def test_what_a_resume_may_change_depends_on_the_discriminator_that_there_is() -> None:
+    without = child(PAPER, discriminator={"weight": 0.0})
+    assert PAPER.fixed_since(PAPER) == set()
+    assert without.fixed_since(PAPER) == PAPER.fixed_since(without) == {"discriminator.weight"}
+    assert child(PAPER, discriminator={"lecam_weight": 1.0}).fixed_since(PAPER) == {"discriminator.start"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from fqgan.config import OptimizerConfig, presets
 from fqgan.engine.checkpoint import load_optimizer, optimizer_tensors
-from fqgan.engine.muon import Muon, is_hidden_matrix, orthogonalize
+from fqgan.engine.muon import Muon, hidden_matrices, orthogonalize
 from fqgan.engine.optim import make_optimizer
 from fqgan.tokenizer.model import FactorizedTokenizer
 
@@ -23,11 +24,14 @@ class Network(nn.Module):
         self.convolution = nn.Conv2d(16, 24, 3, padding=1)
         self.linear = nn.Linear(24, 32)
         self.narrow = nn.Linear(32, 4)
-        self.codebook = nn.Parameter(torch.randn(64, 32))
+        self.table = nn.Parameter(torch.randn(64, 32))
+
+    def nonhidden_parameters(self) -> Iterable[nn.Parameter]:
+        return [self.table]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.linear(self.convolution(x).mean((2, 3)))
-        return self.narrow(h).square().sum() + (h @ self.codebook.T).sin().sum()
+        return self.narrow(h).square().sum() + (h @ self.table.T).sin().sum()
 
 
 def with_gradients(seed: int) -> Network:
@@ -112,7 +116,8 @@ def test_its_state_travels_through_a_checkpoint() -> None:
 def test_which_parameters_are_hidden_matrices() -> None:
     with torch.device("meta"):
         model = FactorizedTokenizer(presets.get("photos-dual").model)
-    hidden = {name for name, parameter in model.named_parameters() if is_hidden_matrix(name, parameter)}
+    taken = {id(parameter) for parameter in hidden_matrices(model)}
+    hidden = {name for name, parameter in model.named_parameters() if id(parameter) in taken}
     assert {"encoder.conv_in.weight", "encoder.middle.0.conv1.weight", "decoder.conv_in.weight"} <= hidden
     assert any("adapter" in name and "qkv" in name for name in hidden)
     for name in ("codebook", "positions", "class_token", "norm", "bias", "decoder.conv_out", "decoder.smooth"):

@@ -6,6 +6,7 @@ that it is to measure. One that is trained on the data's own training split has 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.outputs(self.features(images))
+
+    def nonhidden_parameters(self) -> Iterable[nn.Parameter]:
+        """The output layer."""
+        return self.outputs.parameters()
 
 
 def load_classifier(path: Path) -> Classifier:

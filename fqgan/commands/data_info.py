@@ -21,7 +21,7 @@ class Arguments(SurveySettings):
     """Options of the command."""
 
     json: Path = Path()
-    """Write the numbers to this file, too; by default to none."""
+    """JSON file to write the numbers to; by default none."""
 
 
 def main(argv: list[str]) -> None:

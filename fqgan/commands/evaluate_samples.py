@@ -19,7 +19,8 @@ class Arguments(ResultOptions, SetEvaluation):
     """Options of the command."""
 
     npz: Path = Path()
-    """Also write the samples as ADM's evaluator reads them: arr_0 (n, H, W, 3) uint8, arr_1 the classes."""
+    """File to write the samples to, in the form that ADM's evaluator reads: arr_0 (n, H, W, 3) uint8, arr_1 the
+    classes."""
 
 
 def main(argv: list[str]) -> None:

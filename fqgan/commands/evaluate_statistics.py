@@ -20,7 +20,7 @@ class Arguments(SetStatistics):
     """Options of the command."""
 
     out: Path = Path()
-    """File to write; its name ends in .safetensors."""
+    """File to write; its name must end in .safetensors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 

@@ -22,7 +22,7 @@ class ResultOptions:
     """Where a measuring command works and writes."""
 
     out: Path = Path()
-    """Where to write the numbers and their protocol; by default eval.json beside what is evaluated."""
+    """File for the results and their protocol; by default eval.json beside what is evaluated."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def path(self, home: Path | str, *inputs: str | Path) -> Path:

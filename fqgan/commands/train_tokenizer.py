@@ -17,7 +17,8 @@ class Arguments(TokenizerRunConfig, RunArguments):
     """The settings of a run, from a preset, then --config, then these options."""
 
     num_factors: int = 0
-    """Number of factors: drops the last ones or repeats the last; 0: as the preset has."""
+    """Number of factors. A smaller number than the preset's drops the last factors; a larger one repeats the last
+    factor. 0: as many as the preset has."""
 
 
 COMMAND = TrainingCommand(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fqgan.base.errors import UserError
 from fqgan.config.data import DataConfig
-from fqgan.config.ranges import check_ranges
+from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig
 
 
@@ -14,16 +14,16 @@ from fqgan.config.training import OptimizerConfig, TrainConfig
 class ClassifierConfig:
     """A ResNet of basic blocks (He et al. 2016)."""
 
-    image_size: int = 32
+    image_size: int = setting(32, least=1)
     """Side of the input in pixels."""
-    channels: int = 64
+    channels: int = setting(64, least=1)
     """Width of the first stage; each stage after it doubles the width and halves the resolution."""
-    stem: int = 2
+    stem: int = setting(2, least=1)
     """Stride of the first convolution."""
     stages: int = 3
-    res_blocks: int = 1
+    res_blocks: int = setting(1, least=1, most=1000)
     """Number of residual blocks in each stage."""
-    num_classes: int = 0
+    num_classes: int = setting(0, most=2**24)
     """Number of classes; 0: as many as the training data have."""
 
     @property
@@ -46,7 +46,7 @@ class ClassifierRunConfig:
 
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(workers=1))
-    label_smoothing: float = 0.1
+    label_smoothing: float = setting(0.1, changeable=True)
     """Share of each target that is spread evenly over all classes."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig("muon", lr=2e-3, schedule="cosine", warmup_steps=50, weight_decay=0.02)

@@ -19,14 +19,14 @@ class ConversionSettings:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """A released file of FQGAN, LlamaGen or FAR, a run folder, a checkpoint, an export, or hf:org/name[@revision]."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """The folder, or with --to released the file, to be written; must not exist yet."""
+    """Folder to write, or with --to released the file to write. It must not exist yet."""
     to: Literal["folder", "released"] = "folder"
     """folder: config.json, model.safetensors and a model card. released: a .pt file of the released layout."""
     weights: Literal["auto", "ema", "raw"] = "auto"
-    """Moving average or raw weights; auto: the average where there is one, and of a released file that has both the raw
-    ones beside it."""
+    """Weights to convert: the moving average (ema) or the raw weights. auto: the moving average if there is one. If a
+    released file holds both, auto writes the moving average and keeps the raw weights in the same folder."""
     tokenizer: str = ""
-    """A tokenizer that a generator is to carry, if it has none or for another copy of its own."""
+    """Tokenizer that the converted generator carries, if it has none or if another copy of its own is wanted."""
 
     def check(self) -> None:
         """Raise `UserError` where something is in the way of what is to be written."""

@@ -23,18 +23,19 @@ class Measuring(PictureOptions):
     features: str = "efficientnet-lite0"
     """Network whose features are compared: `inception` (FID, sFID, Inception Score), `inception=FILE`,
     `efficientnet-lite0` (packaged, offline), `clip:ID_OR_FOLDER`, `dinov2:ID_OR_FOLDER`, `timm:NAME`, `timm:NAME=FILE`,
-    each of these five with `@SIZE` for another input size, or `classifier:RUN` of `fqgan train-classifier`."""
+    or `classifier:RUN`, a run of `fqgan train-classifier`. All but `inception` and `classifier` take `@SIZE` for
+    another input size."""
     size: int = 0
-    """Pixels a side of the centre crop; 0: as the samples have it, or the tokenizer was trained on."""
+    """Side of the centre crop in pixels; 0: the size of the samples, or the size that the tokenizer was trained on."""
     limit: int = 0
-    """Images of each set, evenly spread; 0: all."""
+    """Number of images of each set, spread evenly over the set; 0: all."""
     kept: int = 50_000
-    """Images of each set at most whose features are kept for kernel distance, precision, recall, density and coverage,
-    evenly spread; their time grows with its square. 0: none of these."""
+    """Largest number of images of each set, spread evenly over the set, whose features are kept for kernel distance,
+    precision, recall, density and coverage. The time for these metrics grows with its square. 0: skip these metrics."""
     batch: int = 32
-    """Images at a time. The numbers do not depend on it."""
+    """Number of images that are measured together. The results do not depend on it."""
     workers: int = 2
-    """Loader processes of each rank."""
+    """Number of loader processes of each rank."""
 
     def check(self) -> None:
         """Raise `UserError` for numbers that make no sense."""
@@ -51,14 +52,14 @@ class TokenizerEvaluation(Measuring, SourceOptions):
     data: str
     """Images: `photos` (held-out regions), `cifar10` (test split), a folder, parquet files or tars."""
     split: Literal["train", "validation"] = "validation"
-    """Which one, where the data hold several."""
+    """Split of the data, if they have several."""
     perceptual: Literal["efficientnet-lite0", "lpips-vgg", "none"] = "efficientnet-lite0"
-    """Perceptual distance: LPIPS, or the distance on the packaged EfficientNet's stages (offline)."""
+    """Perceptual distance: LPIPS, or the distance on the packaged EfficientNet's stages, which needs no download."""
     weights: Literal["auto", "ema", "raw"] = "auto"
-    """Moving average (auto: where there is one) or raw weights."""
+    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the tokenizer. bf16: about twice as fast where the hardware has it; some codes change. Quantizers stay in
-    float32."""
+    """Precision of the tokenizer. bf16 is about twice as fast if the hardware supports it, and changes some codes.
+    Quantizers stay in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +68,16 @@ class SetEvaluation(Measuring, SourceOptions):
 
     reference: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REFERENCE")]
     """Real images: an image folder, parquet files, tars, `photos`, `cifar10`, ADM's .npz (arr_0, or mu and sigma, or
-    both), or a file of `fqgan evaluate statistics`. Its features are kept under ~/.cache/fqgan or $FQGAN_CACHE."""
+    both), or a file that `fqgan evaluate statistics` wrote. The reference's features are cached under ~/.cache/fqgan or
+    $FQGAN_CACHE."""
     samples: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SAMPLES")]
-    """The images to judge: the same, or a folder of `fqgan generate`."""
+    """Images to judge: anything that can be a reference, or a folder that `fqgan generate` wrote."""
     split: Literal["train", "validation"] = "train"
-    """Of the reference, where it holds several."""
+    """Split of the reference, if it has several."""
     samples_split: Literal["train", "validation"] = "validation"
-    """Of the samples, where they hold several."""
+    """Split of the samples, if they have several."""
     cache: bool = True
-    """Keep the reference's features for the next time, under a hash of its content."""
+    """Keep the reference's features in a cache for the next time; a hash of the content identifies them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class SetStatistics(Measuring, SourceOptions):
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Images: an image folder, parquet files, tars, `photos`, `cifar10`, or ADM's .npz with arr_0."""
     split: Literal["train", "validation"] = "train"
-    """Which one, where the data hold several."""
+    """Split of the data, if they have several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,19 +95,20 @@ class GeneratorEvaluation(Measuring, Drawing):
     """Of `fqgan evaluate generator`: a generator, and the real images that its pictures are compared with."""
 
     data: str
-    """Real images to compare with: all that `fqgan evaluate samples` takes for a reference."""
+    """Real images to compare with: anything that `fqgan evaluate samples` takes as a reference."""
     split: Literal["train", "validation"] = "train"
-    """Of the data, where they hold several; ADM's protocol takes the training images."""
+    """Split of the data to compare with, if they have several; ADM's protocol takes the training images."""
     num: int = 50_000
-    """Pictures to generate."""
+    """Number of pictures to generate."""
     labels: Literal["balanced", "uniform"] = "balanced"
-    """balanced: the classes one after the other, round and round; uniform: each drawn at random, by the seed."""
+    """Class of each picture. balanced: all classes in turn, again and again. uniform: a class drawn at random with the
+    seed."""
     samples: Path = Path()
-    """Folder for the pictures; by default `evaluation` in the run folder. The same command resumes."""
+    """Folder for the generated pictures; by default `evaluation` in the run folder. The same command resumes."""
     batch: int = 32
-    """Pictures that are generated or measured together."""
+    """Number of pictures that are generated or measured together."""
     cache: bool = True
-    """Keep the reference's features for the next time, under a hash of its content."""
+    """Keep the reference's features in a cache for the next time; a hash of the content identifies them."""
 
     def check(self, codebook_sizes: tuple[int, ...] = ()) -> None:
         """As of both; the generator's codebooks where they are known."""

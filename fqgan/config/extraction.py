@@ -21,36 +21,40 @@ class ExtractionSettings(SourceOptions):
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, one of its checkpoints, an exported tokenizer, a released file, or hf:org/name."""
     data: str
-    """Images: `photos`, `cifar10`, a folder, parquet files or tars."""
+    """Images to encode: `photos`, `cifar10`, a folder, parquet files or tars."""
     out: Path
-    """Folder of the token store; the same command resumes."""
+    """Folder for the token store. The same command resumes."""
     split: Literal["train", "validation"] = "train"
-    """Which one, where the data hold several."""
+    """Split of the data, if they have several."""
     crops: Literal["center", "flip", "ten"] = "center"
-    """Of each image: the centre; that and its mirror image; or top left, top right, bottom left, bottom right, centre,
-    and the mirror images of these five in the same order."""
+    """Crops of each image. center: the centre. flip: the centre and its mirror image. ten: top left, top right, bottom
+    left, bottom right and centre, then the mirror images of these five in the same order."""
     crop_range: float = 0.0
-    """The shorter side is resized to this times the size first; 0: 1.1 for ten crops (the paper's), else 1."""
+    """The shorter side is first resized to this number times the crop's size; 0: 1.1 for ten crops (the paper's),
+    otherwise 1."""
     size: int = 0
-    """Pixels a side of a crop; 0: the size that the tokenizer was trained on."""
+    """Side of a crop in pixels; 0: the size that the tokenizer was trained on."""
     weights: Literal["auto", "ema", "raw"] = "auto"
-    """Moving average (auto: where there is one) or raw weights."""
+    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
     precision: Literal["float32", "bf16"] = "float32"
-    """bf16: about twice as fast where the hardware has it; some codes change. Quantizers stay in float32."""
+    """Precision of the tokenizer. bf16 is about twice as fast if the hardware supports it, and changes some codes.
+    Quantizers stay in float32."""
     batch: int = 16
-    """Images that a worker reads at a time. The codes do not depend on it."""
+    """Number of images that a worker reads at a time. The codes do not depend on it."""
     workers: int = 2
-    """Loader processes of each rank. The codes do not depend on it."""
+    """Number of loader processes of each rank. The codes do not depend on it."""
     crops_per_pass: int = 0
-    """Crops that go through the tokenizer together; 0: 131,072 pixels of them for each thread of a CPU, 2,097,152 on a
-    GPU. The last bits of features depend on it, and so may a code in a million."""
+    """Number of crops that go through the tokenizer together; 0: as many as make 131,072 pixels for each thread of a
+    CPU, or 2,097,152 pixels on a GPU. The last bits of the features depend on it, so about one code in a million may,
+    too."""
     shard_images: int = 0
-    """Images of a shard, which is what a kill may cost; 0: at least 1,024 crops, and at most 1,024 shards."""
+    """Number of images in a shard. An interruption costs at most the shards under way. 0: shards of at least 1,024
+    crops, and at most 1,024 shards."""
     max_unreadable: float = 0.01
-    """Share of images that may be unreadable: each is named in a warning and left out; more than that (and more than
-    ten) end the extraction. 0: the first one does."""
+    """Share of images that may be unreadable. A warning names each of them, and the store leaves it out. The extraction
+    ends if there are more (and more than ten). 0: it ends at the first one."""
     verify: bool = False
-    """Check the sums of the shards that are there already, not only their sizes; damaged ones are made again."""
+    """Check the checksums of the shards that are there already, not only their sizes. Damaged shards are made again."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def check(self) -> None:

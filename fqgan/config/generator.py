@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from fqgan.base.errors import UserError, told
-from fqgan.base.schema import plain
-from fqgan.config.ranges import check_ranges
+from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig
 
 _MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
@@ -18,35 +18,35 @@ _MOST = 1e6  # of scales, powers and temperatures: far above, products of float3
 class GeneratorConfig:
     """Architecture of FAR (paper section 3.3). The defaults are FAR-Base (Table 7)."""
 
-    codebook_sizes: tuple[int, ...] = ()
+    codebook_sizes: tuple[int, ...] = setting((), least=1, most=2**24)
     """Number of codes of each of the k factors. Empty: taken from the token store."""
-    grid: tuple[int, ...] = ()
+    grid: tuple[int, ...] = setting((), least=1)
     """Height and width of the token grid, in positions. Empty: taken from the token store."""
-    num_classes: int = 0
+    num_classes: int = setting(0, most=2**24)
     """Number of classes, without the null class of classifier-free guidance. 0: taken from the token store."""
-    width: int = 1024
+    width: int = setting(1024, least=1)
     """Width d of the backbone and of the auto-regressive head."""
-    depth: int = 24
+    depth: int = setting(24, least=1, most=1000)
     """Number of transformer blocks of the backbone."""
-    heads: int = 16
+    heads: int = setting(16, least=1)
     """Number of attention heads, in the backbone and in the auto-regressive head."""
     kv_heads: int = 0
     """Number of key and value heads (grouped-query attention); 0: as many as `heads`."""
     qk_norm: bool = False
     """Apply RMSNorm to the queries and keys of each attention head."""
-    mlp_multiple: int = 256
+    mlp_multiple: int = setting(256, least=1, most=2**24)
     """The hidden width of SwiGLU is 8/3 `width`, rounded up to a multiple of this number."""
     head: Literal["ar", "mlp", "linear"] = "ar"
     """What predicts the k codes of a position (Table 4): the factorized auto-regressive head, k two-layer
     classifiers, or k linear ones."""
-    head_depth: int = 3
+    head_depth: int = setting(3, least=1, most=1000)
     """Number of transformer blocks of the auto-regressive head."""
-    norm_eps: float = 1e-5
-    rope_base: float = 10_000.0
+    norm_eps: float = setting(1e-5, positive=True)
+    rope_base: float = setting(10_000.0, positive=True)
     """Base of the rotary frequencies (RoPE)."""
-    dropout: float = 0.1
+    dropout: float = setting(0.1, below=1)
     """Dropout rate on token embeddings and on the outputs of attention and MLP."""
-    class_dropout: float = 0.1
+    class_dropout: float = setting(0.1, below=1)
     """Share of training samples whose class is replaced by the null class."""
     legacy: bool = False
     """Compute as the released models do: their rotary rows are zero for the class position and for the head's first
@@ -98,6 +98,8 @@ class GeneratorConfig:
 class SamplingConfig:
     """How codes are drawn. A tuple has one value for all factors, or one for each."""
 
+    CHANGEABLE = True
+
     cfg_scale: tuple[float, ...] = (2.0,)
     """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none, at most
     1,000,000."""
@@ -122,7 +124,7 @@ class SamplingConfig:
         names = {each.name for each in fields(cls)}
         for name in values.keys() - names:
             raise UserError(f"unknown setting {name!r}: there are {', '.join(sorted(names))}")
-        return cls(**{name: plain(value, name in cls._tuples()) for name, value in values.items()})
+        return cls(**{name: _plain(value, name in cls._tuples()) for name, value in values.items()})
 
     @classmethod
     def _tuples(cls) -> set[str]:
@@ -161,6 +163,16 @@ class SamplingConfig:
             raise UserError(f"cfg_interval must be two fractions 0 <= from <= to <= 1, got {told(self.cfg_interval)}")
 
 
+def _plain(value: Any, several: bool) -> Any:
+    """A setting without numpy's and torch's types; `several`: as a tuple."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not several:
+        return value
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return (value,)
+    return tuple(_plain(each, several=False) for each in value)
+
+
 @dataclass(frozen=True)
 class GeneratorTrainConfig(TrainConfig):
     """A generator's training run."""
@@ -168,14 +180,14 @@ class GeneratorTrainConfig(TrainConfig):
     epochs: float = 300
     """Number of passes over the images of the store, with one crop of each image per pass; converted to steps when
     training starts."""
-    ema_decay: float = 0.9999
+    ema_decay: float = setting(0.9999, below=1, changeable=False)
     activation_checkpointing: bool = False
     """Compute the blocks again in the backward pass: the same gradients with less memory, for about a third more
     time."""
     fsdp: bool = False
     """Spread weights, gradients and optimizer state over the ranks (FSDP2) instead of copying them to each rank
     (DDP)."""
-    sample_images: int = 16
+    sample_images: int = setting(16, least=1, most=2**16)
     """Number of images in a sample grid."""
 
 
@@ -183,14 +195,14 @@ class GeneratorTrainConfig(TrainConfig):
 class GeneratorRunConfig:
     """A generator's training run. The defaults are the paper's recipe (section 4.1)."""
 
-    data: str = ""
+    data: str = setting("", changeable=True)
     """Token store to train on (`fqgan extract` makes one)."""
-    validation: str = ""
+    validation: str = setting("", changeable=True)
     """Token store of held-out images; empty: no validation."""
     init: str = ""
     """Generator whose weights the run starts from: a run, a checkpoint, an export, a released file or hf:org/name.
     Empty: random weights."""
-    tokenizer: str = ""
+    tokenizer: str = setting("", changeable=True)
     """Tokenizer that the codes belong to; empty: the one that the store carries."""
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -22,15 +22,15 @@ class SurveySettings(SourceOptions):
     """Images: `photos`, `cifar10`, a folder, a list, parquet or Arrow files, tars, .zip or
     .npz."""
     split: Literal["train", "validation"] = "train"
-    """Which one, where the source holds several."""
+    """Split of the source, if it has several."""
     scan: int = 1000
-    """Evenly spaced pictures to look at; 0: all."""
+    """Number of pictures to examine, spread evenly over the set; 0: all."""
     decode: bool = False
-    """Decode these pictures. Slower, but their headers alone do not show that files are cut short."""
+    """Also decode these pictures. This is slower, but only decoding shows that a file is truncated."""
     size: tuple[int, ...] = (256,)
-    """Pixels: counts the pictures whose shorter side is below each of these."""
+    """Sizes in pixels. For each size, count the pictures whose shorter side is below it."""
     workers: int = 2
-    """Reading processes."""
+    """Number of processes that read pictures."""
 
     def check(self) -> None:
         """Raise `UserError` for numbers that make no sense."""
@@ -46,31 +46,33 @@ class PackSettings(SourceOptions):
     """Images: `photos`, `cifar10`, a folder, a list, parquet or Arrow files, tars, .zip or
     .npz."""
     out: Path
-    """Folder for the parquet files; several splits may share one. The same command resumes."""
+    """Folder for the parquet files. Several splits may share one folder. The same command resumes."""
     split: Literal["train", "validation"] = "train"
-    """Which one, where the source holds several; the files are named after it."""
+    """Split of the source, if it has several. The files are named after it."""
     size: int = 256
-    """Pixels to which a larger shorter side is reduced, with the filter of training. Nothing is enlarged."""
+    """Pixels to which the shorter side of larger pictures is reduced, with the filter that training uses. Smaller
+    pictures keep their size."""
     crop_min: float = 0.0
-    """The data.crop_min of the training to come. Its random crops resize the shorter side to up to size / crop_min
-    first, so this many pixels are kept, 1.6 times as many at 0.8. 0: `size` are kept, from which such crops are
-    enlarged, a little less sharp; right for validation, as centre crops are then those of the originals."""
+    """The data.crop_min that training will use. Random crops first resize the shorter side to up to size / crop_min, so
+    the files keep as many pixels: at 0.8, pictures have 1.6 times as many pixels in all. 0: keep `size` pixels. Random
+    crops must then be enlarged and are a little less sharp. This suits validation, because centre crops then equal
+    those of the originals."""
     format: Literal["jpeg", "png", "webp-lossless"] = "jpeg"
-    """Pictures that need no resizing and have this format already keep their bytes."""
+    """Format of the packed pictures. A picture that needs no resizing and has this format already keeps its bytes."""
     quality: int = 95
-    """Of JPEG, 1 to 100; colours keep their full resolution."""
+    """JPEG quality, 1 to 100; colours keep their full resolution."""
     rows_per_shard: int = 10_000
-    """Pictures of a file at most."""
+    """Largest number of pictures in one file."""
     shards: int = 0
-    """Number of files; 0: from --rows-per-shard."""
+    """Number of files; 0: computed from --rows-per-shard."""
     shuffle: bool = True
-    """Mix the pictures once and for all, where the source can be read in any order (a folder). Training shuffles within
-    data.window blocks of 256 rows only, which in a set sorted by class are few classes."""
+    """Shuffle the pictures once, if the source can be read in any order (a folder can). Training shuffles only within
+    data.window blocks of 256 rows, and in a set that is sorted by class such blocks hold few classes."""
     workers: int = 4
-    """Processes that resize; 0: none but this one. The bytes do not depend on it."""
+    """Number of processes that resize; 0: this process resizes. The bytes of the files do not depend on it."""
     max_unreadable: float = 0.01
-    """Share of pictures that may be unreadable: each is named in a warning and left out; more than that (and more than
-    ten) end the packing. 0: the first one does."""
+    """Share of pictures that may be unreadable. A warning names each of them, and the files leave it out. The packing
+    ends if there are more (and more than ten). 0: it ends at the first one."""
 
     def check(self) -> None:
         """Raise `UserError` for numbers that make no sense, and for a folder that cannot be written."""

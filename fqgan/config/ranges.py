@@ -1,73 +1,74 @@
-"""The range that each number of a configuration must lie in."""
+"""What is known of a setting beside its type: the range of its numbers, and whether a resumed run may change it."""
 
 from __future__ import annotations
 
 import math
-import re
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import field, fields, is_dataclass
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from fqgan.base.errors import UserError
-from fqgan.base.schema import LARGEST, digits, flatten
+from fqgan.base.schema import LARGEST, digits
 
-# what numbers may be; all others must be at least 0
-_AT_LEAST_1 = re.compile(
-    r"model\.(image_size|stem|channels|channel_multipliers|res_blocks|z_channels|adapter_head_dim|feature_head_depth|"
-    r"feature_head_heads|factors\.\d+\.(codebook_size|code_dim)|"
-    r"codebook_sizes|grid|width|depth|heads|mlp_multiple|head_depth)|"
-    r"data\.(window|lanes)|"
-    r"discriminator\.(channels|layers|r1_every)|"
-    r"train\.(batch|log_every|checkpoint_every|keep_last|sample_images)"
-)
-_ABOVE_0 = (
-    "loss.entropy_temperature",
-    "loss.representation_temperature",
-    "model.norm_eps",
-    "model.rope_base",
-    "optimizer.lr",
-)
-_BELOW_1 = (
-    "data.jitter",
-    "data.max_unreadable",
-    "model.class_dropout",
-    "model.dropout",
-    "discriminator.lecam_decay",
-    "optimizer.beta1",
-    "optimizer.beta2",
-    "optimizer.momentum",
-    "quantizer.ema_decay",
-    "train.ema_decay",
-)
-# larger integers, from a broken file, would keep a machine busy before anything is compared
-_AT_MOST = (
-    (re.compile(r"model\.(res_blocks|feature_head_depth|depth|head_depth|factors\.\d+\.adapter_depth)"), 1000),
-    (re.compile(r"model\.channel_multipliers"), 2**10),
-    (re.compile(r"model\.(codebook_sizes|num_classes|mlp_multiple|factors\.\d+\.codebook_size)"), 2**24),
-    (re.compile(r"model\..*"), 2**16),
-    # what is started or kept in memory as often
-    (re.compile(r"data\.workers"), 2**10),
-    (re.compile(r"data\.lanes|data\.window|train\.sample_images"), 2**16),
-    (re.compile(r"train\.batch|train\.micro_batch"), 2**32),
-    (re.compile(r".*"), LARGEST - 1),
-)
+_LARGEST_OF_MODELS = 2**16  # larger ones, from a broken file, would keep a machine busy before anything is compared
 _ENTRIES = 1000
+T = TypeVar("T")
+
+
+class Known(TypedDict, total=False):
+    """What may be said of a setting."""
+
+    least: int
+    """Its numbers are at least this; 0 where nothing else is said."""
+    positive: bool
+    """They are above 0."""
+    below: float
+    """They are below this."""
+    most: int
+    """Integers are at most this; 2^16 in a model's architecture, elsewhere what torch takes."""
+    changeable: bool
+    """Whether a resumed run may change it; as `CHANGEABLE` of its class says, if it has one, else not. Never what the
+    architecture, the order of the data or random numbers depend on."""
+
+
+def setting(default: T, **known: Unpack[Known]) -> T:
+    """A field of a configuration, with what is known of it."""
+    return field(default=default, metadata=known)
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
     """`UserError` for the first number outside its range; infinity and not-a-number are outside every range."""
-    for leaf, value in flatten(config).items():
-        name = prefix + leaf
+    for name, value, known in _leaves(config, prefix):
         if isinstance(value, tuple) and len(value) > _ENTRIES:
             raise UserError(f"{name} has {len(value)} entries, at most {_ENTRIES} make sense")
-        most = next(limit for names, limit in _AT_MOST if names.fullmatch(name))
+        most = known.get("most") or (_LARGEST_OF_MODELS if name.startswith("model.") else LARGEST - 1)
+        low, high, positive = known.get("least", 0), known.get("below", math.inf), known.get("positive", False)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, str):
                 continue
             if isinstance(number, int) and number > most:
                 raise UserError(f"{name} must be at most {most}, got {digits(number)}")
-            low, high = int(bool(_AT_LEAST_1.fullmatch(name))), 1 if name in _BELOW_1 else math.inf
-            if not low <= number < high or (name in _ABOVE_0 and not number):
-                rule = "above 0" if name in _ABOVE_0 else f"at least {low}" + (" and below 1" if high == 1 else "")
+            if not low <= number < high or (positive and not number):
+                rule = "above 0" if positive else f"at least {low}" + (f" and below {high}" if high < math.inf else "")
                 raise UserError(f"{name} must be {rule}, got {number}")
+
+
+def changeable(config: Any) -> set[str]:
+    """Dotted names of the settings that a resumed run may change, as far as it depends on nothing else."""
+    return {name for name, _, known in _leaves(config, "") if known["changeable"]}
+
+
+def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Dotted name, value, and what is known of every leaf of a config."""
+    for each in fields(config):
+        name, value = f"{prefix}{each.name}", getattr(config, each.name)
+        if is_dataclass(value):
+            yield from _leaves(value, f"{name}.")
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            for i, item in enumerate(value):
+                yield from _leaves(item, f"{name}.{i}.")
+        else:
+            yield name, value, {"changeable": getattr(config, "CHANGEABLE", False), **each.metadata}
 
 
 def at_least(smallest: int, **values: int) -> None:

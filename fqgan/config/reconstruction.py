@@ -20,15 +20,16 @@ class ReconstructionSettings:
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, one of its checkpoints, an exported tokenizer, a released file, or hf:org/name."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE ...")]
-    """Picture files."""
+    """Picture files to reconstruct."""
     out: Path = Path("reconstructions")
-    """Folder for a PNG and the codes (.npz) of each picture."""
+    """Folder for one PNG and one file of codes (.npz) for each picture."""
     size: int = 0
-    """Pixels a side of the centre crop; 0: the size that the tokenizer was trained on."""
+    """Side of the centre crop in pixels; 0: the size that the tokenizer was trained on."""
     weights: Literal["auto", "ema", "raw"] = "auto"
-    """Moving average (auto: where there is one) or raw weights."""
+    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
     precision: Literal["float32", "bf16"] = "float32"
-    """bf16: about twice as fast where the hardware has it; some codes change. Quantizers stay in float32."""
+    """Precision of the tokenizer. bf16 is about twice as fast if the hardware supports it, and changes some codes.
+    Quantizers stay in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def check(self) -> None:

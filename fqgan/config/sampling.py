@@ -20,21 +20,23 @@ class Drawing(SamplingConfig):
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A generator's run folder, one of its checkpoints, an exported generator, a released file, or hf:org/name."""
     classes: str = "all"
-    """Class numbers or names, separated by commas; picture i is of the class at i modulo their number."""
+    """Class numbers or names, separated by commas, or `all`. The pictures take these classes in turn: picture i takes
+    the class at index i modulo the number of classes."""
     num: int = 64
-    """Pictures in all."""
+    """Number of pictures to generate."""
     seed: int = 0
-    """Picture i is drawn from the random stream (seed, i)."""
+    """Seed. Picture i is drawn from the random stream (seed, i)."""
     batch: int = 16
     """Pictures that are made together; of r ranks, each takes every r-th batch."""
     npz: bool = False
-    """Also write samples.npz, as ADM's evaluator reads it: arr_0 (n, H, W, 3) uint8, arr_1 the classes."""
+    """Also write samples.npz, in the form that ADM's evaluator reads: arr_0 (n, H, W, 3) uint8, arr_1 the classes."""
     tokenizer: str = ""
-    """The tokenizer that decodes; empty: the one that the generator carries."""
+    """Tokenizer that decodes the codes; empty: the one that the generator carries."""
     weights: Literal["auto", "ema", "raw"] = "auto"
-    """Moving average (auto: where there is one) or raw weights."""
+    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
     precision: Literal["float32", "bf16"] = "float32"
-    """bf16: less than half the time where the hardware has it; other pictures of the same kind."""
+    """Precision of the generator. bf16 takes less than half the time if the hardware supports it. It gives other
+    pictures of the same quality."""
 
     def check(self, codebook_sizes: tuple[int, ...] = ()) -> None:
         """Raise `UserError` for numbers that make no sense; where the generator's codebooks are given, for codes that
@@ -50,7 +52,7 @@ class GenerationSettings(Drawing):
     """Of `fqgan generate`: pictures by class into a folder."""
 
     out: Path = Path("samples")
-    """Folder for the pictures, a grid of the first of them, and samples.json; the same command resumes."""
+    """Folder for the pictures, a grid of the first ones and samples.json. The same command resumes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def check(self, codebook_sizes: tuple[int, ...] = ()) -> None:

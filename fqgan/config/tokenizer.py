@@ -7,7 +7,7 @@ from typing import Literal
 
 from fqgan.base.errors import UserError
 from fqgan.config.data import DataConfig
-from fqgan.config.ranges import check_ranges
+from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig
 
 # Class-token (or pooled) feature dimensions of the teachers that presets name, so that a model can be built
@@ -30,11 +30,11 @@ class FactorConfig:
 
     name: str = "visual"
     """Name of the factor in logs, reports and metrics; it must be unique within a model."""
-    codebook_size: int = 16384
+    codebook_size: int = setting(16384, least=1, most=2**24)
     """Number of codes K."""
-    code_dim: int = 8
+    code_dim: int = setting(8, least=1)
     """Dimension D of a code."""
-    adapter_depth: int = 6
+    adapter_depth: int = setting(6, most=1000)
     """Number of transformer blocks of the adapter F_i (Eq. 4); 0: no adapter, so that the factor reads the encoder
     directly."""
     teacher: str = ""
@@ -44,6 +44,8 @@ class FactorConfig:
     teacher_dim: int = 0
     """Dimension of the teacher's feature; 0: looked up in a table of known teachers, or read from the teacher when
     training starts."""
+    quantizer: str = "vq"
+    """What makes codes of features: vq, the nearest code on the unit sphere (Eq. 1), as in the released models."""
 
 
 def teacher_dim(factor: FactorConfig) -> int:
@@ -60,29 +62,29 @@ def teacher_dim(factor: FactorConfig) -> int:
 class TokenizerConfig:
     """Architecture of a tokenizer. The defaults are the paper's dual tokenizer at 16x."""
 
-    image_size: int = 256
+    image_size: int = setting(256, least=1)
     """Side of the training images in pixels. A trained tokenizer takes images whose sides are any multiple of the
     downsampling factor."""
-    stem: int = 1
+    stem: int = setting(1, least=1)
     """Space-to-depth factor in front of the encoder (and behind the decoder); 1: the paper's convolutional stem.
     Larger values trade detail for speed on small machines."""
-    channels: int = 128
+    channels: int = setting(128, least=1)
     """Base width of the convolutional encoder and decoder."""
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    channel_multipliers: tuple[int, ...] = setting((1, 1, 2, 2, 4), least=1, most=2**10)
     """Width of each resolution level, as a multiple of `channels`; every level but the last halves the resolution."""
-    res_blocks: int = 2
+    res_blocks: int = setting(2, least=1, most=1000)
     """Number of residual blocks in each level of the encoder; each level of the decoder has one more."""
     attention: bool = True
     """Use self-attention at the lowest resolution, as VQGAN does."""
-    z_channels: int = 256
+    z_channels: int = setting(256, least=1)
     """Number of channels between the convolutional networks and the code projections."""
-    dropout: float = 0.0
+    dropout: float = setting(0.0, below=1)
     """Dropout rate in the residual blocks."""
-    adapter_head_dim: int = 64
+    adapter_head_dim: int = setting(64, least=1)
     """Number of channels of each attention head in the adapters."""
-    feature_head_depth: int = 3
+    feature_head_depth: int = setting(3, least=1, most=1000)
     """Number of transformer blocks of a feature-prediction head."""
-    feature_head_heads: int = 8
+    feature_head_heads: int = setting(8, least=1)
     """Number of attention heads of a feature-prediction head."""
     feature_head_width: int = 0
     """Width of a feature-prediction head; 0: the teacher's dimension, as in the released models. With any other width,
@@ -137,6 +139,8 @@ class TokenizerConfig:
 class LossConfig:
     """Weights of Eq. 2 and Eq. 8, and the form of each term."""
 
+    CHANGEABLE = True
+
     reconstruction: Literal["l1", "l2"] = "l2"
     """Pixel loss, computed on images in [-1, 1]."""
     reconstruction_weight: float = 1.0
@@ -146,7 +150,7 @@ class LossConfig:
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     entropy_weight: float = 0.03
-    entropy_temperature: float = 0.01
+    entropy_temperature: float = setting(0.01, positive=True)
     """Temperature tau of the soft assignment softmax(-d / tau)."""
     disentangle_weight: float = 0.1
     """Weight of the disentanglement loss: lambda_1 of Eq. 8."""
@@ -159,7 +163,7 @@ class LossConfig:
     representation: Literal["infonce", "cosine"] = "infonce"
     """Loss between the predicted features and the teacher's: InfoNCE over the images of all ranks, or 1 - cosine
     similarity of each image's pair of features, which needs no negatives and so suits small batches."""
-    representation_temperature: float = 1.0
+    representation_temperature: float = setting(1.0, positive=True)
     """Temperature of InfoNCE; the released models use none (1). It has no effect on `cosine`."""
 
 
@@ -170,7 +174,7 @@ class QuantizerConfig:
     gradient: Literal["straight-through", "rotation"] = "straight-through"
     """How the gradient passes the quantizer. straight-through: unchanged. rotation: rotated as the feature is rotated
     onto its code (the rotation trick, Fifty et al. 2024)."""
-    ema_decay: float = 0.0
+    ema_decay: float = setting(0.0, below=1)
     """Decay per step of the moving average of features that each code follows (van den Oord et al. 2017); 0: codes
     learn by gradient."""
     restart_after: int = 0
@@ -184,6 +188,8 @@ class QuantizerConfig:
 class DiscriminatorConfig:
     """The adversarial term of Eq. 2."""
 
+    CHANGEABLE = True
+
     start: int = 20_000
     """Optimizer step at which the discriminator and the GAN loss become active."""
     weight: float = 0.5
@@ -193,25 +199,25 @@ class DiscriminatorConfig:
     adaptive: bool = False
     """Multiply `weight` by VQGAN's adaptive weight: the ratio of the image losses' gradient to the GAN loss's gradient,
     both taken at the reconstruction."""
-    kind: Literal["patchgan", "stylegan"] = "patchgan"
+    kind: Literal["patchgan", "stylegan"] = setting("patchgan", changeable=False)
     """What the discriminator judges: overlapping patches (PatchGAN) or whole images (StyleGAN2's residual
     discriminator)."""
     loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
     """Loss of the discriminator: hinge, or binary cross-entropy (vanilla and non-saturating). The tokenizer minimises
     the negative logits, or with `non-saturating` the softplus of the negative logits."""
-    channels: int = 64
+    channels: int = setting(64, least=1, changeable=False)
     """Base width. The width doubles each time the resolution is halved, up to eight times the base."""
-    layers: int = 3
+    layers: int = setting(3, least=1, changeable=False)
     """Number of strided layers of the PatchGAN, including the first one."""
-    norm: Literal["batch", "group"] = "batch"
+    norm: Literal["batch", "group"] = setting("batch", changeable=False)
     """Normalisation in the PatchGAN. `batch` mixes the images of a rank's micro-batch, in the gradient of R1, too."""
-    lecam_weight: float = 0.0
+    lecam_weight: float = setting(0.0, changeable=False)
     """Weight of LeCam regularisation in the discriminator's objective; 0: no LeCam."""
-    lecam_decay: float = 0.999
+    lecam_decay: float = setting(0.999, below=1)
     """Decay per step of LeCam's moving averages of the logits."""
     r1_weight: float = 0.0
     """gamma of the R1 gradient penalty gamma/2 |grad D(real)|^2 in the discriminator's objective; 0: no penalty."""
-    r1_every: int = 16
+    r1_every: int = setting(16, least=1)
     """Number of steps from one R1 penalty to the next; each penalty is multiplied by this number."""
 
     def check(self, image_size: int) -> None:
@@ -264,6 +270,15 @@ class TokenizerRunConfig:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
+
+    def fixed_since(self, old: TokenizerRunConfig) -> set[str]:
+        """What a resumed run may usually change, and must not where it was begun with the settings `old`."""
+        fixed: set[str] = set()
+        if not (old.discriminator.weight and self.discriminator.weight):  # with 0 there is no discriminator
+            fixed.add("discriminator.weight")
+        if self.discriminator.lecam_weight:  # LeCam's averages start with it
+            fixed.add("discriminator.start")
+        return fixed
 
     def check(self) -> None:
         """Raise `UserError` for settings that contradict each other."""

@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fqgan.config.ranges import setting
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer and its schedule, in steps."""
 
-    kind: Literal["adam", "muon"] = "adam"
+    CHANGEABLE = True
+
+    kind: Literal["adam", "muon"] = setting("adam", changeable=False)
     """adam: the paper's optimizer. muon: orthogonal updates for the hidden matrices and Adam for the rest, which needs
     far fewer steps."""
-    lr: float = 2e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    momentum: float = 0.95
+    lr: float = setting(2e-4, positive=True)
+    beta1: float = setting(0.9, below=1)
+    beta2: float = setting(0.95, below=1)
+    momentum: float = setting(0.95, below=1)
     """Nesterov momentum of the matrices that Muon updates."""
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
@@ -34,9 +38,11 @@ class OptimizerConfig:
 class TrainConfig:
     """Length, batch, precision and bookkeeping of a training run."""
 
-    batch: int = 256
+    CHANGEABLE = True
+
+    batch: int = setting(256, least=1, most=2**32, changeable=False)
     """Number of images (or of images' codes) in one optimizer step, over all ranks."""
-    micro_batch: int = 0
+    micro_batch: int = setting(0, most=2**32)
     """Number of images that one rank holds at a time; 0: batch / ranks. batch must be a multiple of micro_batch *
     ranks."""
     epochs: float = 40
@@ -47,16 +53,16 @@ class TrainConfig:
     """Precision of the networks (autocast); quantizer and losses always use float32."""
     compile: bool = False
     """Compile the networks with torch.compile, which needs a C++ compiler on a CPU."""
-    ema_decay: float = 0.0
+    ema_decay: float = setting(0.0, below=1, changeable=False)
     """Decay per step of the weights' moving average; 0: no moving average."""
-    seed: int = 0
+    seed: int = setting(0, changeable=False)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = False
     """Use deterministic kernels on a GPU, so that a run resumes bit for bit there."""
     skip_nonfinite: int = 0
     """How many steps in a row may be skipped (and counted) because a loss or gradient is not finite. One more stops the
     training."""
-    log_every: int = 50
+    log_every: int = setting(50, least=1)
     """Number of steps between two lines of stats.jsonl."""
     image_every: int = 1000
     """Number of steps between two pictures of reconstructions or samples; 0: a picture after the last step only."""
@@ -64,9 +70,9 @@ class TrainConfig:
     """Number of steps between two validations; 0: a validation after the last step only."""
     validation_images: int = 2048
     """Largest number of images in one validation."""
-    checkpoint_every: int = 5000
+    checkpoint_every: int = setting(5000, least=1)
     """Number of steps between two checkpoints; the last step is always saved."""
-    keep_last: int = 2
+    keep_last: int = setting(2, least=1)
     """Number of newest checkpoints that are kept."""
     wandb: str = ""
     """Project on Weights & Biases that the run logs to (needs the package wandb); empty: none."""

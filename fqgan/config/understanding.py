@@ -9,7 +9,7 @@ from typing import Literal
 from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.config.data import Small
-from fqgan.config.ranges import at_least, check_ranges
+from fqgan.config.ranges import at_least, check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig
 
 Feature = Literal["continuous", "discrete", "network", "blind"]
@@ -27,11 +27,11 @@ TINY = "tiny"
 class LanguageConfig:
     """A small Phi (transformers) whose tokens are words."""
 
-    width: int = 128
-    depth: int = 2
+    width: int = setting(128, least=1)
+    depth: int = setting(2, least=1, most=1000)
     """Blocks."""
-    heads: int = 4
-    dropout: float = 0.1
+    heads: int = setting(4, least=1)
+    dropout: float = setting(0.1, below=1)
     min_count: int = 2
     """How often a word occurs in the captions, at least; rarer ones are unknown."""
 
@@ -147,7 +147,7 @@ class UnderstandingSettings:
     out: Path = Path()
     """Folder of runs, table and page; the same command resumes, and finished rows are reused."""
     seeds: int = 3
-    """Seeds of every row, counted from 0."""
+    """Number of seeds of every row, counted from 0."""
     factors: tuple[str, ...] = ()
     """Subsets of the factors, such as 0 1 0+1; by default each by itself, and all together."""
     only: tuple[str, ...] = ()
@@ -170,9 +170,9 @@ class UnderstandingSettings:
     batch: int = 32
     """Pictures at a time, of features and captions."""
     workers: int = 1
-    """Loader processes."""
+    """Number of loader processes."""
     processes: int = 0
-    """Rows at a time; 0: one for each GPU, or one."""
+    """Number of rows that train at the same time; 0: one for each GPU, or one without GPUs."""
     optimizer: OptimizerConfig = field(default_factory=lambda: ProjectorRunConfig().optimizer)
     train: TrainConfig = field(default_factory=lambda: ProjectorRunConfig().train)
     language: LanguageRunConfig = field(default_factory=LanguageRunConfig)

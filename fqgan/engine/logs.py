@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,13 +22,13 @@ from fqgan.config import TrainConfig
 from fqgan.engine.distributed import World
 from fqgan.engine.run import RunFolder
 
-_SHOWN = ("reconstruction_loss", "perceptual_loss", "loss", "val_psnr", "val_loss")
-
 
 class Log:
-    """The main rank's reporting; on other ranks every call does nothing."""
+    """The main rank's reporting; on other ranks every call does nothing. Lines on the terminal have the values of
+    these names, `shown`, alone."""
 
-    def __init__(self, run: RunFolder, world: World, start: int, steps: int, config: TrainConfig):
+    def __init__(self, run: RunFolder, world: World, start: int, steps: int, config: TrainConfig, shown: Sequence[str]):
+        self.shown = shown
         self.active, self.steps, self.batch = world.is_main, steps, config.batch
         self.run = run
         self._done, self._first, self._began = start, start, time.monotonic()
@@ -81,7 +82,7 @@ class Log:
                 self._board.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(values, step=step)
-        shown = "  ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
+        shown = "  ".join(f"{name} {values[name]:.4g}" for name in self.shown if name in values)
         left = (time.monotonic() - self._began) / max(1, self._done - self._first) * (self.steps - self._done)
         self.note(f"step {step}/{self.steps}  {shown}  {rate:.1f} images/s  ETA {elapsed(left)}")
 

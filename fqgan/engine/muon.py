@@ -1,13 +1,13 @@
 """Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") for networks with convolutions.
 
 The update of a weight matrix is its momentum with all singular values set to about one. Convolutions count as
-matrices (out, in * height * width). What is no hidden matrix goes on with Adam.
+matrices (out, in * height * width). What is no map between hidden features goes on with Adam: embedding tables, and
+what modules name in a method `nonhidden_parameters`, such as codebooks and layers that make the pixels or the logits.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,8 +18,6 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)  # takes singular values in (0, 1] to about
 _STEPS = 5
 _SCALE = 10  # learning rate of an orthogonal update over Adam's: with it one rate suits both (LOG.md)
 _SMALLEST = 16  # sides of a matrix below which orthogonal rows mean little
-_ADAM = re.compile(r"codebook|class_token|class_position|positions|conv_out|smooth|embedding|outputs")
-"""Parameters that are no map between hidden features: tables, and the layers that make the pixels or the logits."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -41,7 +39,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
     ):
-        matrices = [p for name, p in module.named_parameters() if is_hidden_matrix(name, p)]
+        matrices = hidden_matrices(module)
         chosen = {id(p) for p in matrices}
         others = [p for p in module.parameters() if id(p) not in chosen]
         self._adam = torch.optim.Adam(others, lr, betas, fused=True)
@@ -89,11 +87,18 @@ def split_decayed(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter
     return [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
 
 
-def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon takes a parameter: a linear map or convolution between hidden features."""
-    if parameter.ndim < 2 or _ADAM.search(name):
-        return False
-    return min(parameter.shape[0], parameter[0].numel()) >= _SMALLEST
+def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that Muon takes: linear maps and convolutions between hidden features, not too small."""
+    others = {id(parameter) for each in module.modules() for parameter in _nonhidden(each)}
+    wide = (p for p in module.parameters() if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= _SMALLEST)
+    return [p for p in wide if id(p) not in others]
+
+
+def _nonhidden(module: nn.Module) -> Iterable[nn.Parameter]:
+    """What of a module and its parts is no map between hidden features, as far as the module knows."""
+    if isinstance(module, nn.Embedding):
+        return module.parameters()
+    return module.nonhidden_parameters() if hasattr(module, "nonhidden_parameters") else ()  # pyright: ignore[reportCallIssue]
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

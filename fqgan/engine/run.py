@@ -16,20 +16,8 @@ from fqgan.base.errors import UserError
 from fqgan.base.files import write_text, writing
 from fqgan.base.folder import ResumableFolder, told_changes
 from fqgan.base.printing import say
+from fqgan.config.ranges import changeable
 from fqgan.engine import checkpoint
-
-CHANGEABLE = re.compile(
-    # how long, where and how it is watched
-    r"train\.(activation_checkpointing|checkpoint_every|channels_last|compile|deterministic|device|epochs|fsdp|"
-    r"image_every|keep_last|log_every|micro_batch|precision|sample_images|skip_nonfinite|steps|validate_every|"
-    r"validation_images|wandb)|sampling\..*|"
-    # what a user who sees it go wrong must be able to change
-    r"optimizer\.(?!kind).*|loss\..*|label_smoothing|discriminator\.(?!kind|channels|layers|norm|lecam_weight).*|"
-    # where the same data lie, whose content is compared, and how accidents in them are taken
-    r"data|validation|tokenizer|data\.(source|validation|image_column|label_column|max_unreadable|small|workers)"
-)
-"""What a resumed run may change: never architecture, order of the data, or what its random numbers are drawn from."""
-
 
 _MADE = ("config.json", "stats.jsonl", "wandb-id", "tensorboard", "checkpoints", "images", "tokenizer", "wandb")
 
@@ -84,14 +72,9 @@ class RunFolder:
             )
         old = schema.load(type(self.config), file)
         advice = f"; {self.instead}" if self.instead else ""
-        changed = self._folder.changed(old, self.config, lambda name: bool(CHANGEABLE.fullmatch(name)), advice)
-        weights = changed.get("discriminator.weight", (1, 1))
-        fixed = [] if all(weights) else ["discriminator.weight"]  # with 0 there is no discriminator
-        if "discriminator.start" in changed and self.config.discriminator.lecam_weight:
-            fixed.append("discriminator.start")  # LeCam's averages start with it
-        before, now = ({name: changed[name][i] for name in fixed} for i in range(2))
-        self._folder.changed(before, now, advice=advice)
-        return changed
+        fixed_since = getattr(self.config, "fixed_since", lambda old: set())
+        may_change = changeable(self.config) - fixed_since(old)
+        return self._folder.changed(old, self.config, may_change.__contains__, advice)
 
     def open(self) -> Path | None:
         """Take the lock and return the checkpoint to resume from, if there is one. A new run gets its config."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class Task(ABC):
     phases: list[Phase]
     step: int = 0
     """The optimizer step under way, from 0."""
+    shown: Sequence[str] = ("loss", "val_loss")
+    """Which of a step's statistics are told on the terminal, in this order, as far as it has them."""
 
     @abstractmethod
     def batches(self, start_step: int) -> Iterator[Any]:

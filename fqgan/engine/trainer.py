@@ -68,7 +68,7 @@ class Trainer:
             say(f"{self.run.path} has already done its {self.steps} steps")
         for phase in self.task.phases:
             phase.network = distributed.wrap(phase.network, self.world)
-        log = Log(self.run, self.world, start, self.steps, self.config)
+        log = Log(self.run, self.world, start, self.steps, self.config, self.task.shown)
         previous = {s: signal.signal(s, self._on_signal) for s in stopping()}
         try:
             self._loop(start, log)

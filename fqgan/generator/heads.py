@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,10 @@ class Head(nn.Module):
 
     sees_codes = False
     """Whether a factor's vector depends on the codes of the factors before it."""
+
+    def nonhidden_parameters(self) -> Iterable[nn.Parameter]:
+        """The output matrices."""
+        return self.outputs.parameters()
 
 
 class LinearHead(Head):

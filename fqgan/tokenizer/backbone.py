@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -188,3 +188,7 @@ class Decoder(nn.Module):
             x = level(x)
         x = norm_silu_conv(x, self.norm_out, self.conv_out)
         return self.smooth(F.pixel_shuffle(x, self.stem))
+
+    def nonhidden_parameters(self) -> Iterable[nn.Parameter]:
+        """The layers that make the pixels."""
+        return [*self.conv_out.parameters(), *self.smooth.parameters()]

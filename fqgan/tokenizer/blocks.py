@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,3 +63,6 @@ class LearnedPositions(nn.Module):
             return self.table
         table = self.table.float().view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
         return F.interpolate(table, (h, w), mode="bicubic", align_corners=False)[0].flatten(1).T.to(self.table.dtype)
+
+    def nonhidden_parameters(self) -> Iterable[nn.Parameter]:
+        return [self.table]

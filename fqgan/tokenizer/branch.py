@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from fqgan.tokenizer.backbone import Normalize
 from fqgan.tokenizer.blocks import LearnedPositions, TransformerBlock
 from fqgan.tokenizer.fused import norm_silu_conv
-from fqgan.tokenizer.quantizers.vector import Quantized, VectorQuantizer
+from fqgan.tokenizer.quantizers.base import Quantized, Quantizer
 
 
 class Adapter(nn.Module):
@@ -52,18 +54,19 @@ class FeaturePredictionHead(nn.Module):
         tokens = self.blocks(self.norm_in(torch.cat([first, tokens], 1)))
         return self.out(self.norm_out(tokens[:, 0]))
 
+    def nonhidden_parameters(self) -> Iterable[nn.Parameter]:
+        return [self.class_token, self.class_position]
+
 
 class Branch(nn.Module):
     """Base features -> one factor's codes. The normalisation before the projection keeps the codes from collapsing."""
 
-    def __init__(
-        self, adapter: nn.Module, width: int, z_channels: int, quantizer: VectorQuantizer, head: nn.Module | None
-    ):
+    def __init__(self, adapter: nn.Module, width: int, z_channels: int, quantizer: Quantizer, head: nn.Module | None):
         super().__init__()
         self.adapter = adapter
         self.norm = Normalize(width)
         self.conv = nn.Conv2d(width, z_channels, 3, padding=1)
-        self.projection = nn.Conv2d(z_channels, quantizer.codebook.shape[1], 1)
+        self.projection = nn.Conv2d(z_channels, quantizer.code_dim, 1)
         self.quantizer = quantizer
         self.head = head
 

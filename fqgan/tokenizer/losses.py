@@ -12,7 +12,7 @@ from torch import Tensor
 from fqgan.config import LossConfig
 from fqgan.engine.distributed import all_reduce_mean, gather_rows
 from fqgan.tokenizer.model import TokenizerOutput
-from fqgan.tokenizer.quantizers.vector import Quantized
+from fqgan.tokenizer.quantizers.base import Quantized
 
 
 def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: str) -> Tensor:
@@ -130,8 +130,9 @@ def tokenizer_loss(
     if perceptual is not None:
         add("perceptual", perceptual.mean(), config.perceptual_weight)
     compared = list(terms)
-    if any(q.embeddings.requires_grad for q in quantized):  # EMA codes have nothing to learn from it
-        add("codebook", _total([q.codebook_loss for q in quantized]), config.codebook_weight)
+    learning = [q for q in quantized if q.embeddings.requires_grad]  # EMA codes and fixed ones are not among them
+    if learning:
+        add("codebook", _total([q.codebook_loss for q in learning]), config.codebook_weight)
     add("commitment", _total([q.commitment_loss for q in quantized]), config.commitment_weight)
     if config.entropy_weight:
         add("entropy", _total([q.entropy_loss for q in quantized]), config.entropy_weight)

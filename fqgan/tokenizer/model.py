@@ -18,7 +18,8 @@ from fqgan.config import FactorConfig, TokenizerConfig, teacher_dim
 from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.backbone import Decoder, Encoder
 from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead
-from fqgan.tokenizer.quantizers.vector import Quantized, VectorQuantizer
+from fqgan.tokenizer.quantizers import make_quantizer
+from fqgan.tokenizer.quantizers.base import Quantized, Quantizer
 
 
 @dataclass
@@ -68,7 +69,7 @@ class FactorizedTokenizer(Pretrained):
         return len(self.branches)
 
     @property
-    def quantizers(self) -> list[VectorQuantizer]:
+    def quantizers(self) -> list[Quantizer]:
         """One a factor."""
         return [branch.quantizer for branch in self.branches]  # pyright: ignore[reportReturnType]
 
@@ -126,14 +127,14 @@ class FactorizedTokenizer(Pretrained):
         return images.float() if self.precision == "bf16" else images
 
     def features(self, images: Numbers) -> list[Tensor]:
-        """k tensors (b, d, h, w): the l2-normalised features before quantization."""
+        """k tensors (b, d, h, w): the features before quantization, l2-normalised for `vq`."""
         images = self._images(images)
         with self._autocast(images.device):
             base = self.encoder(images)
             return [b.quantizer.normalize(b.project(base)) for b in self.branches]  # pyright: ignore
 
     def embed(self, codes: Numbers, *, values: bool = True) -> list[Tensor]:
-        """k tensors (b, d, h, w): the codes' l2-normalised embeddings."""
+        """k tensors (b, d, h, w): the codes' embeddings, l2-normalised for `vq`."""
         sizes = [quantizer.codebook_size for quantizer in self.quantizers]
         codes = as_codes(codes, sizes, self.post_quant.weight.device, values=values)
         return [quantizer.embed(codes[:, i]) for i, quantizer in enumerate(self.quantizers)]
@@ -172,8 +173,7 @@ def _branch(config: TokenizerConfig, factor: FactorConfig, entropy_temperature: 
             config.feature_head_depth,
             config.feature_head_heads,
         )
-    quantizer = VectorQuantizer(factor.codebook_size, factor.code_dim, entropy_temperature, gradient)
-    return Branch(adapter, width, config.z_channels, quantizer, head)
+    return Branch(adapter, width, config.z_channels, make_quantizer(factor, entropy_temperature, gradient), head)
 
 
 def load_matching_tokenizer(

@@ -39,8 +39,9 @@ from fqgan.tokenizer.adversary import Adversary
 from fqgan.tokenizer.losses import tokenizer_loss
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
-from fqgan.tokenizer.quantizers.keeper import FEATURES_PER_CODE, CodebookKeeper, in_order
-from fqgan.tokenizer.quantizers.vector import Quantized, as_rows
+from fqgan.tokenizer.quantizers import make_quantizer
+from fqgan.tokenizer.quantizers.base import Keeper, Quantized, as_rows
+from fqgan.tokenizer.quantizers.keeper import FEATURES_PER_CODE, in_order
 from fqgan.tokenizer.speed import compile_tokenizer, memory_format, recompute_activations
 from fqgan.tokenizer.start import Start
 from fqgan.tokenizer.validation import Scores, score_reconstructions
@@ -59,6 +60,8 @@ class Batch:
 
 class TokenizerTask(Task):
     """Generator phase (Eq. 8) and, from its start step, discriminator phase."""
+
+    shown = ("reconstruction_loss", "perceptual_loss", "val_psnr")
 
     def __init__(
         self,
@@ -82,17 +85,17 @@ class TokenizerTask(Task):
         if config.train.compile:
             compile_tokenizer(self.model, world.device)
         self.phases = [Phase("tokenizer", self._place(self.model), self._optimizer(self.model), self._generator_loss)]
-        self.keepers = [
-            CodebookKeeper(
-                quantizer,
-                self.phases[0].optimizer,
-                ema_decay=options.ema_decay,
-                restart_after=options.restart_after,
-                seed=(config.train.seed, i),
-                interleaved=config.data.lanes > 1,
+        self.keepers: dict[int, Keeper] = {}
+        """By the index of their factor."""
+        for i, quantizer in enumerate(self.model.quantizers):
+            keeper = quantizer.keeper(
+                self.phases[0].optimizer, options, (config.train.seed, i), interleaved=config.data.lanes > 1
             )
-            for i, quantizer in enumerate(self.model.quantizers)
-        ]
+            if keeper:
+                self.keepers[i] = keeper
+        kept = ("ema_decay", "restart_after", "kmeans_iterations")
+        if not self.keepers and (option := next((name for name in kept if getattr(options, name)), "")):
+            raise UserError(f"quantizer.{option} needs a codebook, and no factor's quantizer has one: set it to 0")
         gan = config.discriminator
         self.adversary = Adversary(gan, config.model.image_size) if gan.weight else None
         if self.adversary:
@@ -170,29 +173,32 @@ class TokenizerTask(Task):
         config, options = self.config, self.config.quantizer
         if not options.kmeans_iterations:
             return
-        features = FEATURES_PER_CODE * max(quantizer.codebook_size for quantizer in self.model.quantizers)
+        factors = config.model.factors
+        features = FEATURES_PER_CODE * max(factors[i].codebook_size for i in self.keepers)
         steps = math.ceil(features / (config.train.batch * config.model.grid**2))
         micro_batches = steps * config.train.batch // (micro_batch(config.train, self.world.size) * self.world.size)
         if self.world.is_main:
             say(f"k-means on features of the first {steps * config.train.batch} images")
-        parts: list[list[Tensor]] = [[] for _ in self.keepers]
+        parts: dict[int, list[Tensor]] = {i: [] for i in self.keepers}
         self.model.eval()
         for batch in islice(self.batches(0), micro_batches):
             with self._autocast():
-                for part, found in zip(parts, self.model.features(batch.images), strict=True):
-                    part.append(as_rows(found).unflatten(0, (len(found), -1)))
-        for factor, keeper, part in zip(config.model.factors, self.keepers, parts, strict=True):
-            told = _Told(f"k-means of factor {factor.name}", options.kmeans_iterations, self.world.is_main)
-            keeper.start(in_order(part, config.data.lanes > 1), options.kmeans_iterations, told.advance)
+                found = self.model.features(batch.images)
+            for i, part in parts.items():
+                part.append(as_rows(found[i]).unflatten(0, (len(found[i]), -1)))
+        for i, keeper in self.keepers.items():
+            told = _Told(f"k-means of factor {factors[i].name}", options.kmeans_iterations, self.world.is_main)
+            keeper.start(in_order(parts[i], config.data.lanes > 1), options.kmeans_iterations, told.advance)
 
     def after_step(self) -> None:
         self.unreadable.update(*self._seen)
         for part in self._quantized:
-            for meter, keeper, quantized in zip(self.usage, self.keepers, part, strict=True):
+            for meter, quantized in zip(self.usage, part, strict=True):
                 meter.update(quantized.codes)
-                keeper.observe(quantized, self.step)
+            for i, keeper in self.keepers.items():
+                keeper.observe(part[i], self.step)
         self._quantized.clear()
-        for keeper in self.keepers:
+        for keeper in self.keepers.values():
             keeper.after_step(self.step)
         if self.adversary:
             self.adversary.after_step(self.step)
@@ -203,11 +209,10 @@ class TokenizerTask(Task):
             self.adversary.abandon_step()
 
     def extra_state(self) -> dict[str, Tensor]:
-        states = enumerate(keeper.state() for keeper in self.keepers)
-        return {f"{i}/{name}": tensor for i, state in states for name, tensor in state.items()}
+        return {f"{i}/{name}": each for i, keeper in self.keepers.items() for name, each in keeper.state().items()}
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
-        for i, keeper in enumerate(self.keepers):
+        for i, keeper in self.keepers.items():
             prefix = f"{i}/"
             keeper.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
@@ -216,9 +221,11 @@ class TokenizerTask(Task):
 
     def meters(self) -> dict[str, float]:
         values: dict[str, float] = {}
-        for factor, meter, keeper in zip(self.config.model.factors, self.usage, self.keepers, strict=True):
+        for i, (factor, meter) in enumerate(zip(self.config.model.factors, self.usage, strict=True)):
             numbers = meter.compute(all_reduce_sum)
-            numbers = {name: numbers[name] for name in ("usage", "perplexity")} | keeper.restarted()
+            numbers = {name: numbers[name] for name in ("usage", "perplexity")}
+            if i in self.keepers:
+                numbers |= self.keepers[i].restarted()
             values |= {f"{factor.name}_{name}": number for name, number in numbers.items()}
             meter.reset()
         return values | self.unreadable.compute(all_reduce_sum)
@@ -286,6 +293,7 @@ class _Told:
 def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
     """Train, or go on training, the run in folder `path`. Bad settings and data raise `UserError` before it exists."""
     config.check()
+    _check_quantizers(config)
     with session(config.train) as world:
         if not config.data.source:
             raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
@@ -306,6 +314,13 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
                 announce(validation, config.model.image_size)
         task = TokenizerTask(config, world, source, validation, teachers, perceptual, init)
         train(task, run, world, len(source))
+
+
+def _check_quantizers(config: TokenizerRunConfig) -> None:
+    """`UserError` for a quantizer that cannot be made, before data and teachers are waited for."""
+    with torch.device("meta"):
+        for factor in config.model.factors:
+            make_quantizer(factor)
 
 
 def _check_memory(config: TokenizerRunConfig, world: World) -> None:

@@ -22,19 +22,19 @@ class GivenOptions:
     """Of all studies of models that are there."""
 
     checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT ...")]
-    """Run folders, checkpoints, exports, released files, or hf:org/name; one row of the table each."""
+    """Run folders, checkpoints, exports, released files, or hf:org/name. Each becomes one row of the table."""
     names: tuple[str, ...] = ()
-    """What tables call the checkpoints; by default their paths."""
+    """Names of the checkpoints in tables; by default their paths."""
     out: Path = Path()
     """Folder for table, figure and results."""
     size: int = 0
-    """Pixels a side of the centre crop; 0: as the first model has it."""
+    """Side of the centre crop in pixels; 0: the size of the first model."""
     small: Small = "enlarge"
-    """Images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
+    """What to do with images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
     workers: int = 2
-    """Loader processes."""
+    """Number of loader processes."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the models."""
+    """Precision of the models."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def check(self) -> None:
@@ -83,14 +83,14 @@ class InspectionOptions(GivenOptions):
     data: str
     """Images with labels: `photos`, `cifar10`, a folder of class folders, parquet files or tars."""
     split: Literal["train", "validation"] = "validation"
-    """Which one, where the data hold several."""
+    """Split of the data, if they have several."""
     limit: int = 1000
-    """Images, evenly spread; 0: all."""
+    """Number of images, spread evenly over the set; 0: all."""
     batch: int = 64
     weights: Literal["auto", "ema", "raw"] = "auto"
-    """Moving average (auto: where there is one) or raw weights."""
+    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
     seed: int = 0
-    """Of whatever is drawn at random."""
+    """Seed of everything that is drawn at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class DisentangleOptions(InspectionOptions):
     """Of `study disentangle`."""
 
     permutations: int = 3
-    """Shufflings that the mutual information by chance is the mean of."""
+    """Number of shufflings over which the mutual information by chance is averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +107,14 @@ class ProbeOptions(InspectionOptions):
 
     split: Literal["train", "validation"] = "train"
     limit: int = 5000
-    """Images to fit on, evenly spread; 0: all."""
+    """Number of images to fit the classifier on, spread evenly over the set; 0: all."""
     test: str = ""
-    """Images to test on; by default the validation split of the data."""
+    """Images to test the classifier on; by default the validation split of the data."""
     test_limit: int = 2000
-    """Images to test on, evenly spread; 0: all."""
+    """Number of images to test the classifier on, spread evenly over the set; 0: all."""
     points: Literal["mean", "grid", "both"] = "both"
-    """What of an image is classified: the mean over its positions, all of them, or one after the other."""
+    """Features of an image that are classified. mean: their mean over the positions. grid: those of all positions
+    together. both: first the one, then the other."""
 
 
 FIGURE_CLASSES = {"fig4": 4, "fig6": 5}
@@ -125,19 +126,20 @@ class TsneOptions(InspectionOptions):
     """Of `study tsne`."""
 
     preset: Literal["fig4", "fig6"] = "fig4"
-    """The paper's figure: four classes (Fig. 4, of its dual tokenizer) or five (Fig. 6, of its triple one)."""
+    """Figure of the paper to draw: four classes (fig4, its dual tokenizer) or five (fig6, its triple tokenizer)."""
     limit: int = 100
-    """Images of each class, evenly spread; 0: all."""
+    """Number of images of each class, spread evenly over the set; 0: all."""
     classes: str = ""
-    """Class numbers or names, separated by commas; by default as many as the preset has are drawn at random."""
+    """Class numbers or names, separated by commas; by default the study draws as many classes at random as the preset
+    has."""
     num_classes: int = 0
-    """How many classes are drawn, where none are named; 0: as many as the preset has."""
+    """Number of classes to draw if `classes` names none; 0: as many as the preset has."""
     points: Literal["mean", "grid"] = "mean"
-    """What of an image is a point: the mean over its positions, or all of them."""
+    """What one point of the map is: the mean over an image's positions, or all of its positions together."""
     neighbours: int = 10
-    """Nearest neighbours whose classes are counted."""
+    """Number of nearest neighbours whose classes are counted for the purity."""
     perplexity: float = 30.0
-    """Of t-SNE."""
+    """Perplexity of t-SNE."""
 
     def check(self) -> None:
         """As of `GivenOptions`; and `UserError` for fewer than two classes and a perplexity of 0."""
@@ -153,9 +155,9 @@ class ViewsOptions(InspectionOptions):
     """Of `study views`."""
 
     limit: int = 100
-    """Images that PSNR is the mean over, evenly spread; 0: all."""
+    """Number of images over which PSNR is averaged, spread evenly over the set; 0: all."""
     shown: int = 8
-    """Images in the picture, evenly spread over the former."""
+    """Number of images shown in the picture, spread evenly over those that are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,15 +165,15 @@ class ComparisonOptions(GivenOptions):
     """Of `study tokenizers` and `study generators`; more than that is said by `fqgan evaluate --help`."""
 
     data: str
-    """Real images."""
+    """Real images to compare with."""
     features: tuple[str, ...] = ("efficientnet-lite0",)
     """Networks whose features are compared."""
     limit: int = 0
-    """Real images, evenly spread, and as many samples at most; 0: all."""
+    """Number of real images, spread evenly over the set, and largest number of samples; 0: all."""
     kept: int = 10_000
-    """Images at most whose features are kept for precision and recall; 0: none of these."""
+    """Largest number of images whose features are kept for precision and recall; 0: skip these metrics."""
     paper: bool = True
-    """The paper's table below."""
+    """Add the paper's rows below ours."""
     batch: int = 32
 
     def check(self) -> None:
@@ -194,11 +196,11 @@ class GeneratorsOptions(ComparisonOptions, SamplingConfig):
     """Of `study generators`: guidance 2.0, as in Table 2."""
 
     num: int = 50_000
-    """Samples of each generator."""
+    """Number of samples of each generator."""
     tokenizer: str = ""
-    """The tokenizer that decodes; empty: the one that each generator carries, which released files don't."""
+    """Tokenizer that decodes the samples; empty: the one that each generator carries. Released files carry none."""
     seed: int = 0
-    """Of the samples."""
+    """Seed of the samples."""
 
 
 @dataclass(frozen=True)
@@ -206,28 +208,30 @@ class MeasureOptions:
     """How all rows are measured."""
 
     features: tuple[str, ...] = ("efficientnet-lite0",)
-    """Networks whose features are compared, as `fqgan evaluate` knows them. One that is a teacher or the perceptual
-    loss of a row is marked."""
+    """Networks whose features are compared, named as for `fqgan evaluate`. Tables mark a network that is a teacher or
+    the perceptual loss of a row."""
     classifier: str = ""
-    """A run of `fqgan train-classifier`: a network that no row has seen."""
+    """Run of `fqgan train-classifier`, whose network no row has seen."""
     data: str = ""
-    """Images to measure on; by default the validation images of tokenizers. Generators' samples are compared with them,
-    so it must be named there."""
+    """Images to measure on. Studies of tokenizers take the validation images by default. Studies of generators compare
+    their samples with these images and need this option."""
     limit: int = 0
-    """Images, evenly spread, and as many samples of generators at most; 0: all."""
+    """Number of images, spread evenly over the set, and largest number of a generator's samples; 0: all."""
     num: int = 50_000
-    """Samples of each generator."""
+    """Number of samples of each generator."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the models when they are measured."""
+    """Precision of the models while they are measured."""
     kept: int = 10_000
-    """Images at most whose features are kept for kernel distance, precision, recall, density and coverage; 0: none."""
+    """Largest number of images whose features are kept for kernel distance, precision, recall, density and coverage; 0:
+    skip these metrics."""
     batch: int = 64
     workers: int = 2
-    """Loader processes."""
+    """Number of loader processes."""
     small: Small = "enlarge"
-    """Images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
+    """What to do with images whose shorter side is below the size: enlarge them, skip them, or refuse the set."""
     keep_samples: bool = False
-    """Keep the pictures of generators once they are measured; without it those of earlier calls go, too."""
+    """Keep the generators' samples after they were measured. Otherwise the study deletes them, those of earlier calls
+    included."""
 
 
 @dataclass(frozen=True)
@@ -235,17 +239,17 @@ class StudyOptions:
     """Options beside the settings of the rows."""
 
     out: Path = Path()
-    """Folder of runs, table and figure; the same command resumes, and finished rows are reused."""
+    """Folder for runs, table and figure. The same command resumes and reuses finished rows."""
     config: str = ""
-    """A config.json to start from instead of the preset's values."""
+    """A config.json, such as another run's, whose values replace those of the preset."""
     seeds: int = 3
-    """Seeds of every row, counted from 0."""
+    """Number of seeds of every row, counted from 0."""
     rows: Path = Path()
-    """More rows: a JSON file {"rows": [{"name": ..., "parent": ..., "changes": {"dotted.key": value}}]}."""
+    """JSON file with more rows: {"rows": [{"name": ..., "parent": ..., "changes": {"dotted.key": value}}]}."""
     only: tuple[str, ...] = ()
-    """Rows to train and show; all by default."""
+    """Names of the rows to train and show; by default all rows."""
     processes: int = 0
-    """Rows at a time; 0: one for each GPU, or one."""
+    """Number of rows that train at the same time; 0: one for each GPU, or one without GPUs."""
     measure: MeasureOptions = field(default_factory=MeasureOptions)
 
     def check_study(self) -> None:
@@ -277,6 +281,6 @@ class CurvesStudy(GeneratorStudy):
     """With a second tokenizer's codes."""
 
     triple: str = ""
-    """Token store of the same images by a tokenizer of three factors; --data is that of two."""
+    """Token store of a tokenizer with three factors; --data is the store of the same images by a tokenizer with two."""
     triple_validation: str = ""
-    """Its token store of held-out images."""
+    """Token store of held-out images by the tokenizer with three factors."""

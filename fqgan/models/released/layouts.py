@@ -243,12 +243,14 @@ def _check_expressible(config: Config) -> None:
     else:
         names = factor_names(len(config.factors))
         fixed = {"stem": 1, "attention": True}
-        for each, factor in zip(names, config.factors, strict=True):
+        for i, (each, factor) in enumerate(zip(names, config.factors, strict=True)):
             if bool(factor.adapter_depth) != bool(each.adapter):
                 rule = "needs an adapter" if each.adapter else "has no adapter"
                 raise UserError(f"in the released layout factor {factor.name} of {len(names)} {rule}")
             if factor.adapter_depth:
                 fixed["adapter_head_dim"] = HEAD_CHANNELS
+            if factor.quantizer != FactorConfig.quantizer:
+                raise UserError(_cannot(f"factors.{i}.quantizer", factor.quantizer, FactorConfig.quantizer))
             if factor.teacher:
                 if not each.head:
                     raise UserError(f"the released layout has no feature-prediction head for factor {factor.name}")

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fqgan.engine.distributed import all_reduce_min, all_reduce_sum, broadcast, gather_rows
-from fqgan.tokenizer.quantizers.vector import Quantized, VectorQuantizer, as_rows, nearest_codes
+from fqgan.tokenizer.quantizers.base import Quantized, as_rows
+from fqgan.tokenizer.quantizers.nearest import nearest_codes
 
 FEATURES_PER_CODE = 8  # that a k-means start collects at least
 
@@ -20,7 +21,7 @@ _TAG = 0xC0DE  # keeps these uses of (seed, factor, step) apart from others; not
 
 
 class CodebookKeeper:
-    """EMA codes and restarts of dead codes for one quantizer, over all ranks.
+    """EMA codes and restarts of dead codes for one codebook (K, D) of unit rows, over all ranks.
 
     Call `observe` after every forward pass of a training step and `after_step` after its update, on every rank. None
     of it waits for a GPU. What must outlive a step is in `state`, outside of the quantizer's own state dict.
@@ -44,7 +45,7 @@ class CodebookKeeper:
 
     def __init__(
         self,
-        quantizer: VectorQuantizer,
+        codebook: nn.Parameter,
         optimizer: torch.optim.Optimizer,
         *,
         ema_decay: float = 0.0,
@@ -52,13 +53,12 @@ class CodebookKeeper:
         seed: tuple[int, int] = (0, 0),
         interleaved: bool = False,
     ):
-        self.codebook, self.optimizer = quantizer.codebook, optimizer
+        self.codebook, self.optimizer = codebook, optimizer
         self.ema_decay, self.restart_after, self.seed = ema_decay, restart_after, seed
         self.interleaved = interleaved
-        codebook = quantizer.codebook.detach()
         if ema_decay:
-            quantizer.codebook.requires_grad_(False)
-            self._averages, self._sums = codebook.clone(), torch.zeros_like(codebook)
+            codebook.requires_grad_(False)
+            self._averages, self._sums = codebook.detach().clone(), torch.zeros_like(codebook)
         if restart_after:
             self._ages = torch.zeros(len(codebook), dtype=torch.int64, device=codebook.device)
             self._used = torch.zeros_like(self._ages, dtype=torch.bool)
