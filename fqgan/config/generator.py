@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from fqgan.base.errors import UserError, told
+from fqgan.base.schema import plain
 from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig
 
@@ -124,7 +124,7 @@ class SamplingConfig:
         names = {each.name for each in fields(cls)}
         for name in values.keys() - names:
             raise UserError(f"unknown setting {name!r}: there are {', '.join(sorted(names))}")
-        return cls(**{name: _plain(value, name in cls._tuples()) for name, value in values.items()})
+        return cls(**{name: plain(value, name in cls._tuples()) for name, value in values.items()})
 
     @classmethod
     def _tuples(cls) -> set[str]:
@@ -161,16 +161,6 @@ class SamplingConfig:
                 raise UserError(f"top_k {told(top)} is impossible: factor {i} has {size} codes (0: all of them)")
         if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
             raise UserError(f"cfg_interval must be two fractions 0 <= from <= to <= 1, got {told(self.cfg_interval)}")
-
-
-def _plain(value: Any, several: bool) -> Any:
-    """A setting without numpy's and torch's types; `several`: as a tuple."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if not several:
-        return value
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        return (value,)
-    return tuple(_plain(each, several=False) for each in value)
 
 
 @dataclass(frozen=True)
