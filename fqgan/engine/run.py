@@ -19,7 +19,7 @@ from fqgan.base.printing import say
 from fqgan.config.ranges import changeable
 from fqgan.engine import checkpoint
 
-_MADE = ("config.json", "stats.jsonl", "wandb-id", "tensorboard", "checkpoints", "images", "tokenizer", "wandb")
+_MADE = ("config.json", "stats.jsonl", "wandb-id", "tensorboard", "checkpoints", "images", "wandb")
 
 
 class RunFolder:
@@ -85,6 +85,12 @@ class RunFolder:
         if not found:
             self._write_config([])
         return found
+
+    def folder(self, name: str) -> Path:
+        """Where a task keeps something of its own in an open run; it goes with a run that never begins."""
+        if not (self.path / name).exists():
+            self._made.append(name)
+        return self.path / name
 
     def resumed(self, step: int) -> None:
         """The checkpoint of `step` is loaded: what the run goes on with differently is told, and kept in config.json's

@@ -126,7 +126,7 @@ class GeneratorTask(Task):
 
     def start(self, run: RunFolder, fresh: bool) -> None:
         if self.world.is_main:
-            self._keep_tokenizer(run.path / TOKENIZER)
+            self._keep_tokenizer(run.folder(TOKENIZER))
 
     def _keep_tokenizer(self, folder: Path) -> None:
         """The tokenizer in the run's folder, as hard links where the disk allows it."""
