@@ -15,7 +15,7 @@ from pathlib import Path
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     ["torch", "torch._dynamo", "torch.utils.tensorboard.writer"]
-    + [f"fqgan.{kind}.training" for kind in ("tokenizer", "generator")]
+    + [f"fqgan.{kind}.task" for kind in ("tokenizer", "generator")]
     + [f"fqgan.commands.{name}" for name in ("train_tokenizer", "train_generator", "evaluate", "study")]
 )
 
