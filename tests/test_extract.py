@@ -279,7 +279,7 @@ def test_a_full_disk(command: tuple[str, ...], mounted: Callable[[str], Path], r
     whole = sum(map(len, contents("straight").values()))
     out = mounted(f"size={whole - 12_000}") / "store"
     line = refused(*command, out, "--crops", "ten")
-    assert "cannot be written: No space left on device: free some space; the same command goes on" in line
+    assert "cannot be written: No space left on device: free some space; the same command resumes" in line
     assert not list(out.rglob(".*.writing"))
     mounted(f"size={3 * whole}")
     assert main([*command, str(out), "--crops", "ten"]) == 0
@@ -322,7 +322,7 @@ def test_what_is_interrupted_goes_on(
         if number != signal.SIGKILL:
             assert code == 128 + number
             last = Path("log").read_text().splitlines()[-1]
-            assert last == f"stopped with {done} of 4 shards finished; the same command goes on"
+            assert last == f"stopped with {done} of 4 shards finished; the same command resumes"
         with pytest.raises(UserError, match=rf"store is not finished \({done} shard"):
             TokenStore.open("store")
     assert os.waitpid(in_a_child(argv, monkeypatch), 0)[1] == 0

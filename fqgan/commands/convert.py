@@ -10,5 +10,5 @@ from fqgan.generator.convert import convert
 
 def main(argv: list[str]) -> None:
     """Entry point."""
-    about = "Released files to folders of ours and back, runs to folders."
+    about = "Convert released files to fqgan folders and back, and runs to folders."
     say(convert(parse(ConversionSettings, argv, "fqgan convert", about)).out)

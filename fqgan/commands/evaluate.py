@@ -11,7 +11,7 @@ SUBJECTS = {
     "generator": ("CHECKPOINT --data REFERENCE --num 50000", "generate images, and compare them with real ones"),
     "samples": ("REFERENCE SAMPLES", "any two sets: folders, parquet files, ADM's .npz, saved statistics"),
     "statistics": ("DATA --out FILE.safetensors", "save a set's features and statistics, to compare with later"),
-    "compare": ("A B", "two results side by side, and whether their protocols are one"),
+    "compare": ("A B", "two results side by side; refuses them if their protocols differ"),
 }
 
 

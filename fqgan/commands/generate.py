@@ -12,7 +12,7 @@ from fqgan.models import hub
 
 def main(argv: list[str]) -> None:
     """Entry point."""
-    about = "Generate pictures by class: a PNG each, a grid, ADM's .npz on request."
+    about = "Generate pictures by class: one PNG for each picture, a grid, and ADM's .npz on request."
     settings = parse(GenerationSettings, argv, "fqgan generate", about)
     settings.check()
     settings = replace(settings, checkpoint=hub.local(settings.checkpoint))

@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     run = arguments.run / "tokenizer"
     newest = checkpoint.latest(run / "checkpoints")
     steps_before = checkpoint.step_of(newest) if newest else 0
-    _say(1, f"training tokenizer {PRESET} in {run} (Ctrl-C saves; the same command goes on)")
+    _say(1, f"training tokenizer {PRESET} in {run} (Ctrl-C saves; the same command resumes)")
     train_tokenizer(config, run)
 
     tokenizer = load_tokenizer(run, device)

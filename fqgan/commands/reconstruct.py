@@ -13,8 +13,8 @@ from fqgan.models import hub
 def main(argv: list[str]) -> None:
     """Entry point."""
     about = (
-        "Pictures through a tokenizer and back: original, reconstruction, each factor alone (Fig. 3); their codes and "
-        "PSNR."
+        "Encode pictures and decode them again. Writes the original, the reconstruction and each factor alone (Fig. 3) "
+        "side by side, with the codes and the PSNR."
     )
     settings = parse(ReconstructionSettings, argv, "fqgan reconstruct", about)
     settings.check()

@@ -43,7 +43,7 @@ def together(action: Callable[[], T]) -> T:
 class Agreed(Iterator[T]):
     """Batches of this rank, whose error waits for `check`: until then other ranks count on this one.
 
-    A single process hears of it at once.
+    A single process stops at once.
     """
 
     def __init__(self, batches: Iterator[T]):

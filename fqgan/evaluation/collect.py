@@ -146,8 +146,8 @@ def collect(
     world: World,
     advance: Callable[[int], None] = lambda images: None,
 ) -> tuple[FeatureSet, LeftOut]:
-    """The features of a source, and how many of its pictures were left out; called by all ranks. `advance` hears of
-    this rank's images."""
+    """The features of a source, and how many of its pictures were left out; called by all ranks. `advance` is called
+    with the number of images that this rank has seen since its last call."""
     collector = FeatureCollector(network, reading.indices(source), reading.settings.kept, world.device)
     batches = reading.batches(source, world)
     for images, _, indices in batches:

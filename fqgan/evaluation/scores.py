@@ -29,7 +29,8 @@ def set_scores(
     `fid`, `sfid`, `inception_score` and `inception_score_std` on FID's Inception with its weights; the same under the
     names `frechet`, `frechet_spatial`, `score` and `score_std` on any other network. `fid_half` (`frechet_half`) takes
     every second sample only: the difference is a measure of the bias. `kernel_distance` with `kernel_distance_error`,
-    `precision`, `recall`, `density`, `coverage` where features are kept of both. `advance` hears of `pair_rows` rows.
+    `precision`, `recall`, `density`, `coverage` where features are kept of both. `advance` is called
+    with the rows done, `pair_rows` in all.
     """
     names = ("fid", "fid_half", "sfid") if network.genuine else ("frechet", "frechet_half", "frechet_spatial")
     pairs = (

@@ -87,7 +87,7 @@ def make(generator: FAR, settings: SampleSettings, out: Path, source: str, npz: 
             folder.finish(npz)
         barrier()
     except UnwritableError as error:
-        raise UserError(f"{error}; the same command goes on") from None
+        raise UserError(f"{error}; the same command resumes") from None
     finally:
         folder.close()
     return Generated(out, settings, made, seconds)

@@ -46,7 +46,7 @@ class SampleSettings:
     sampling: SamplingConfig
 
     def share(self, rank: int, ranks: int) -> Iterator[range]:
-        """The pictures that a rank makes together: every so manieth batch."""
+        """The batches of a rank: of r ranks, each takes every r-th."""
         for start in range(rank * self.batch, self.num, ranks * self.batch):
             yield range(start, min(start + self.batch, self.num))
 

@@ -37,8 +37,8 @@ def kernel_distance(a: Numbers, b: Numbers, block: int = BLOCK, advance: Advance
     never more than half of the whole. Both assume that the sets were drawn apart. Of copies of the same images, such as
     reconstructions, the estimate is too low, by the order of the kernel's value at one image over n.
 
-    Memory is linear: kernel values are taken block by block, in float64. `advance` hears of n + m + n rows. `UserError`
-    for fewer than four features, and for numbers that are not finite.
+    Memory is linear: kernel values are taken block by block, in float64. `advance` is called with the
+    rows done, n + m + n in all. `UserError` for fewer than four features, and for numbers that are not finite.
 
     Args:
         a, b: (n, d) and (m, d).

@@ -24,8 +24,8 @@ def precision_recall(
     """`precision`, `recall`, `density` and `coverage` of two sets of features (n, d) and (m, d).
 
     Time grows with (n + m)^2 d, memory with (n + m) d only: distances are taken block by block, in float64. `advance`
-    hears of n + m + n rows. `UserError` for sets of k or fewer features, and for numbers that are
-    not finite.
+    is called with the rows done, n + m + n in all. `UserError` for sets of k or fewer features, and for numbers that
+    are not finite.
     """
     real, fake = same_dims(real, fake)
     k = as_count(k, "k", 1)

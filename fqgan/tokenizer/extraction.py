@@ -74,7 +74,7 @@ def extract(settings: ExtractionSettings, world: World, source: ImageSource | No
     try:
         return _extract(settings, world, source)
     except UnwritableError as error:
-        raise UserError(f"{error}; the same command goes on") from None
+        raise UserError(f"{error}; the same command resumes") from None
 
 
 def _extract(settings: ExtractionSettings, world: World, given: ImageSource | None) -> Extraction:
@@ -235,7 +235,7 @@ def _chunks(span: range, length: int) -> Iterator[list[int]]:
 def _check(stop: Stop, writer: TokenWriter, note: Callable[[str], None]) -> None:
     if stop.number:
         done = len(writer.records())
-        note(f"stopped with {done} of {len(writer.ranges)} shards finished; the same command goes on")
+        note(f"stopped with {done} of {len(writer.ranges)} shards finished; the same command resumes")
         raise SystemExit(128 + stop.number)
 
 

@@ -123,8 +123,8 @@ def of_split(rows: Rows, request: Request, findings: Findings) -> Rows:
 def metadata_of(
     names: Sequence[str], read: Callable[[str], bytes], request: Request, findings: Findings
 ) -> tuple[str, Rows] | None:
-    """What the metadata file among a folder's file names says of its pictures; None where there is none, or one of
-    another kind, which is told. `read` gives a file's content."""
+    """What the metadata file among a folder's file names says of its pictures; None where there is none. One of
+    another kind gives None and a warning. `read` gives a file's content."""
     for name in METADATA:
         if name not in names:
             continue

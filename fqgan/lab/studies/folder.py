@@ -1,4 +1,4 @@
-"""The folder of a study: one process at a time fills it, and the same command goes on."""
+"""The folder of a study: one process at a time fills it, and the same command resumes."""
 
 from __future__ import annotations
 
