@@ -1,5 +1,6 @@
-"""All metrics on real pictures, as in the tables of LOG.md (2026-11-28: measurements moved from the manuals): training pictures against test pictures, halves of
-the test pictures, and test pictures against copies that were compressed, blurred or spoiled by noise.
+"""All metrics on real pictures, as in the tables of LOG.md (2026-11-28: measurements moved from the manuals): training
+pictures against test pictures, halves of the test pictures, and test pictures against copies that were compressed,
+blurred or spoiled by noise.
 
 python benchmarks/metrics_pictures.py cifar10/train.parquet cifar10/test.parquet --size 32 --features A classifier:RUN
 

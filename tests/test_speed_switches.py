@@ -180,7 +180,8 @@ def test_compile_without_a_compiler_trains_on(tiny: TokenizerRunConfig, tmp_path
     """The real thing: no C++ compiler is found when the probe compiles, and training ends as without the switch."""
     usual = trained(tiny, tmp_path / "usual")
     code = (
-        "import sys; from pathlib import Path; from fqgan.base import schema; from fqgan.config import TokenizerRunConfig;"
+        "import sys; from pathlib import Path; from fqgan.base import schema;"
+        "from fqgan.config import TokenizerRunConfig;"
         "from fqgan.config.presets import child; from fqgan.tokenizer.task import train_tokenizer;"
         "config = schema.load(TokenizerRunConfig, Path(sys.argv[1]));"
         "train_tokenizer(child(config, train={'compile': True}), Path(sys.argv[2]))"

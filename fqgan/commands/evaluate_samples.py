@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
         check_output(arguments.npz, folder=False, option="--npz", inputs=inputs, mark="arr_0")
     from fqgan.engine.distributed import from_main
     from fqgan.engine.session import running
-    from fqgan.evaluation.samples import evaluate_samples, write_arrays
+    from fqgan.evaluation.sets import evaluate_samples, write_arrays
 
     with running(arguments.device) as world:
         conclude(evaluate_samples(arguments, world), path)

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     arguments.check()
     check_output(arguments.out, folder=False, inputs=[arguments.data], mark='"fqgan"')
     from fqgan.engine.session import running
-    from fqgan.evaluation.samples import compute_statistics
+    from fqgan.evaluation.sets import compute_statistics
 
     with running(arguments.device) as world:
         summary = compute_statistics(arguments, arguments.out, world)

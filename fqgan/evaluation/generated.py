@@ -10,8 +10,7 @@ from fqgan.base.printing import say
 from fqgan.config.evaluation import GeneratorEvaluation
 from fqgan.engine.distributed import World, from_main
 from fqgan.evaluation.protocol import Evaluation
-from fqgan.evaluation.samples import compare_sets
-from fqgan.evaluation.sets import check_fit, open_set
+from fqgan.evaluation.sets import check_fit, compare_sets, open_set
 from fqgan.generator.generate import check_ranks, load, make, plan
 from fqgan.nets.measuring import load_network
 

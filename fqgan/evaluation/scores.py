@@ -98,28 +98,39 @@ def warnings_of(reference: FeatureSet, samples: FeatureSet, network: FeatureNetw
     return told
 
 
+_FORMS = {
+    "fid": ("{r}FID", "{:.3f}"),
+    "fid_half": ("{r}FID at half the samples", "{:.3f}"),
+    "sfid": ("{r}sFID", "{:.3f}"),
+    "inception_score": ("Inception Score", "{:.3f} +- {:.3f}"),
+    "frechet": ("Frechet distance{other}", "{:.4g}"),
+    "frechet_half": ("  at half the samples", "{:.4g}"),
+    "frechet_spatial": ("Frechet distance of spatial features", "{:.4g}"),
+    "score": ("score ({network})", "{:.3f} +- {:.3f}"),
+    "kernel_distance": ("kernel distance ({network})", "{:.4g} +- {:.2g}"),
+    "precision": ("precision", "{:.4f}"),
+    "recall": ("recall", "{:.4f}"),
+    "density": ("density", "{:.4f}"),
+    "coverage": ("coverage", "{:.4f}"),
+}
+"""Each score's name and value in a table; a score may have a `_std` or an `_error` beside it."""
+
+
+def depends_on_network(name: str) -> bool:
+    """Whether a metric is one of `set_scores`, which compare a network's features."""
+    return name.removesuffix("_std").removesuffix("_error") in _FORMS
+
+
 def rows_of(scores: dict[str, Any], network: str, reconstruction: bool = False) -> Rows:
     """The scores of `set_scores` as a table's names and values."""
-    r = "r" if reconstruction else ""
-    other = "" if "fid" in scores else f" ({network}, not FID)"
-    forms = {
-        "fid": (f"{r}FID", "{:.3f}"),
-        "fid_half": (f"{r}FID at half the samples", "{:.3f}"),
-        "sfid": (f"{r}sFID", "{:.3f}"),
-        "inception_score": ("Inception Score", "{:.3f} +- {:.3f}"),
-        "frechet": (f"Frechet distance{other}", "{:.4g}"),
-        "frechet_half": ("  at half the samples", "{:.4g}"),
-        "frechet_spatial": ("Frechet distance of spatial features", "{:.4g}"),
-        "score": (f"score ({network})", "{:.3f} +- {:.3f}"),
-        "kernel_distance": (f"kernel distance ({network})", "{:.4g} +- {:.2g}"),
-        "precision": ("precision", "{:.4f}"),
-        "recall": ("recall", "{:.4f}"),
-        "density": ("density", "{:.4f}"),
-        "coverage": ("coverage", "{:.4f}"),
+    words = {
+        "r": "r" if reconstruction else "",
+        "other": "" if "fid" in scores else f" ({network}, not FID)",
+        "network": network,
     }
     rows = []
-    for name, (label, form) in forms.items():
+    for name, (label, form) in _FORMS.items():
         if name in scores:
             second = scores.get(f"{name}_std", scores.get(f"{name}_error"))
-            rows.append((label, form.format(scores[name], second)))
+            rows.append((label.format(**words), form.format(scores[name], second)))
     return rows

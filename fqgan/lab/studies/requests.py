@@ -19,11 +19,11 @@ from fqgan.engine.session import running
 from fqgan.evaluation.generated import evaluate_generator
 from fqgan.evaluation.protocol import differences, read_result
 from fqgan.evaluation.reconstructions import evaluate_tokenizer
+from fqgan.evaluation.scores import depends_on_network
 from fqgan.evaluation.sets import open_set
 from fqgan.nets.measuring import load_network
 
 Numbers = dict[str, float]
-_OF_NETWORK = ("frechet", "score", "kernel", "precision", "recall", "density", "coverage", "fid", "sfid", "inception")
 _PLACES = {"checkpoint", "samples"}
 """Settings that say where something lies: of the model, `Request.model` says which it is."""
 _DRAWN_BY = {"num", "seed", "batch", "precision", "tokenizer", *(field.name for field in fields(SamplingConfig))}
@@ -92,7 +92,7 @@ def identity(network: str, data: str, split: str) -> dict[str, str]:
 def scores_of(result: dict[str, Any], network: str) -> Numbers:
     """`frechet`, `kernel_distance` and the like under `name/network`, the rest under their own names."""
     found = {
-        f"{name}/{network}" if name.startswith(_OF_NETWORK) else name: float("nan") if value is None else float(value)
+        f"{name}/{network}" if depends_on_network(name) else name: float("nan") if value is None else float(value)
         for name, value in result["metrics"].items()
     }
     if factors := result.get("factors"):
