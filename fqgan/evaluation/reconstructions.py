@@ -45,9 +45,8 @@ def evaluate_tokenizer(settings: TokenizerEvaluation, world: World) -> Evaluatio
     reading = Reading(settings, size)
     indices = reading.indices(source)
     real, fake = (FeatureCollector(network, indices, settings.kept, device) for _ in range(2))
-    scores = Scores(
-        device, perceptual.to(device) if perceptual else None, None, source.classes, (real.update, fake.update)
-    )
+    distance = perceptual.to(device) if perceptual else None
+    scores = Scores(device, distance, source.classes, (real.update, fake.update))
     batches = reading.batches(source, world)
 
     def shown() -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -12,7 +12,7 @@ import torch
 from fqgan.base.errors import UserError
 from fqgan.base.files import UnwritableError
 from fqgan.base.printing import say
-from fqgan.base.progress import image_bar
+from fqgan.base.progress import image_bar, readable_bytes
 from fqgan.config import SourceOptions
 from fqgan.config.extraction import ExtractionSettings
 from fqgan.data.fingerprint import fingerprint
@@ -57,6 +57,22 @@ class Extraction:
     def unreadable(self) -> list[LeftOut]:
         """Images that were left out."""
         return self.manifest.unreadable
+
+    @property
+    def summary(self) -> str:
+        """How fast it went, where anything was encoded, and what is in the store: a line each."""
+        manifest = self.manifest
+        crops = self.images * manifest.num_crops
+        left_out = f", {len(self.unreadable):,} unreadable ones left out" if self.unreadable else ""
+        size = readable_bytes(sum(file.bytes for shard in manifest.shards for file in (shard.codes, shard.labels)))
+        codes = " x ".join(map(str, (manifest.num_factors, *manifest.options.grid)))
+        stored = f"{self.images:,} images{left_out}, {crops:,} crops of {codes} codes: {size}"
+        stored += f" in {len(manifest.shards):,} shards"
+        if not self.encoded:
+            return stored
+        rate = self.encoded / self.seconds
+        speed = f"{rate:.1f} images/s, {rate * manifest.num_crops:.1f} crops/s"
+        return f"{self.encoded:,} images in {self.seconds:.1f} s, {speed}\n{stored}"
 
 
 def extract(settings: ExtractionSettings, world: World, source: ImageSource | None = None) -> Extraction:

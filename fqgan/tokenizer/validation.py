@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from fqgan.base.errors import UserError
 from fqgan.data.transforms import normalize, to_uint8
 from fqgan.engine.distributed import all_reduce_sum
-from fqgan.metrics.frechet import FeatureStatistics, frechet_distance
 from fqgan.metrics.psnr import PSNR
 from fqgan.metrics.ssim import SSIM
 from fqgan.metrics.usage import CodeUsage
-from fqgan.nets.efficientnet import POOLED_DIM, EfficientNetLite0
 from fqgan.nets.sharing import sharing
 from fqgan.tokenizer.model import FactorizedTokenizer
 
@@ -45,7 +43,6 @@ class Scores:
 
     Args:
         perceptual: distance of two batches (b, 3, H, W) -> (b,), if wanted.
-        network: for the Frechet distance on the packaged EfficientNet's pooled features (not FID), if wanted.
         classes: names, for scores of each class; labels must then lie in [0, len(classes)).
         collect: called with the images and with their reconstructions, uint8 (b, 3, H, W), and their indices (b,).
     """
@@ -54,13 +51,11 @@ class Scores:
         self,
         device: torch.device | str,
         perceptual: Distance | None = None,
-        network: EfficientNetLite0 | None = None,
         classes: Sequence[str] = (),
         collect: tuple[Collect, Collect] | None = None,
     ):
-        self.perceptual, self.network, self._collect = perceptual, network, collect
+        self.perceptual, self._collect = perceptual, collect
         self._psnr, self._ssim, self._distance = PSNR(device), SSIM(device), Mean(device)
-        self._real, self._fake = FeatureStatistics(POOLED_DIM, device), FeatureStatistics(POOLED_DIM, device)
         self._classes = {name: (PSNR(device), Mean(device)) for name in classes}
 
     @torch.no_grad()
@@ -74,9 +69,6 @@ class Scores:
         distances = self.perceptual(reconstructions, images) if self.perceptual else None
         if distances is not None:
             self._distance.update(distances)
-        if self.network:
-            self._real.update(self.network.pooled(images))
-            self._fake.update(self.network.pooled(reconstructions))
         if self._collect and indices is not None:
             for collect, seen in zip(self._collect, (images, reconstructions), strict=True):
                 collect(to_uint8(seen), indices)
@@ -88,8 +80,8 @@ class Scores:
                     mean.update(distances[chosen])
 
     def compute(self) -> dict[str, Any]:
-        """`psnr` and `psnr_pooled` in dB, `ssim`, and what was asked for: `perceptual`, `frechet_efficientnet`, and
-        under `classes` the pooled PSNR and the perceptual distance of each class that has pictures."""
+        """`psnr` and `psnr_pooled` in dB, `ssim`, and what was asked for: `perceptual`, and under `classes` the pooled
+        PSNR and the perceptual distance of each class that has pictures."""
         try:
             pixels = self._psnr.compute(all_reduce_sum)
         except ValueError:
@@ -98,12 +90,6 @@ class Scores:
         scores |= self._ssim.compute(all_reduce_sum)
         if self.perceptual:
             scores["perceptual"] = self._distance.compute()
-        if self.network:
-            try:
-                real, fake = self._real.compute(all_reduce_sum), self._fake.compute(all_reduce_sum)
-            except ValueError:
-                raise UserError("only one picture of the data was scored: the Frechet distance needs two") from None
-            scores["frechet_efficientnet"] = frechet_distance(real, fake)
         if self._classes:
             scores["classes"] = {}
             for name, (psnr, mean) in self._classes.items():
@@ -140,9 +126,9 @@ def score_reconstructions(
 @torch.inference_mode()
 def evaluate_mean_colour(patch: int, batches: Batches, scores: Scores, device: torch.device | str) -> dict[str, Any]:
     """Scores of the baseline that replaces each patch of `patch` pixels a side by its mean colour."""
-    for raw, labels, _ in batches:
+    for raw, labels, indices in batches:
         images = normalize(raw.to(device))
-        scores.update(images, mean_colour(images, patch), labels.to(device))
+        scores.update(images, mean_colour(images, patch), labels.to(device), indices)
     return scores.compute()
 
 

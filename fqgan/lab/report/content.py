@@ -11,7 +11,7 @@ from torch import Tensor
 from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.lab.report.evidence import Evidence
 from fqgan.lab.report.figures import FACTOR_COLOURS, code_counts, curve, curve_with_baseline, train_and_validation
-from fqgan.lab.report.numbers import PERCEPTUAL, PSNR, Numbers, fixed, listed, percent
+from fqgan.lab.report.numbers import PERCEPTUAL, PSNR, Numbers, duration, fixed, listed, percent
 
 LOSSES = {
     "reconstruction": "pixel error in [−1, 1]",
@@ -56,8 +56,6 @@ class Report:
     """A run, its evaluation and its pictures."""
 
     preset: str
-    command: str
-    """As it was typed."""
     run: str
     """The run folder."""
     config: TokenizerRunConfig
@@ -69,14 +67,16 @@ class Report:
     """Optimizer steps behind the weights."""
     steps_before: int
     """Those of them that were done before this command."""
-    command_seconds: float
-    """Wall time of this command."""
     evaluation: Numbers
     """`eval.json`: `images`, and the scores of the `tokenizer` and the `baseline`."""
     stats: list[Numbers]
     """The lines of stats.jsonl."""
     evidence: Evidence
     generation: Generation | None = None
+    command: str = ""
+    """As it was typed, where it was."""
+    command_seconds: float = 0.0
+    """Wall time of this command."""
 
     @property
     def tokenizer(self) -> Numbers:
@@ -232,3 +232,20 @@ def training_seconds(stats: list[Numbers]) -> float:
             seconds += (line["images_seen"] - seen) / line["images_per_second"]
         seen = line["images_seen"]
     return seconds
+
+
+def summary(report: Report) -> str:
+    """The result in a few aligned lines."""
+    ours, theirs = report.tokenizer, report.baseline
+    training = f"{report.steps:,} steps in {duration(training_seconds(report.stats))}"
+    rows = {"time": f"{duration(report.command_seconds)} for this command; training in all: {training}"}
+    for name, metric in (("PSNR (pooled)", PSNR), ("perceptual distance", PERCEPTUAL)):
+        rows[name] = f"{metric.shown(ours)}, baseline {metric.shown(theirs)} ({metric.comparison(ours, theirs)})"
+    if report.generation:
+        samples, untrained = (report.generation.evaluation[name] for name in ("samples", "untrained"))
+        rows["generated images"] = (
+            f"class recognised in {percent(samples['class_accuracy'])}, Frechet distance to real crops "
+            f"{samples['frechet_efficientnet'] / untrained['frechet_efficientnet']:.2f} of an untrained generator's"
+        )
+    rows["codebook usage"] = ", ".join(f"{name} {percent(use['usage'])}" for name, use in ours["factors"].items())
+    return "\n".join(f"  {name:<21}{value}" for name, value in rows.items())
