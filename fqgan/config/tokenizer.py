@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fqgan.base.errors import UserError
+from fqgan.base.schema import without
 from fqgan.config.data import DataConfig
 from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig
@@ -153,10 +154,8 @@ class LossConfig:
     entropy_temperature: float = setting(0.01, positive=True)
     """Temperature tau of the soft assignment softmax(-d / tau)."""
     disentangle_weight: float = 0.1
-    """Weight of the disentanglement loss: lambda_1 of Eq. 8."""
-    disentangle_codebooks: bool = False
-    """Let the gradient of Eq. 7 reach the codebooks. In the released models it reaches only the adapters and the
-    encoder."""
+    """Weight of the disentanglement loss: lambda_1 of Eq. 8. Its gradient reaches the adapters and the encoder, but not
+    the codebooks."""
     representation_weight: float = 0.5
     """Weight of the representation loss: lambda_2 of Eq. 8. It multiplies the sum over the factors that have a
     teacher."""
@@ -165,6 +164,11 @@ class LossConfig:
     similarity of each image's pair of features, which needs no negatives and so suits small batches."""
     representation_temperature: float = setting(1.0, positive=True)
     """Temperature of InfoNCE; the released models use none (1). It has no effect on `cosine`."""
+
+    @classmethod
+    def from_older(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Version 0.1 had `disentangle_codebooks`."""
+        return without(data, disentangle_codebooks=False)
 
 
 @dataclass(frozen=True)
@@ -287,8 +291,6 @@ class TokenizerRunConfig:
         dims = {factor.code_dim for factor in self.model.factors}
         if self.loss.disentangle_weight and len(dims) > 1:
             raise UserError("loss.disentangle_weight needs factors of one code_dim (Eq. 7): set it to 0 or align them")
-        if self.quantizer.ema_decay and self.loss.disentangle_codebooks:
-            raise UserError("loss.disentangle_codebooks needs codes that learn by gradient: set quantizer.ema_decay 0")
         if self.init and self.quantizer.kmeans_iterations:
             raise UserError("quantizer.kmeans_iterations would overwrite the codebooks of --init: set it to 0")
         if not 0 < self.data.crop_min <= self.data.crop_max <= 1:

@@ -23,7 +23,6 @@ from fqgan.data.transforms import (
     crops,
     fits,
     flip,
-    jitter,
     random_crop,
     to_tensor,
     turn,
@@ -102,7 +101,7 @@ class TrainingSet:
             image = flip(image)
         if self.config.turn:
             image = turn(image, int(rng.integers(4)))
-        return jitter(image, rng, self.config.jitter) if self.config.jitter else image
+        return image
 
 
 class EvaluationSet:
