@@ -20,7 +20,7 @@ from PIL import Image
 from fqgan.cli import main
 from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerConfig, TokenizerRunConfig, presets
 from fqgan.data.sources import photos
-from fqgan.engine.precision import fast_precision
+from fqgan.engine.speed import fast_precision
 from fqgan.lab.report.content import Generation, Report, training_seconds
 from fqgan.lab.report.evidence import gather, sample_indices
 from fqgan.lab.report.figures import SIDE, palette

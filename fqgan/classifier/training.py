@@ -20,12 +20,12 @@ from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
 from fqgan.data.sources import ImageSource, announce, open_data
 from fqgan.data.transforms import normalize
 from fqgan.data.unreadable import UnreadableMeter
-from fqgan.engine.batches import micro_batch, share_of
 from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.optim import make_optimizer
-from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
+from fqgan.engine.sizes import micro_batch, share_of
+from fqgan.engine.speed import autocast
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase, Task
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fqgan.base.printing import say
 from fqgan.base.progress import readable_bytes
 from fqgan.commands.arguments import parse
-from fqgan.config.extraction import ExtractionSettings
+from fqgan.config.trained import ExtractionSettings
 from fqgan.models import hub
 
 if TYPE_CHECKING:

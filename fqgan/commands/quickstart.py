@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     from fqgan.data.sources.photos import NAME
     from fqgan.engine import checkpoint
     from fqgan.engine.distributed import pick_device
-    from fqgan.engine.precision import fast_precision
+    from fqgan.engine.speed import fast_precision
     from fqgan.generator.task import train_generator
     from fqgan.lab.report.evidence import gather
     from fqgan.lab.report.render import page

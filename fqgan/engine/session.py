@@ -12,12 +12,11 @@ from fqgan.base.errors import UserError
 from fqgan.base.printing import say
 from fqgan.config import TrainConfig
 from fqgan.engine import distributed
-from fqgan.engine.allocator import keep_freed_memory
-from fqgan.engine.batches import micro_batch, total_steps
 from fqgan.engine.distributed import World
 from fqgan.engine.logs import load_wandb
-from fqgan.engine.precision import has_bf16
 from fqgan.engine.run import RunFolder
+from fqgan.engine.sizes import micro_batch, total_steps
+from fqgan.engine.speed import has_bf16, keep_freed_memory
 from fqgan.engine.trainer import Task, Trainer
 
 

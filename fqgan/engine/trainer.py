@@ -20,14 +20,13 @@ from fqgan.base.printing import say
 from fqgan.base.schema import changes
 from fqgan.config import OptimizerConfig, TrainConfig
 from fqgan.engine import checkpoint, distributed
-from fqgan.engine.batches import micro_batch
 from fqgan.engine.distributed import World
 from fqgan.engine.logs import Log
 from fqgan.engine.optim import Ema, align_gradients, learning_rate
 from fqgan.engine.run import RunFolder
 from fqgan.engine.sharding import gathered, sharded_parts, whole
-from fqgan.engine.signals import stopping
-from fqgan.engine.stops import StoppedError, in_words, together
+from fqgan.engine.sizes import micro_batch
+from fqgan.engine.stops import StoppedError, in_words, stopping, together
 from fqgan.engine.task import Task, Terms
 
 

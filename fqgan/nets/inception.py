@@ -23,7 +23,7 @@ from torchvision.models.inception import BasicConv2d, Inception3
 
 from fqgan.base.errors import UserError, in_one_line
 from fqgan.models.hub import within
-from fqgan.nets.frozen import FrozenModule, read_weights
+from fqgan.nets.weights import FrozenModule, read_weights
 
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 """The same weights as pytorch-fid and torch-fidelity call them."""
