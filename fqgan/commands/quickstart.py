@@ -181,9 +181,9 @@ def _report(
     from fqgan.base import schema
     from fqgan.engine import checkpoint
     from fqgan.engine.run import read_stats
+    from fqgan.engine.sizes import num_parameters
     from fqgan.lab.report.content import Report
     from fqgan.tokenizer.branch import FeaturePredictionHead
-    from fqgan.tokenizer.model import num_parameters
 
     heads = [module for module in tokenizer.modules() if isinstance(module, FeaturePredictionHead)]
     return Report(

@@ -80,12 +80,12 @@ def evaluate(run: Path, device: torch.device, images: int) -> Generation:
     from fqgan.data.sources.photos import PhotoSource
     from fqgan.engine import checkpoint
     from fqgan.engine.run import read_stats
+    from fqgan.engine.sizes import num_parameters
     from fqgan.generator.model import FAR, load_generator
     from fqgan.generator.sampler import Sampler
     from fqgan.lab.judge import Judge
     from fqgan.lab.report.content import Generation
     from fqgan.nets.efficientnet import load_efficientnet_lite0
-    from fqgan.tokenizer.model import num_parameters
 
     config = schema.load(GeneratorRunConfig, run / "config.json")
     precision = config.train.precision

@@ -9,7 +9,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.schema import without
 from fqgan.config.data import DataConfig
 from fqgan.config.ranges import check_ranges, setting
-from fqgan.config.training import OptimizerConfig, TrainConfig
+from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
 # Class-token (or pooled) feature dimensions of the teachers that presets name, so that a model can be built
 # without loading its teachers.
@@ -287,7 +287,7 @@ class TokenizerRunConfig:
     def check(self) -> None:
         """Raise `UserError` for settings that contradict each other."""
         self.model.check()
-        check_ranges(self)
+        check_run(self)
         dims = {factor.code_dim for factor in self.model.factors}
         if self.loss.disentangle_weight and len(dims) > 1:
             raise UserError("loss.disentangle_weight needs factors of one code_dim (Eq. 7): set it to 0 or align them")
@@ -297,8 +297,6 @@ class TokenizerRunConfig:
             raise UserError("data.crop_min and data.crop_max must satisfy 0 < crop_min <= crop_max <= 1")
         if not self.loss.representation_weight and any(factor.teacher for factor in self.model.factors):
             raise UserError('loss.representation_weight 0 would leave a feature head untrained: set its teacher to ""')
-        if not self.train.steps and not self.train.epochs:
-            raise UserError("train.steps and train.epochs are both 0: set one of them")
         self.discriminator.check(self.model.image_size)
         if self.discriminator.adaptive and not (self.loss.reconstruction_weight or self.loss.perceptual_weight):
             raise UserError("discriminator.adaptive needs loss.reconstruction_weight or loss.perceptual_weight above 0")

@@ -50,6 +50,11 @@ def total_steps(config: TrainConfig, images: int) -> int:
     return config.steps or max(1, round(config.epochs * images / config.batch))
 
 
+def num_parameters(module: nn.Module) -> int:
+    """Number of parameters, frozen or not."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def memory_of(device: torch.device) -> int:
     """Bytes that a device has, and that this process may use of it."""
     if device.type == "cuda":
@@ -78,7 +83,7 @@ def check_pictures(count: int, size: int, channels: int, device: torch.device) -
 def check_training(model: nn.Module, optimizer: OptimizerConfig, config: TrainConfig, world: World, rows: int) -> None:
     """`UserError` where training cannot fit: weights, gradients, moments and average of `model` (on the meta device,
     say), and of each sample of a micro-batch `rows` numbers at least."""
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = num_parameters(model)
     copies = 3 + (optimizer.kind == "adam") + bool(config.ema_decay)
     share = world.size if getattr(config, "fsdp", False) else 1
     check_memory(count * copies * _NUMBER // share, f"{count:,} parameters in training", world.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
@@ -22,6 +22,17 @@ def stopping() -> list[signal.Signals]:
     return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], None], numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Within, `handler` hears of these signals."""
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
 class Stop:
     """Set by a signal."""
 
@@ -36,12 +47,8 @@ class Stop:
 def stop_requests() -> Iterator[Stop]:
     """Within, SIGINT and SIGTERM end nothing: they are noted for whoever asks."""
     stop = Stop()
-    previous = {number: signal.signal(number, stop.note) for number in stopping()}
-    try:
+    with handling(stop.note, stopping()):
         yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class StoppedError(Exception):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from fqgan.base.errors import UserError
-from fqgan.base.files import make_folder
+from fqgan.base.files import file_sha256, make_folder
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar
 from fqgan.config.evaluation import Measuring, SetEvaluation, SetStatistics
@@ -24,7 +24,6 @@ from fqgan.evaluation.protocol import Evaluation, features_protocol, full_protoc
 from fqgan.evaluation.scores import compare_features, rows_of
 from fqgan.evaluation.sets import MADE_WITH, Set, check_fit, content_of, describe, open_set
 from fqgan.evaluation.statistics import cache_path, cached, keep, save_statistics
-from fqgan.nets.inception import file_sha256
 from fqgan.nets.measuring import FeatureNetwork, load_network
 
 

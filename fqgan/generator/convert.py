@@ -40,6 +40,7 @@ def convert(settings: ConversionSettings) -> Converted:
     """
     settings.check()
     path = hub.local(settings.source)
+    from fqgan.engine.sizes import num_parameters
     from fqgan.generator.model import FAR
     from fqgan.models.find import find
     from fqgan.tokenizer.model import FactorizedTokenizer
@@ -51,7 +52,7 @@ def convert(settings: ConversionSettings) -> Converted:
     cls = FAR if source.kind == "generator" else FactorizedTokenizer
     model = cls.from_pretrained(source.path, weights=settings.weights, **options)
     k = model.num_factors if isinstance(model, FactorizedTokenizer) else model.config.num_factors
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = num_parameters(model)
     done = Converted(settings.out, source.kind, source.choose(settings.weights), parameters, model.fingerprint())
     say(
         f"{settings.source}: {done.kind} of {k} factor(s), {parameters:,} parameters, {done.weights} weights, "
