@@ -215,7 +215,6 @@ def evaluation_batches(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
-    pin_memory: bool = False,
 ) -> Batches[tuple[Tensor, Tensor, Tensor]]:
     """Every picture once and in order: uint8 centre crops (b, 3, size, size), int64 labels (b,), int64 indices (b,).
 
@@ -225,7 +224,7 @@ def evaluation_batches(
     """
     indices = evenly_spaced(len(source), limit, rank, world)
     keys = (indices[start : start + batch] for start in range(0, len(indices), batch))
-    return load(EvaluationSet(source, size).read_or_skip, keys, workers, pin_memory)
+    return load(EvaluationSet(source, size).read_or_skip, keys, workers, False)
 
 
 def _read(
