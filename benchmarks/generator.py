@@ -33,11 +33,9 @@ from torch import Tensor, nn
 
 from fqgan.config import GeneratorConfig, presets
 from fqgan.config.presets import child
-from fqgan.engine.allocator import keep_freed_memory
-from fqgan.engine.compilation import compile_parts
 from fqgan.engine.distributed import pick_device
 from fqgan.engine.optim import Ema, make_optimizer
-from fqgan.engine.precision import autocast
+from fqgan.engine.speed import autocast, compile_parts, keep_freed_memory
 from fqgan.generator.model import FAR
 from fqgan.generator.transformer import Block
 

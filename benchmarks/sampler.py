@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from fqgan.config import GeneratorConfig, presets
-from fqgan.engine.allocator import keep_freed_memory
 from fqgan.engine.distributed import pick_device
+from fqgan.engine.speed import keep_freed_memory
 from fqgan.generator.model import FAR
 from fqgan.tokenizer.model import FactorizedTokenizer
 

@@ -33,9 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fqgan.config import TokenizerConfig, TokenizerRunConfig, presets
 from fqgan.data.sources import open_source
 from fqgan.data.transforms import normalize, resize_shorter, to_tensor
-from fqgan.engine.allocator import keep_freed_memory
 from fqgan.engine.distributed import World, pick_device
 from fqgan.engine.run import RunFolder
+from fqgan.engine.speed import keep_freed_memory
 from fqgan.engine.trainer import Trainer
 from fqgan.metrics.psnr import psnr
 from fqgan.nets.perceptual import load_perceptual

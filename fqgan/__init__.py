@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fqgan.base.errors import UserError
-    from fqgan.data.images import load_images
+    from fqgan.data.loader import load_images
     from fqgan.face import evaluate, extract, generate, train_generator, train_tokenizer
     from fqgan.generator.model import load_generator, save_generator
     from fqgan.tokenizer.model import load_tokenizer, save_tokenizer
@@ -33,7 +33,7 @@ _HOMES = {
     "extract": "fqgan.face",
     "generate": "fqgan.face",
     "load_generator": "fqgan.generator.model",
-    "load_images": "fqgan.data.images",
+    "load_images": "fqgan.data.loader",
     "load_tokenizer": "fqgan.tokenizer.model",
     "save_generator": "fqgan.generator.model",
     "save_tokenizer": "fqgan.tokenizer.model",

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fqgan.engine.allocator import keep_freed_memory
+from fqgan.engine.speed import keep_freed_memory
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(2**31 - 1, 2**31 - 1), (2**25, 2**25)], ids=["2.36", "2.31"])

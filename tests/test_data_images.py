@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 
 from fqgan.base.errors import UserError
-from fqgan.data.images import load_images
-from fqgan.data.loader import evaluation_batches
+from fqgan.data.loader import evaluation_batches, load_images
 from fqgan.data.order import epoch_order
 from fqgan.data.sources import Request, open_source
 from fqgan.data.sources.parquet import ParquetSource

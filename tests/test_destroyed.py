@@ -24,8 +24,8 @@ from fqgan.base.folder import ResumableFolder
 from fqgan.base.outputs import check_output
 from fqgan.cli import main
 from fqgan.engine import checkpoint
-from fqgan.engine.memory import check_pictures
 from fqgan.engine.run import read_stats
+from fqgan.engine.sizes import check_pictures
 from fqgan.models import pickles
 from fqgan.tokenizer.quantizers.keeper import spherical_kmeans
 

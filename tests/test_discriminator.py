@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fqgan.engine.sizes import num_parameters
 from fqgan.tokenizer.discriminator import LowPass, PatchGAN, StyleGANDiscriminator, minibatch_deviation
 from fqgan.tokenizer.losses import gan_discriminator_loss, r1_loss
-from fqgan.tokenizer.model import num_parameters
 
 
 def images(count: int, size: int, seed: int = 0) -> Tensor:

@@ -14,6 +14,7 @@ from inception_weights import save_random_inception
 from processes import IN_FLOAT64, finish, on_two_ranks, start
 from sets import FAST, FULL, evaluated, samples, write_pictures
 
+from fqgan.base.files import file_sha256
 from fqgan.base.schema import flatten
 from fqgan.cli import main
 from fqgan.data.fingerprint import content_sha256
@@ -32,7 +33,7 @@ def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def genuine(random_inception: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Random weights that pass for FID's."""
-    monkeypatch.setattr(inception, "SHA256", inception.file_sha256(random_inception)[:8])
+    monkeypatch.setattr(inception, "SHA256", file_sha256(random_inception)[:8])
     return random_inception
 
 

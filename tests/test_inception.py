@@ -11,6 +11,7 @@ from inception_weights import save_random_inception
 from torch import Tensor
 
 from fqgan.base.errors import UserError
+from fqgan.base.files import file_sha256
 from fqgan.metrics.frechet import FeatureStatistics, frechet_distance
 from fqgan.metrics.inception_score import InceptionScore
 from fqgan.nets import inception
@@ -136,7 +137,7 @@ def test_the_cache_of_either_port_is_found_and_its_checksum_checked(
     found.symlink_to(weights)
     with pytest.raises(UserError, match=r"is damaged: its sha256 is [0-9a-f]{8}..., not 6726825d"):
         load_inception()
-    monkeypatch.setattr(inception, "SHA256", inception.file_sha256(weights)[:8])
+    monkeypatch.setattr(inception, "SHA256", file_sha256(weights)[:8])
     assert load_inception()[2]
 
 
@@ -166,7 +167,7 @@ def test_a_download_lands_in_the_cache(weights: Path, tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match="the download failed: invalid hash value"):
         load_inception()
     assert not list((tmp_path / "hub" / "checkpoints").iterdir())
-    monkeypatch.setattr(inception, "SHA256", inception.file_sha256(weights)[:8])
+    monkeypatch.setattr(inception, "SHA256", file_sha256(weights)[:8])
     assert load_inception()[2]
     assert [path.name for path in (tmp_path / "hub" / "checkpoints").iterdir()] == [inception.FILES[0]]
 

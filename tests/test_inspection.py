@@ -18,7 +18,7 @@ from scipy.stats import ortho_group
 from sklearn.metrics import mutual_info_score
 
 from fqgan.cli import main
-from fqgan.data.images import load_images
+from fqgan.data.loader import load_images
 from fqgan.data.sources import open_source
 from fqgan.lab.studies.features import features_of, pick
 from fqgan.lab.studies.measures import (

@@ -216,7 +216,7 @@ def test_statistics_are_stable_for_a_large_mean():
     torch.testing.assert_close(shifted.covariance, statistics(features).compute().covariance, rtol=1e-6, atol=1e-6)
 
 
-def test_statistics_merge_and_reduce_over_ranks():
+def test_statistics_reduce_over_ranks():
     features = random_features(90, 5, 2)
     parts = [statistics(features[:10]), statistics(features[10:70]), statistics(features[70:]), FeatureStatistics(5)]
     expected = statistics(features).compute()
@@ -227,9 +227,6 @@ def test_statistics_merge_and_reduce_over_ranks():
     for rank, part in enumerate(parts):
         others = [[sums[i], scatters[i]] for i in range(len(parts)) if i != rank]
         assert_gaussians_close(part.compute(Ranks(others)), expected)
-    for part in parts[1:]:
-        parts[0].merge(part)
-    assert_gaussians_close(parts[0].compute(), expected)
 
 
 def test_statistics_refuse_wrong_shapes_and_too_few():

@@ -11,8 +11,9 @@ import torch
 from fqgan.base.errors import UserError
 from fqgan.commands.train_tokenizer import parse_run
 from fqgan.config.presets import GENERATOR_PRESETS, PRESETS, child, get, get_generator
+from fqgan.engine.sizes import num_parameters
 from fqgan.generator.model import FAR
-from fqgan.tokenizer.model import FactorizedTokenizer, num_parameters
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 PAPER = [name for name in PRESETS if re.match(r"(dual|triple|vqgan)-ds\d", name)]
 PARAMETERS = {

@@ -22,7 +22,7 @@ from fqgan.cli import main
 from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerConfig, TokenizerRunConfig, presets
 from fqgan.config.quickstart import QuickstartSettings
 from fqgan.data.sources import photos
-from fqgan.engine.precision import fast_precision
+from fqgan.engine.speed import fast_precision
 from fqgan.lab.quickstart import quickstart
 from fqgan.lab.report.content import Generation, Report, training_seconds
 from fqgan.lab.report.evidence import gather, sample_indices

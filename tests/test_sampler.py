@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 from fqgan.base.errors import UserError
 from fqgan.config import SamplingConfig
-from fqgan.engine.compilation import compile_problem
+from fqgan.engine.speed import compile_problem
 from fqgan.generator import step
 from fqgan.generator.draw import draw, guidance_scales, probabilities, uniforms
 from fqgan.generator.model import FAR

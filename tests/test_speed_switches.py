@@ -24,8 +24,8 @@ from fqgan.config import TokenizerConfig, TokenizerRunConfig, presets
 from fqgan.config.presets import child
 from fqgan.engine.checkpoint import load_tensors
 from fqgan.engine.optim import align_gradients
-from fqgan.engine.precision import fast_precision
 from fqgan.engine.run import read_stats
+from fqgan.engine.speed import fast_precision
 from fqgan.tokenizer import speed
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.task import train_tokenizer

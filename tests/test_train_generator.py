@@ -28,7 +28,7 @@ from torch import Tensor
 import fqgan
 from fqgan.base import schema
 from fqgan.base.errors import UserError
-from fqgan.commands.train_generator import parse_run
+from fqgan.commands.train_generator import COMMAND
 from fqgan.config import GeneratorRunConfig, OptimizerConfig, TokenizerRunConfig
 from fqgan.config.presets import child, get_generator
 from fqgan.data.loader import token_batches
@@ -102,7 +102,7 @@ def trained(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_options_win_over_the_file_and_the_file_over_the_preset(home: Path, tmp_path: Path) -> None:
     schema.save(small(home), tmp_path / "config.json")
     options = ["--config", str(tmp_path / "config.json"), "--data", "there", "--model.depth", "3"]
-    config, run = parse_run(["far-base", "--run", "x", *options])
+    config, run = COMMAND.parse(["far-base", "--run", "x", *options])
     assert (config.data, config.model.depth, config.model.width, run) == ("there", 3, 32, Path("x"))
 
 

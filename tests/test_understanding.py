@@ -31,7 +31,7 @@ from fqgan.config import (
     TrainConfig,
     UnderstandingSettings,
 )
-from fqgan.data.images import load_images
+from fqgan.data.loader import load_images
 from fqgan.lab.understanding import banks
 from fqgan.lab.understanding.banks import BankFolder, MapBank
 from fqgan.lab.understanding.captions import CaptionSet, open_captions

@@ -14,14 +14,16 @@ LINE_SECONDS = 30.0
 
 
 @contextmanager
-def image_bar(label: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Hands out advance(images). On a terminal a bar shows rate and remaining time, and goes in the end; elsewhere a
-    line does, every half minute. Nothing unless `shown`."""
+def image_bar(
+    label: str, total: int, done: int = 0, shown: bool = True, unit: str = "images"
+) -> Iterator[Callable[[int], None]]:
+    """Hands out advance(images), or of what else `unit` names. On a terminal a bar shows rate and remaining time, and
+    goes in the end; elsewhere a line does, every half minute. Nothing unless `shown`."""
     if not shown:
         yield lambda images: None
         return
     if not sys.stdout.isatty():
-        yield _lines(label, total, done)
+        yield _lines(label, total, done, unit)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -32,12 +34,12 @@ def image_bar(label: str, total: int, done: int = 0, shown: bool = True) -> Iter
         def advance(images: int) -> None:
             bar.advance(row, images)
             speed = bar.tasks[row].speed  # None until there are two points in time
-            bar.update(row, rate=f"{speed:.1f} images/s" if speed else "")
+            bar.update(row, rate=f"{speed:.1f} {unit}/s" if speed else "")
 
         yield advance
 
 
-def _lines(label: str, total: int, done: int) -> Callable[[int], None]:
+def _lines(label: str, total: int, done: int, unit: str) -> Callable[[int], None]:
     """advance(images) that prints a line now and then."""
     began = told = time.monotonic()
     first = done
@@ -49,7 +51,7 @@ def _lines(label: str, total: int, done: int) -> Callable[[int], None]:
         if now - told >= LINE_SECONDS:
             told, rate = now, (done - first) / (now - began)
             left = elapsed((total - done) / rate)
-            say(f"{label}: {done:,}/{total:,} images  {rate:.1f} images/s  ETA {left}")
+            say(f"{label}: {done:,}/{total:,} {unit}  {rate:.1f} {unit}/s  ETA {left}")
 
     return advance
 

@@ -84,6 +84,15 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     return value
 
 
+def without(data: dict[str, Any], **gone: Any) -> dict[str, Any]:
+    """A config of version 0.1 without settings that are gone, each given with its default; `UserError` where one has
+    another value."""
+    for name, unused in gone.items():
+        if data.get(name, unused) != unused:
+            raise UserError(f"{name} {told(data[name])}: this setting of version 0.1 is gone")
+    return {name: value for name, value in data.items() if name not in gone}
+
+
 def plain(value: Any, several: bool) -> Any:
     """A setting without numpy's and torch's types, and a path as text; `several`: as a tuple."""
     value = value.tolist() if hasattr(value, "tolist") else value

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,34 +14,29 @@ from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.classifier.model import NAME, Classifier, correct
 from fqgan.config import ClassifierRunConfig
-from fqgan.data.fingerprint import fingerprint
-from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
+from fqgan.data.loader import check_ranks
+from fqgan.data.picture_task import PictureTask
 from fqgan.data.sources import ImageSource, announce, open_data
 from fqgan.data.transforms import normalize
-from fqgan.data.unreadable import UnreadableMeter
-from fqgan.engine.batches import micro_batch, share_of
 from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.optim import make_optimizer
-from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
+from fqgan.engine.speed import autocast
 from fqgan.engine.stops import Agreed
-from fqgan.engine.task import Phase, Task
+from fqgan.engine.task import Phase
 
 Batch = tuple[Tensor, Tensor]
 
 
-class ClassifierTask(Task):
+class ClassifierTask(PictureTask[ClassifierRunConfig]):
     """One phase; validation counts correct answers."""
 
     def __init__(self, config: ClassifierRunConfig, world: World, source: ImageSource, validation: ImageSource | None):
-        self.config, self.world, self.source, self.validation = config, world, source, validation
+        super().__init__(config, world, source, validation)
         torch.manual_seed(config.train.seed)
         model = Classifier(config.model).to(world.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.phases = [Phase(NAME, model, make_optimizer(model, config.optimizer), self._loss)]
-        self._fingerprint = fingerprint(source)
-        self.unreadable = UnreadableMeter(config.data.max_unreadable, world.device)
-        self._seen = (0, 0, 0)
 
     def _loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = batch
@@ -52,28 +46,11 @@ class ClassifierTask(Task):
         return loss, {"loss": loss.detach(), "accuracy": correct(logits, labels).mean()}
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        config = self.config
-        loader = training_batches(
-            self.source,
-            config.data,
-            size=config.model.image_size,
-            seed=config.train.seed,
-            **share_of(config.train, self.world, start_step),
-            pin_memory=self.world.device.type == "cuda",
-        )
-        for raw, labels in loader:
-            self._seen = config.train.batch * (self.step - start_step + 1), loader.unreadable, loader.small
+        for raw, labels in self.raw_batches(start_step):
             yield self._place(raw), labels.to(self.world.device)
 
     def _place(self, raw: Tensor) -> Tensor:
-        images = normalize(raw.to(self.world.device, non_blocking=True))
-        return images.contiguous(memory_format=torch.channels_last)
-
-    def after_step(self) -> None:
-        self.unreadable.update(*self._seen)
-
-    def fingerprint(self) -> dict[str, Any]:
-        return self._fingerprint
+        return normalize(raw.to(self.world.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
 
     def meters(self) -> dict[str, float]:
         return self.unreadable.compute(all_reduce_sum)
@@ -84,27 +61,14 @@ class ClassifierTask(Task):
     def load_meter_state(self, state: dict[str, Tensor]) -> None:
         self.unreadable.load_state(state["unreadable"])
 
-    def check(self) -> None:
-        self.unreadable.check()
-
     @torch.inference_mode()
     def validate(self, model: nn.Module) -> dict[str, float]:
         if self.validation is None:
             return {}
-        config = self.config
-        batches = evaluation_batches(
-            self.validation,
-            size=config.model.image_size,
-            batch=micro_batch(config.train, self.world.size),
-            limit=config.train.validation_images,
-            workers=config.data.workers,
-            rank=self.world.rank,
-            world=self.world.size,
-        )
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        agreed = Agreed(batches)
+        agreed = Agreed(self.validation_batches(self.validation))
         for raw, labels, _ in agreed:
-            with autocast(self.world.device, config.train.precision):
+            with autocast(self.world.device, self.config.train.precision):
                 hits = correct(model(self._place(raw)), labels.to(self.world.device))
             sums += torch.stack([hits.sum(), torch.ones_like(hits).sum()])
         hits, seen = all_reduce_sum(sums).tolist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fqgan.commands.runs import RunArguments, TrainingCommand, print_last
 from fqgan.config import GeneratorRunConfig, presets
@@ -26,13 +25,8 @@ COMMAND = TrainingCommand(
 
 def main(argv: list[str]) -> None:
     """Entry point."""
-    config, run = parse_run(argv)
+    config, run = COMMAND.parse(argv)
     from fqgan.generator.task import train_generator  # torch: only when there is something to train
 
     train_generator(config, run)
     print_last(run)
-
-
-def parse_run(argv: list[str]) -> tuple[GeneratorRunConfig, Path]:
-    """Preset < --config < options; returns the config and the run folder."""
-    return COMMAND.parse(argv)

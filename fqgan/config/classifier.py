@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fqgan.base.errors import UserError
 from fqgan.config.data import DataConfig
 from fqgan.config.ranges import check_ranges, setting
-from fqgan.config.training import OptimizerConfig, TrainConfig
+from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,6 @@ class ClassifierRunConfig:
     def check(self) -> None:
         """Raise `UserError` for settings that contradict each other."""
         self.model.check()
-        check_ranges(self)
+        check_run(self)
         if self.label_smoothing >= 1:
             raise UserError(f"label_smoothing must be below 1, got {self.label_smoothing}")
-        if not self.train.steps and not self.train.epochs:
-            raise UserError("train.steps and train.epochs are both 0: set one of them")

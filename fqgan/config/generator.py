@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fqgan.base.errors import UserError, told
 from fqgan.base.schema import plain
 from fqgan.config.ranges import check_ranges, setting
-from fqgan.config.training import OptimizerConfig, TrainConfig
+from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
 _MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
 
@@ -203,8 +203,6 @@ class GeneratorRunConfig:
     def check(self) -> None:
         """Raise `UserError` for settings that contradict each other."""
         self.model.check()
-        check_ranges(self)
-        if not self.train.steps and not self.train.epochs:
-            raise UserError("train.steps and train.epochs are both 0: set one of them")
+        check_run(self)
         if self.train.fsdp and self.optimizer.kind == "muon":
             raise UserError("optimizer.kind muon needs whole matrices: use adam with train.fsdp, or no train.fsdp")

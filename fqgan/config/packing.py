@@ -57,7 +57,7 @@ class PackSettings(SourceOptions):
     the files keep as many pixels: at 0.8, pictures have 1.6 times as many pixels in all. 0: keep `size` pixels. Random
     crops must then be enlarged and are a little less sharp. This suits validation, because centre crops then equal
     those of the originals."""
-    format: Literal["jpeg", "png", "webp-lossless"] = "jpeg"
+    format: Literal["jpeg", "png"] = "jpeg"
     """Format of the packed pictures. A picture that needs no resizing and has this format already keeps its bytes."""
     quality: int = 95
     """JPEG quality, 1 to 100; colours keep their full resolution."""

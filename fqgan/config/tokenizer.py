@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fqgan.base.errors import UserError
+from fqgan.base.schema import without
 from fqgan.config.data import DataConfig
 from fqgan.config.ranges import check_ranges, setting
-from fqgan.config.training import OptimizerConfig, TrainConfig
+from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
 # Class-token (or pooled) feature dimensions of the teachers that presets name, so that a model can be built
 # without loading its teachers.
@@ -153,10 +154,8 @@ class LossConfig:
     entropy_temperature: float = setting(0.01, positive=True)
     """Temperature tau of the soft assignment softmax(-d / tau)."""
     disentangle_weight: float = 0.1
-    """Weight of the disentanglement loss: lambda_1 of Eq. 8."""
-    disentangle_codebooks: bool = False
-    """Let the gradient of Eq. 7 reach the codebooks. In the released models it reaches only the adapters and the
-    encoder."""
+    """Weight of the disentanglement loss: lambda_1 of Eq. 8. Its gradient reaches the adapters and the encoder, but not
+    the codebooks."""
     representation_weight: float = 0.5
     """Weight of the representation loss: lambda_2 of Eq. 8. It multiplies the sum over the factors that have a
     teacher."""
@@ -165,6 +164,11 @@ class LossConfig:
     similarity of each image's pair of features, which needs no negatives and so suits small batches."""
     representation_temperature: float = setting(1.0, positive=True)
     """Temperature of InfoNCE; the released models use none (1). It has no effect on `cosine`."""
+
+    @classmethod
+    def from_older(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Version 0.1 had `disentangle_codebooks`."""
+        return without(data, disentangle_codebooks=False)
 
 
 @dataclass(frozen=True)
@@ -283,20 +287,16 @@ class TokenizerRunConfig:
     def check(self) -> None:
         """Raise `UserError` for settings that contradict each other."""
         self.model.check()
-        check_ranges(self)
+        check_run(self)
         dims = {factor.code_dim for factor in self.model.factors}
         if self.loss.disentangle_weight and len(dims) > 1:
             raise UserError("loss.disentangle_weight needs factors of one code_dim (Eq. 7): set it to 0 or align them")
-        if self.quantizer.ema_decay and self.loss.disentangle_codebooks:
-            raise UserError("loss.disentangle_codebooks needs codes that learn by gradient: set quantizer.ema_decay 0")
         if self.init and self.quantizer.kmeans_iterations:
             raise UserError("quantizer.kmeans_iterations would overwrite the codebooks of --init: set it to 0")
         if not 0 < self.data.crop_min <= self.data.crop_max <= 1:
             raise UserError("data.crop_min and data.crop_max must satisfy 0 < crop_min <= crop_max <= 1")
         if not self.loss.representation_weight and any(factor.teacher for factor in self.model.factors):
             raise UserError('loss.representation_weight 0 would leave a feature head untrained: set its teacher to ""')
-        if not self.train.steps and not self.train.epochs:
-            raise UserError("train.steps and train.epochs are both 0: set one of them")
         self.discriminator.check(self.model.image_size)
         if self.discriminator.adaptive and not (self.loss.reconstruction_weight or self.loss.perceptual_weight):
             raise UserError("discriminator.adaptive needs loss.reconstruction_weight or loss.perceptual_weight above 0")

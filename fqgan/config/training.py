@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from fqgan.config.ranges import setting
+from fqgan.base.errors import UserError
+from fqgan.config.ranges import check_ranges, setting
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,10 @@ class TrainConfig:
     """Number of newest checkpoints that are kept."""
     wandb: str = ""
     """Project on Weights & Biases that the run logs to (needs the package wandb); empty: none."""
+
+
+def check_run(config: Any) -> None:
+    """`UserError` for the first setting of a training run outside its range, and for a run without a length."""
+    check_ranges(config)
+    if not config.train.steps and not config.train.epochs:
+        raise UserError("train.steps and train.epochs are both 0: set one of them")

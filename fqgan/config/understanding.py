@@ -10,7 +10,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.config.data import Small
 from fqgan.config.ranges import at_least, check_ranges, setting
-from fqgan.config.training import OptimizerConfig, TrainConfig
+from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
 Feature = Literal["continuous", "discrete", "network", "blind"]
 """What a language model reads of a picture: a tokenizer's features before quantization; its codes' embeddings; the
@@ -101,11 +101,9 @@ class ProjectorRunConfig:
 
     def check(self) -> None:
         """Raise `UserError` for settings that contradict each other."""
-        check_ranges(self)
+        check_run(self)
         if self.model.prompt.count(IMAGE) != 1:
             raise UserError(f"the prompt must hold {IMAGE} once, got {self.model.prompt!r}")
-        if not self.train.steps and not self.train.epochs:
-            raise UserError("train.steps and train.epochs are both 0: set one of them")
 
 
 TINY_PROJECTOR = ProjectorRunConfig(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fqgan.base.files import file_sha256
 from fqgan.data.sources import ImageSource
 
 
@@ -32,8 +33,7 @@ def content_sha256(source: ImageSource) -> str:
     whole = hashlib.sha256(f"{digest(source.names())} {digest(source.labels)}".encode())
     files = list(source.files())
     for path in files:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
+        whole.update(bytes.fromhex(file_sha256(path)))
     for index in range(0 if files else len(source)):
         whole.update(source.read(index)[0].tobytes())
     return whole.hexdigest()

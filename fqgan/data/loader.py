@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from fqgan.base.errors import TooSmallError, UnreadableError, UserError
 from fqgan.config import DataConfig
 from fqgan.config.data import Small
+from fqgan.data.decode import decode_image
 from fqgan.data.order import SampleStream, evenly_spaced, sample_rng
 from fqgan.data.sources import ImageSource
 from fqgan.data.tokens import TokenStore
@@ -23,7 +25,7 @@ from fqgan.data.transforms import (
     crops,
     fits,
     flip,
-    jitter,
+    normalize,
     random_crop,
     to_tensor,
     turn,
@@ -102,7 +104,7 @@ class TrainingSet:
             image = flip(image)
         if self.config.turn:
             image = turn(image, int(rng.integers(4)))
-        return jitter(image, rng, self.config.jitter) if self.config.jitter else image
+        return image
 
 
 class EvaluationSet:
@@ -213,7 +215,6 @@ def evaluation_batches(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
-    pin_memory: bool = False,
 ) -> Batches[tuple[Tensor, Tensor, Tensor]]:
     """Every picture once and in order: uint8 centre crops (b, 3, size, size), int64 labels (b,), int64 indices (b,).
 
@@ -223,7 +224,7 @@ def evaluation_batches(
     """
     indices = evenly_spaced(len(source), limit, rank, world)
     keys = (indices[start : start + batch] for start in range(0, len(indices), batch))
-    return load(EvaluationSet(source, size).read_or_skip, keys, workers, pin_memory)
+    return load(EvaluationSet(source, size).read_or_skip, keys, workers, False)
 
 
 def _read(
@@ -235,3 +236,25 @@ def _read(
         return image, label, []
     fits(image, size, small or source.options.small, source.describe(index))
     return image, label, [SMALL]
+
+
+def load_images(paths: str | Path | Iterable[str | Path], size: int = 256, small: Small = "enlarge") -> Tensor:
+    """Read one picture file or several -> (b, 3, size, size) float32 in [-1, 1], ADM centre crops.
+
+    Args:
+        small: what becomes of pictures whose shorter side is below `size` pixels: they are enlarged, or refused (also
+            where the word is `skip`, as a caller counts on one image a path).
+
+    Raises:
+        UserError: a file is missing, unreadable, or refused.
+    """
+    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not files:
+        raise UserError("no picture to load: the list of paths is empty")
+    return normalize(torch.stack([to_tensor(center_crop(_read_file(file, size, small), size)) for file in files]))
+
+
+def _read_file(file: Path, size: int, small: Small) -> Image.Image:
+    image = decode_image(file, str(file))
+    fits(image, size, "enlarge" if small == "enlarge" else "refuse", str(file))
+    return image

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from fqgan.base.errors import UserError
@@ -45,15 +45,9 @@ def pack(settings: PackSettings, source: ImageSource | None = None) -> Packed:
     """
     settings.check()
     source = source or open_source(settings.source, settings.split, SourceOptions.of(settings))
-    options = PackOptions(
-        split=settings.split,
-        size=settings.size,
-        crop_min=settings.crop_min,
-        format=settings.format,
-        quality=settings.quality,
-        shards=min(settings.shards or math.ceil(len(source) / settings.rows_per_shard), len(source)),
-        shuffle=settings.shuffle,
-    )
+    options = PackOptions(**{each.name: getattr(settings, each.name) for each in fields(PackOptions)})
+    shards = min(options.shards or math.ceil(len(source) / settings.rows_per_shard), len(source))
+    options = replace(options, shards=shards)
     packer = Packer(source, settings.out, options, workers=settings.workers, max_unreadable=settings.max_unreadable)
     began, before = time.monotonic(), packer.done
     announce(source, options.size)

@@ -33,7 +33,7 @@ SAMPLE = 32
 CHUNK = 32
 """Pictures that a worker makes at a time; from sources of several blocks a whole row group, so that workers do not all
 read the same block."""
-FORMATS = {"jpeg": ("JPEG", "jpg"), "png": ("PNG", "png"), "webp-lossless": ("WEBP", "webp")}
+FORMATS = {"jpeg": ("JPEG", "jpg"), "png": ("PNG", "png")}
 """Format -> Pillow's name and the suffix of the pictures' paths."""
 
 
@@ -270,12 +270,8 @@ def encode(image: Image.Image, original: Stored | None, options: PackOptions) ->
     image.info = {}  # no colour profile and the like: training does not look at them
     buffer = io.BytesIO()
     # full colour resolution: a tokenizer would learn to blur colours otherwise
-    details = {
-        "jpeg": {"quality": options.quality, "subsampling": 0},
-        "png": {},
-        "webp-lossless": {"lossless": True, "exact": True},
-    }
-    image.save(buffer, FORMATS[options.format][0], **details[options.format])
+    details: dict[str, Any] = {"quality": options.quality, "subsampling": 0} if options.format == "jpeg" else {}
+    image.save(buffer, FORMATS[options.format][0], **details)
     return buffer.getvalue()
 
 

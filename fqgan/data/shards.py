@@ -24,7 +24,7 @@ class PackOptions:
     split: str = "train"
     size: int = 256
     crop_min: float = 0.0
-    format: Literal["jpeg", "png", "webp-lossless"] = "jpeg"
+    format: Literal["jpeg", "png"] = "jpeg"
     quality: int = 95
     shards: int = 1
     shuffle: bool = True

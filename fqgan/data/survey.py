@@ -35,17 +35,11 @@ class Survey:
     """Of what is probably not meant."""
 
 
-def survey(settings: SurveySettings, source: ImageSource | None = None) -> Survey:
-    """Look at a set of images. Needs no device.
-
-    Args:
-        source: is looked at in place of the one that the settings name, where it is given.
-
-    Raises:
-        UserError: settings that make no sense, or data that cannot be read.
-    """
+def survey(settings: SurveySettings) -> Survey:
+    """Look at a set of images. Needs no device. `UserError` for settings that make no sense, and for data that cannot
+    be read."""
     settings.check()
-    source = source or open_source(settings.source, settings.split, SourceOptions.of(settings))
+    source = open_source(settings.source, settings.split, SourceOptions.of(settings))
     say(source.summary(max(settings.size, default=0)))
     with image_bar("reading", min(settings.scan or len(source), len(source))) as advance:
         numbers = numbers_of(

@@ -73,10 +73,7 @@ class TokenWriter:
         return self.folder / UNFINISHED
 
     def begin(
-        self,
-        export: Callable[[Path], object],
-        verify: bool = False,
-        note: Callable[[str], None] = lambda text: None,
+        self, export: Callable[[Path], object], verify: bool = False, note: Callable[[str], None] = lambda text: None
     ) -> list[int]:
         """Take the lock; returns the numbers of the shards to write, none for a finished store.
 

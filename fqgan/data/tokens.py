@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import mmap
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from fqgan.base import schema
 from fqgan.base.errors import UserError
+from fqgan.base.files import file_sha256
 from fqgan.data.fingerprint import digest
 from fqgan.data.remote import RemoteFolder, is_remote
 from fqgan.data.token_manifest import MANIFEST, TOKENIZER, UNFINISHED, File, StoreManifest, parse_manifest
@@ -212,7 +212,7 @@ def problem_of(folder: Path | RemoteFolder, file: File, header: bytes = b"", ver
         return f"{file.name} is {'truncated' if size < file.bytes else 'too long'} ({size} of {file.bytes} bytes)"
     if start != header:
         return f"{file.name} is no array of the type and shape that {MANIFEST} tells"
-    if verify and sha256(folder / file.name) != file.sha256:
+    if verify and file_sha256(folder / file.name) != file.sha256:
         return f"{file.name} is damaged: its content has changed since it was written"
     return ""
 
@@ -228,10 +228,4 @@ def array_header(dtype: npt.DTypeLike, shape: tuple[int, ...]) -> bytes:
 def file_of(folder: Path, name: str) -> File:
     """The record of a file that is there."""
     path = folder / name
-    return File(name, path.stat().st_size, sha256(path))
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return File(name, path.stat().st_size, file_sha256(path))

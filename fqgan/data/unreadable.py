@@ -13,8 +13,6 @@ from fqgan.base.errors import TooSmallError, UnreadableError, UserError
 
 FLOOR = 10
 """Unreadable pictures that never end a run, however few pictures have been read: small shares say little."""
-
-
 NAMED = 100
 """Unreadable pictures that a process names; it only counts the others."""
 

@@ -12,12 +12,11 @@ from fqgan.base.errors import UserError
 from fqgan.base.printing import say
 from fqgan.config import TrainConfig
 from fqgan.engine import distributed
-from fqgan.engine.allocator import keep_freed_memory
-from fqgan.engine.batches import micro_batch, total_steps
 from fqgan.engine.distributed import World
 from fqgan.engine.logs import load_wandb
-from fqgan.engine.precision import has_bf16
 from fqgan.engine.run import RunFolder
+from fqgan.engine.sizes import micro_batch, num_parameters, total_steps
+from fqgan.engine.speed import has_bf16, keep_freed_memory
 from fqgan.engine.trainer import Task, Trainer
 
 
@@ -55,7 +54,7 @@ def train(task: Task, run: RunFolder, world: World, images: int) -> None:
     try:
         steps = total_steps(config.train, images)
         if world.is_main:
-            parameters = sum(parameter.numel() for parameter in task.phases[0].module.parameters())
+            parameters = num_parameters(task.phases[0].module)
             epochs = steps * config.train.batch / images
             say(
                 f"{parameters / 1e6:.1f} M parameters, {images} images, {steps} steps of {config.train.batch} "

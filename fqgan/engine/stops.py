@@ -1,8 +1,11 @@
-"""What stops a training before its end: agreed upon by all ranks, and told in words that a user can act on."""
+"""What stops a run before its end: signals, and errors, agreed upon by all ranks and told so that a user can act."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TypeVar
 
 from torch.distributed import DistError
@@ -11,6 +14,41 @@ from fqgan.base.errors import UserError, in_one_line, out_of_memory
 from fqgan.engine import distributed
 
 T = TypeVar("T")
+
+
+def stopping() -> list[signal.Signals]:
+    """The signals that ask for an end: SIGTERM, Ctrl-C, and the closing of the terminal unless nohup ignores it."""
+    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], None], numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Within, `handler` hears of these signals."""
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+class Stop:
+    """Set by a signal."""
+
+    number: int = 0
+    """Of the signal; 0: none so far."""
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+
+
+@contextmanager
+def stop_requests() -> Iterator[Stop]:
+    """Within, SIGINT and SIGTERM end nothing: they are noted for whoever asks."""
+    stop = Stop()
+    with handling(stop.note, stopping()):
+        yield stop
 
 
 class StoppedError(Exception):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,14 +19,13 @@ from fqgan.base.printing import say
 from fqgan.base.schema import changes
 from fqgan.config import OptimizerConfig, TrainConfig
 from fqgan.engine import checkpoint, distributed
-from fqgan.engine.batches import micro_batch
 from fqgan.engine.distributed import World
 from fqgan.engine.logs import Log
 from fqgan.engine.optim import Ema, align_gradients, learning_rate
 from fqgan.engine.run import RunFolder
 from fqgan.engine.sharding import gathered, sharded_parts, whole
-from fqgan.engine.signals import stopping
-from fqgan.engine.stops import StoppedError, in_words, together
+from fqgan.engine.sizes import micro_batch
+from fqgan.engine.stops import StoppedError, handling, in_words, stopping, together
 from fqgan.engine.task import Task, Terms
 
 
@@ -69,21 +67,17 @@ class Trainer:
         for phase in self.task.phases:
             phase.network = distributed.wrap(phase.network, self.world)
         log = Log(self.run, self.world, start, self.steps, self.config, self.task.shown)
-        previous = {s: signal.signal(s, self._on_signal) for s in stopping()}
-        try:
-            self._loop(start, log)
-        except StoppedError as stop:
-            told = self._rescue()
-            if stop.error is None:
-                raise SystemExit(2) from None
-            raise self._failed(stop.error, told) from None
-        except Exception as error:
-            with distributed.alone():
-                raise self._failed(error, self._rescue(by_itself=True)) from None
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            log.close()
+        with closing(log), handling(self._on_signal, stopping()):
+            try:
+                self._loop(start, log)
+            except StoppedError as stop:
+                told = self._rescue()
+                if stop.error is None:
+                    raise SystemExit(2) from None
+                raise self._failed(stop.error, told) from None
+            except Exception as error:
+                with distributed.alone():
+                    raise self._failed(error, self._rescue(by_itself=True)) from None
 
     def _loop(self, start: int, log: Log) -> None:
         if start >= self.steps:

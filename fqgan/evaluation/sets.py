@@ -15,7 +15,7 @@ import torch
 
 from fqgan.base import schema
 from fqgan.base.errors import UnreadableError, UserError
-from fqgan.base.files import is_name, make_folder
+from fqgan.base.files import file_sha256, is_name, make_folder
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar
 from fqgan.config import PictureOptions, SourceOptions
@@ -31,7 +31,6 @@ from fqgan.evaluation.collect import FeatureSet, LeftOut, Reading, collect
 from fqgan.evaluation.protocol import Evaluation, features_protocol, full_protocol
 from fqgan.evaluation.scores import compare_features, rows_of
 from fqgan.evaluation.statistics import cache_path, cached, keep, load_adm, load_statistics, save_statistics
-from fqgan.nets.inception import file_sha256
 from fqgan.nets.measuring import FeatureNetwork, load_network
 
 MANIFEST = "samples.json"  # of `fqgan generate`

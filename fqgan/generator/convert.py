@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fqgan.base.errors import UserError
 from fqgan.base.files import make_folder, making_folder
 from fqgan.base.printing import say
-from fqgan.config.conversion import ConversionSettings
+from fqgan.config.trained import ConversionSettings
 from fqgan.models import hub
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def convert(settings: ConversionSettings) -> Converted:
     """
     settings.check()
     path = hub.local(settings.source)
+    from fqgan.engine.sizes import num_parameters
     from fqgan.generator.model import FAR
     from fqgan.models.find import find
     from fqgan.tokenizer.model import FactorizedTokenizer
@@ -51,7 +52,7 @@ def convert(settings: ConversionSettings) -> Converted:
     cls = FAR if source.kind == "generator" else FactorizedTokenizer
     model = cls.from_pretrained(source.path, weights=settings.weights, **options)
     k = model.num_factors if isinstance(model, FactorizedTokenizer) else model.config.num_factors
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = num_parameters(model)
     done = Converted(settings.out, source.kind, source.choose(settings.weights), parameters, model.fingerprint())
     say(
         f"{settings.source}: {done.kind} of {k} factor(s), {parameters:,} parameters, {done.weights} weights, "

@@ -13,7 +13,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.inputs import Numbers, as_count, as_kind, as_labels, as_streams
 from fqgan.base.printing import say
 from fqgan.config import SamplingConfig
-from fqgan.engine.compilation import compile_problem
+from fqgan.engine.speed import compile_problem
 from fqgan.generator.draw import draw, guidance_scales, uniforms
 from fqgan.generator.step import BlockStep, Place, Product
 

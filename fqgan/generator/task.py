@@ -21,15 +21,13 @@ from fqgan.data.loader import check_ranks, token_batches
 from fqgan.data.order import evenly_spaced
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import sharding
-from fqgan.engine.batches import micro_batch, share_of
 from fqgan.engine.checkpoint import check_fit
-from fqgan.engine.compilation import compile_parts
 from fqgan.engine.distributed import World, all_reduce_sum, from_main
-from fqgan.engine.memory import check_training
 from fqgan.engine.optim import make_optimizer
-from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
+from fqgan.engine.sizes import check_training, micro_batch, share_of
+from fqgan.engine.speed import autocast, compile_parts
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase, Task, Terms
 from fqgan.generator.model import FAR, GeneratorLoss, load_generator

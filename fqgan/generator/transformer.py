@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fqgan.config import GeneratorConfig
-from fqgan.engine.recompute import Recomputing
+from fqgan.engine.speed import Recomputing
 
 # positions up to which plain products beat the fused kernel on a CPU, forward and backward (LOG.md)
 _SHORT = {torch.bfloat16: 192}

@@ -21,8 +21,8 @@ from fqgan.base.folder import ResumableFolder
 from fqgan.base.printing import say, say_lines
 from fqgan.base.ranks import ranks
 from fqgan.config import GeneratorRunConfig, SamplingConfig, TokenizerRunConfig, presets
-from fqgan.config.extraction import ExtractionSettings
 from fqgan.config.quickstart import GENERATOR, TOKENIZER, QuickstartSettings
+from fqgan.config.trained import ExtractionSettings
 from fqgan.data.loader import EvaluationSet, evaluation_batches
 from fqgan.data.sources import ImageSource
 from fqgan.data.sources.photos import PhotoSource
@@ -31,9 +31,10 @@ from fqgan.data.tokens import TokenStore
 from fqgan.data.transforms import normalize, to_uint8
 from fqgan.engine import checkpoint
 from fqgan.engine.distributed import World
-from fqgan.engine.precision import fast_precision
 from fqgan.engine.run import read_stats
 from fqgan.engine.session import running
+from fqgan.engine.sizes import num_parameters
+from fqgan.engine.speed import fast_precision
 from fqgan.evaluation.collect import FeatureCollector
 from fqgan.generator.model import FAR, load_generator
 from fqgan.generator.sampler import Sampler
@@ -48,7 +49,7 @@ from fqgan.nets.measuring import FeatureNetwork, load_network
 from fqgan.nets.perceptual import EfficientNetDistance
 from fqgan.tokenizer.branch import FeaturePredictionHead
 from fqgan.tokenizer.extraction import extract
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer, num_parameters
+from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
 from fqgan.tokenizer.task import train_tokenizer
 from fqgan.tokenizer.validation import Batches, Scores, evaluate_mean_colour, score_reconstructions
 

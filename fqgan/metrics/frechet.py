@@ -46,11 +46,6 @@ class FeatureStatistics:
             centred = features - mean
             self._add(len(features), mean, centred.T @ centred)
 
-    def merge(self, other: FeatureStatistics) -> None:
-        """Add the features of another one."""
-        if other.count:
-            self._add(other.count, other.mean, other.scatter)
-
     def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
         shift = mean - self.mean

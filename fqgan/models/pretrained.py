@@ -19,6 +19,7 @@ from fqgan.base.inputs import as_path
 from fqgan.base.schema import FORMAT_VERSION
 from fqgan.engine import checkpoint
 from fqgan.engine.distributed import pick_device
+from fqgan.engine.sizes import num_parameters
 from fqgan.models import hub
 from fqgan.models.card import model_card
 from fqgan.models.find import MODEL, Kind, Source, find
@@ -81,9 +82,8 @@ class Pretrained(nn.Module):
         folder = self.export(folder)
         if self.scores:
             write_text(folder / "eval.json", json.dumps(self.scores, indent=2) + "\n")
-        parameters = sum(parameter.numel() for parameter in self.parameters())
         facts = {**self._facts(), "fingerprint": self.fingerprint()}
-        write_text(folder / "README.md", model_card(self.config, parameters, facts, self.scores))
+        write_text(folder / "README.md", model_card(self.config, num_parameters(self), facts, self.scores))
         return folder
 
     def push_to_hub(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fqgan.base.errors import UserError
-from fqgan.nets.frozen import FrozenModule, read_weights
 from fqgan.nets.sharing import shared
+from fqgan.nets.weights import FrozenModule, read_weights
 
 if TYPE_CHECKING:
     from timm.models.efficientnet import EfficientNet

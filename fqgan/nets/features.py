@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fqgan.nets.frozen import FrozenModule
 from fqgan.nets.sharing import shared
+from fqgan.nets.weights import FrozenModule
 
 
 class Teacher(FrozenModule):

@@ -7,7 +7,6 @@ images come through TensorFlow 1's bilinear resize, which does not filter. The t
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import re
@@ -22,8 +21,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.inception import BasicConv2d, Inception3
 
 from fqgan.base.errors import UserError, in_one_line
+from fqgan.base.files import file_sha256
 from fqgan.models.hub import within
-from fqgan.nets.frozen import FrozenModule, read_weights
+from fqgan.nets.weights import FrozenModule, read_weights
 
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 """The same weights as pytorch-fid and torch-fidelity call them."""
@@ -198,9 +198,3 @@ def _missing(path: Path) -> str:
         f"Inception's weights are missing: put {FILES[0]} ({URL}) at {path}, name it with FQGAN_INCEPTION or "
         "--features inception=FILE, or measure offline with --features efficientnet-lite0"
     )
-
-
-def file_sha256(path: Path) -> str:
-    """In hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fqgan.base.errors import UserError
+from fqgan.base.files import file_sha256
 from fqgan.base.schema import did_you_mean
 from fqgan.classifier.model import load_classifier
 from fqgan.data.transforms import normalize
@@ -138,7 +139,7 @@ def _classifier(path: Path) -> FeatureNetwork:
 def _teacher(teacher: Teacher) -> FeatureNetwork:
     outputs: Any = None
     if isinstance(teacher, EfficientNetTeacher):
-        weights = inception.file_sha256(teacher.network.file)
+        weights = file_sha256(teacher.network.file)
         outputs = None if teacher.stage else teacher.network.network.get_classifier()
     else:
         weights = fingerprint(teacher.state_dict())

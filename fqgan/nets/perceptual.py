@@ -17,7 +17,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from fqgan.base.errors import UserError
 from fqgan.base.schema import did_you_mean
 from fqgan.nets.efficientnet import STAGE_CHANNELS, load_efficientnet_lite0
-from fqgan.nets.frozen import FrozenModule, read_weights
+from fqgan.nets.weights import FrozenModule, read_weights
 
 VGG_CHANNELS = (64, 128, 256, 512, 512)
 VGG_STAGE_ENDS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 in torchvision's numbering

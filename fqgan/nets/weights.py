@@ -1,13 +1,17 @@
-"""Folders of model weights: a local one, a hub repository in the local cache, or one that can be downloaded."""
+"""What pretrained networks share: where weights come from, that no file is trusted, and that they never train."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Self
+
+from torch import Tensor, nn
 
 from fqgan.base.errors import UserError, in_one_line
 from fqgan.models.hub import SECONDS, ask
+from fqgan.models.pickles import load_pickle
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
@@ -56,3 +60,23 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS, also: Sequence
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:
         raise UserError(f"the download of {repository} failed: {in_one_line(error)}") from error
+
+
+class FrozenModule(nn.Module):
+    """A module that stays in eval mode whatever `train()` is called on it or on a module that holds it."""
+
+    def freeze(self) -> Self:
+        """Turn off the parameters' gradients. Subclasses call it at the end of `__init__`."""
+        return self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode; `mode` is ignored."""
+        return super().train(False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a torch file, on the CPU. Truncated and foreign files raise `UserError`."""
+    weights = load_pickle(path)
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path} holds no dictionary of tensors")
+    return weights

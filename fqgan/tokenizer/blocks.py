@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fqgan.engine.recompute import Recomputing
+from fqgan.engine.speed import Recomputing
 
 _FEW_POSITIONS = 512  # up to here a whole score matrix beats the fused kernel in bf16 on a CPU
 

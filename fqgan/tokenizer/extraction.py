@@ -14,7 +14,7 @@ from fqgan.base.files import UnwritableError
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar, readable_bytes
 from fqgan.config import SourceOptions
-from fqgan.config.extraction import ExtractionSettings
+from fqgan.config.trained import ExtractionSettings
 from fqgan.data.fingerprint import fingerprint
 from fqgan.data.loader import CropSet, check_ranks
 from fqgan.data.sources import ImageSource, announce, open_source
@@ -24,8 +24,8 @@ from fqgan.data.transforms import NUM_CROPS, CropKind
 from fqgan.data.unreadable import Omissions
 from fqgan.data.workers import load
 from fqgan.engine.distributed import World, barrier, from_main
-from fqgan.engine.memory import check_pictures
-from fqgan.engine.signals import Stop, stop_requests
+from fqgan.engine.sizes import check_pictures
+from fqgan.engine.stops import Stop, stop_requests
 from fqgan.models.find import find
 from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer, save_tokenizer
 from fqgan.tokenizer.passes import Passes

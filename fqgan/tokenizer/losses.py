@@ -12,7 +12,6 @@ from torch import Tensor
 from fqgan.config import LossConfig
 from fqgan.engine.distributed import all_reduce_mean, gather_rows
 from fqgan.tokenizer.model import TokenizerOutput
-from fqgan.tokenizer.quantizers.base import Quantized
 
 
 def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: str) -> Tensor:
@@ -137,8 +136,7 @@ def tokenizer_loss(
     if config.entropy_weight:
         add("entropy", _total([q.entropy_loss for q in quantized]), config.entropy_weight)
     if config.disentangle_weight and len(quantized) > 1:
-        vectors = [_disentangled(q, config.disentangle_codebooks) for q in quantized]
-        add("disentangle", disentanglement_loss(vectors), config.disentangle_weight)
+        add("disentangle", disentanglement_loss([q.vectors for q in quantized]), config.disentangle_weight)
     matches = [
         cosine_loss(prediction, target)
         if config.representation == "cosine"
@@ -155,14 +153,6 @@ def tokenizer_loss(
         logged["gan_weight"] = gan_weight
     total = _total([weights[name] * term for name, term in terms.items()])
     return total, {f"{name}_loss": term.detach() for name, term in terms.items()} | logged
-
-
-def _disentangled(quantized: Quantized, reach_codebook: bool) -> Tensor:
-    """The vectors that Eq. 7 sees; their gradient reaches the codebook too if asked for."""
-    if not reach_codebook:
-        return quantized.vectors
-    carried = quantized.carried
-    return quantized.embeddings + carried - carried.detach()
 
 
 def _total(terms: Sequence[Tensor]) -> Tensor:

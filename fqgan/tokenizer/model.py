@@ -194,11 +194,6 @@ def load_matching_tokenizer(
     return tokenizer
 
 
-def num_parameters(module: nn.Module) -> int:
-    """Number of parameters, frozen or not."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def load_tokenizer(
     path: str | Path, device: str | torch.device = "cpu", weights: str = "auto", precision: str = "float32"
 ) -> FactorizedTokenizer:

@@ -13,10 +13,10 @@ import torch
 from fqgan.base.errors import UserError
 from fqgan.base.files import make_folder, write_bytes
 from fqgan.base.printing import say
-from fqgan.config.reconstruction import ReconstructionSettings
-from fqgan.data.images import load_images
+from fqgan.config.trained import ReconstructionSettings
+from fqgan.data.loader import load_images
 from fqgan.engine.distributed import World
-from fqgan.engine.memory import check_pictures
+from fqgan.engine.sizes import check_pictures
 from fqgan.metrics.psnr import psnr
 from fqgan.tokenizer.model import load_tokenizer
 from fqgan.tokenizer.pictures import reconstruction_rows, row_of, save_picture

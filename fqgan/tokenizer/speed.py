@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fqgan.config import TokenizerConfig
-from fqgan.engine.compilation import compile_parts
+from fqgan.engine.speed import compile_parts
 from fqgan.tokenizer.blocks import Block, TransformerBlock
 from fqgan.tokenizer.model import FactorizedTokenizer
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,20 @@ from torch import Tensor, nn
 from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
+from fqgan.base.progress import image_bar
 from fqgan.config import TokenizerRunConfig
-from fqgan.data.fingerprint import fingerprint
-from fqgan.data.loader import check_ranks, evaluation_batches, training_batches
+from fqgan.data.loader import check_ranks, evaluation_batches
+from fqgan.data.picture_task import PictureTask
 from fqgan.data.sources import ImageSource, announce, open_data
 from fqgan.data.transforms import normalize
-from fqgan.data.unreadable import UnreadableMeter
-from fqgan.engine.batches import micro_batch, share_of
 from fqgan.engine.distributed import World, all_reduce_sum
-from fqgan.engine.memory import check_training
 from fqgan.engine.optim import make_optimizer
-from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
+from fqgan.engine.sizes import check_training, micro_batch
+from fqgan.engine.speed import autocast
 from fqgan.engine.stops import Agreed
-from fqgan.engine.task import Phase, Task
+from fqgan.engine.task import Phase
 from fqgan.metrics.usage import CodeUsage
 from fqgan.nets.perceptual import PerceptualDistance, load_perceptual
 from fqgan.nets.sharing import sharing
@@ -46,7 +45,6 @@ from fqgan.tokenizer.speed import compile_tokenizer, memory_format, recompute_ac
 from fqgan.tokenizer.start import Start
 from fqgan.tokenizer.validation import Scores, score_reconstructions
 
-SECONDS = 10  # from one word on the progress of k-means to the next
 PICTURED = 8  # images in a picture of reconstructions
 
 
@@ -58,7 +56,7 @@ class Batch:
     reconstruction: Tensor | None = None
 
 
-class TokenizerTask(Task):
+class TokenizerTask(PictureTask[TokenizerRunConfig]):
     """Generator phase (Eq. 8) and, from its start step, discriminator phase."""
 
     shown = ("reconstruction_loss", "perceptual_loss", "val_psnr")
@@ -73,7 +71,7 @@ class TokenizerTask(Task):
         perceptual: PerceptualDistance | None,
         init: Start | None = None,
     ):
-        self.config, self.world, self.source, self.validation = config, world, source, validation
+        super().__init__(config, world, source, validation)
         self.teachers = {name: teacher.to(world.device) for name, teacher in teachers.items()}
         self.perceptual = perceptual.to(world.device) if perceptual else None
         torch.manual_seed(config.train.seed)
@@ -105,9 +103,6 @@ class TokenizerTask(Task):
             phase = Phase("discriminator", module, self._optimizer(module), self._discriminator_loss, gan.start)
             self.phases.append(phase)
         self.usage = [CodeUsage(q.codebook_size, world.device) for q in self.model.quantizers]
-        self._fingerprint = fingerprint(source)
-        self.unreadable = UnreadableMeter(config.data.max_unreadable, world.device)
-        self._seen = (0, 0, 0)
         self._quantized: list[list[Quantized]] = []
         """Of the step under way: what each factor made of each micro-batch."""
 
@@ -149,19 +144,8 @@ class TokenizerTask(Task):
         return self.adversary.discriminator_loss(real, fake, batch.images, self.step)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        config = self.config
-        loader = training_batches(
-            self.source,
-            config.data,
-            size=config.model.image_size,
-            seed=config.train.seed,
-            **share_of(config.train, self.world, start_step),
-            pin_memory=self.world.device.type == "cuda",
-        )
-        for raw, _ in loader:
-            self._seen = config.train.batch * (self.step - start_step + 1), loader.unreadable, loader.small
-            images = normalize(raw.to(self.world.device, non_blocking=True))
-            yield Batch(images.contiguous(memory_format=self._memory_format))
+        for raw, _ in self.raw_batches(start_step):
+            yield Batch(normalize(raw).contiguous(memory_format=self._memory_format))
 
     def start(self, run: RunFolder, fresh: bool) -> None:
         if fresh:
@@ -187,11 +171,12 @@ class TokenizerTask(Task):
             for i, part in parts.items():
                 part.append(as_rows(found[i]).unflatten(0, (len(found[i]), -1)))
         for i, keeper in self.keepers.items():
-            told = _Told(f"k-means of factor {factors[i].name}", options.kmeans_iterations, self.world.is_main)
-            keeper.start(in_order(parts[i], config.data.lanes > 1), options.kmeans_iterations, told.advance)
+            label, iterations = f"k-means of factor {factors[i].name}", options.kmeans_iterations
+            with image_bar(label, iterations, shown=self.world.is_main, unit="iterations") as advance:
+                keeper.start(in_order(parts[i], config.data.lanes > 1), iterations, partial(advance, 1))
 
     def after_step(self) -> None:
-        self.unreadable.update(*self._seen)
+        super().after_step()
         for part in self._quantized:
             for meter, quantized in zip(self.usage, part, strict=True):
                 meter.update(quantized.codes)
@@ -216,9 +201,6 @@ class TokenizerTask(Task):
             prefix = f"{i}/"
             keeper.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
-    def fingerprint(self) -> dict[str, Any]:
-        return self._fingerprint
-
     def meters(self) -> dict[str, float]:
         values: dict[str, float] = {}
         for i, (factor, meter) in enumerate(zip(self.config.model.factors, self.usage, strict=True)):
@@ -229,9 +211,6 @@ class TokenizerTask(Task):
             values |= {f"{factor.name}_{name}": number for name, number in numbers.items()}
             meter.reset()
         return values | self.unreadable.compute(all_reduce_sum)
-
-    def check(self) -> None:
-        self.unreadable.check()
 
     def meter_state(self) -> dict[str, Tensor]:
         meters = {f"usage{i}": meter.state() for i, meter in enumerate(self.usage)}
@@ -246,16 +225,7 @@ class TokenizerTask(Task):
     def validate(self, model: nn.Module) -> dict[str, float]:
         if self.validation is None:
             return {}
-        config = self.config
-        batches = evaluation_batches(
-            self.validation,
-            size=config.model.image_size,
-            batch=micro_batch(config.train, self.world.size),
-            limit=config.train.validation_images,
-            workers=config.data.workers,
-            rank=self.world.rank,
-            world=self.world.size,
-        )
+        batches = self.validation_batches(self.validation)
         scores, agreed = Scores(self.world.device, self.perceptual), Agreed(batches)
         with self._autocast():
             numbers: dict[str, Any] = score_reconstructions(model, agreed, scores, self.world.device)
@@ -274,20 +244,6 @@ class TokenizerTask(Task):
         for raw, _, _ in evaluation_batches(source, size=size, batch=PICTURED, limit=PICTURED):
             with self._autocast():
                 save_picture(reconstruction_grid(model, normalize(raw.to(self.world.device))), path)
-
-
-class _Told:
-    """A line now and then on work that is counted."""
-
-    def __init__(self, what: str, total: int, active: bool):
-        self.what, self.total, self.active = what, total, active
-        self.done, self.last = 0, time.monotonic()
-
-    def advance(self) -> None:
-        self.done += 1
-        if self.active and time.monotonic() - self.last > SECONDS:
-            self.last = time.monotonic()
-            say(f"{self.what}: {self.done:,} of at most {self.total:,} iterations")
 
 
 def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:

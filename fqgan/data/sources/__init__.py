@@ -27,16 +27,7 @@ from fqgan.data.depth import Ranges, parse_range
 from fqgan.data.headers import stored_header
 from fqgan.data.order import spread_over_blocks
 from fqgan.data.sources import archive, cifar, folder, npz, parquet, photos, tar
-from fqgan.data.sources.base import (
-    Findings,
-    Found,
-    ImageSource,
-    Request,
-    Stored,
-    announce,
-    listed,
-    read_classes,
-)
+from fqgan.data.sources.base import Findings, Found, ImageSource, Request, Stored, announce, listed, read_classes
 from fqgan.data.sources.place import (
     FOLDER_NAMES,
     KINDS,

@@ -18,10 +18,10 @@ from fqgan.base.files import check_file, reading
 from fqgan.data.sources import listing
 from fqgan.data.sources.base import Findings, Found, Request, Stored
 from fqgan.data.sources.folder import FileSource, match
+from fqgan.data.sources.npz import LOCAL_HEADER, header_length
 from fqgan.data.sources.place import is_system, labels_of, settle, split_named, walk
 
 FORM = "zip archive"
-_LOCAL_HEADER = 30  # bytes before an entry's name
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LARGEST = 2**30  # bytes of a picture, unpacked
 _LONGEST_NAME = 4096
@@ -104,9 +104,8 @@ class ZipSource(FileSource):
             if self._handle is None:
                 self._handle = os.open(self._path, os.O_RDONLY)
             # at a place of its own in the file: forked processes share the handle and its position
-            header = os.pread(self._handle, _LOCAL_HEADER, offset)
-            skip = sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-            data = os.pread(self._handle, packed, offset + _LOCAL_HEADER + skip)
+            length = header_length(os.pread(self._handle, LOCAL_HEADER, offset))
+            data = os.pread(self._handle, packed, offset + length)
         except OSError as error:
             raise UserError(f"{self._path} cannot be read: {error.strerror}") from None
         if len(data) < packed:

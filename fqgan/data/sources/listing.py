@@ -24,28 +24,10 @@ METADATA = ("metadata.csv", "metadata.jsonl", "dataset.json", "val_annotations.t
 """Files inside a folder or an archive that give its pictures labels: of the Hugging Face imagefolder, of StyleGAN, and
 of Tiny ImageNet."""
 PATH_COLUMNS = (
-    "file_name",
-    "filename",
-    "file",
-    "path",
-    "filepath",
-    "file_path",
-    "image",
-    "img",
-    "image_path",
-    "imageid",
+    *("file_name", "filename", "file", "path", "filepath", "file_path"),
+    *("image", "img", "image_path", "imageid"),
 )
-LABEL_COLUMNS = (
-    "label",
-    "labels",
-    "fine_label",
-    "class",
-    "class_name",
-    "cls",
-    "class_label",
-    "category",
-    "target",
-)
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "class_name", "cls", "class_label", "category", "target")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentences", "description", "prompt")
 _SPLIT_COLUMNS = ("split", "subset", "partition")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,15}(\.0+)?")
@@ -239,17 +221,12 @@ def _lines(text: str, path: Path, request: Request) -> Rows:
     """One path a line; a label may follow it, after a tab or as the last word."""
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if any("\t" in line for line in lines):
-        cells = [line.split("\t") for line in lines]
-        return Rows(
-            [row[0] for row in cells], numbers_where_all([(*row, "")[1] for row in cells]), label_column="column 2"
-        )
-    base = path.parent
-    if all(" " in line for line in lines) and not (base / lines[0]).exists() and not Path(lines[0]).exists():
-        pairs = [line.rsplit(None, 1) for line in lines]
-        return Rows(
-            [name for name, _ in pairs], numbers_where_all([label for _, label in pairs]), label_column="column 2"
-        )
-    return Rows([line.strip() for line in lines])
+        cells = [(*line.split("\t"), "") for line in lines]
+    elif all(" " in line for line in lines) and not ((path.parent / lines[0]).exists() or Path(lines[0]).exists()):
+        cells = [line.rsplit(None, 1) for line in lines]
+    else:
+        return Rows([line.strip() for line in lines])
+    return Rows([row[0] for row in cells], numbers_where_all([row[1] for row in cells]), label_column="column 2")
 
 
 def _stylegan(text: str, path: Path, request: Request) -> Rows:

@@ -17,7 +17,7 @@ from fqgan.base.files import check_file, reading, replacing
 from fqgan.data.sources.base import Findings, Found, ImageSource, Request
 from fqgan.data.sources.labels import check_labels
 
-_LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
+LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
 _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -109,10 +109,13 @@ def _begin(path: Path, entry: zipfile.ZipInfo) -> int:
     """Where the content of an entry begins in the file."""
     with path.open("rb") as file:
         file.seek(entry.header_offset)
-        header = file.read(_LOCAL_HEADER)
-    # the lengths of the name and of what follows it are the header's last numbers, and may differ from the index's
-    name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-    return entry.header_offset + _LOCAL_HEADER + name + extra
+        return entry.header_offset + header_length(file.read(LOCAL_HEADER))
+
+
+def header_length(header: bytes) -> int:
+    """Bytes of a zip entry's header, of which the first `LOCAL_HEADER` are given."""
+    # the lengths of the name and of what follows it are the last numbers, and may differ from the index's
+    return LOCAL_HEADER + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
 
 
 def write_images(

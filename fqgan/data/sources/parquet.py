@@ -29,7 +29,6 @@ from fqgan.data.sources.tables import (
     opened,
     opened_arrow,
     read_column,
-    schema_of,
     shape_of,
 )
 
@@ -254,7 +253,7 @@ def _numbers(table: Table, path: str, given: tuple[str, ...]) -> npt.NDArray[np.
 
 def has_pictures(path: str) -> bool:
     """Whether a parquet file has a column that is said to hold pictures, by its feature or its name."""
-    schema = schema_of(path)
+    schema, _ = shape_of(path)
     return any(is_told(schema, name) for name in image_columns(schema))
 
 

@@ -20,8 +20,6 @@ IMAGE_COLUMNS = (
     *("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp"),
     *("image_bytes", "img_bytes", "bytes", "pixel_values", "data", "content"),
 )
-
-
 _MOST_ROWS = 1000  # of a byte: equal rows are stored once
 
 File = str | RemoteFile
@@ -85,11 +83,6 @@ def _checked(file: File, schema: pa.Schema, rows: list[int]) -> tuple[pa.Schema,
     if min(rows, default=0) < 0 or sum(rows) > _MOST_ROWS * size:
         raise UserError(f"{name_of(file)} promises {sum(rows):,} rows in {size:,} bytes")
     return schema, rows
-
-
-def schema_of(file: File) -> pa.Schema:
-    """The columns of a file."""
-    return shape_of(file)[0]
 
 
 def read_column(file: File, name: str) -> pa.ChunkedArray:

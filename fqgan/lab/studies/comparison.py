@@ -12,6 +12,7 @@ from fqgan.base.printing import say
 from fqgan.config import TokenizerConfig
 from fqgan.config.evaluation import GeneratorEvaluation, TokenizerEvaluation
 from fqgan.data.fingerprint import digest
+from fqgan.engine.sizes import num_parameters
 from fqgan.generator.model import load_generator
 from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
@@ -113,8 +114,7 @@ def tokenizers(options: TokenizersOptions) -> list[Path]:
         sizes = [factor.codebook_size for factor in config.factors]
         codes = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 < len(sizes) else " + ".join(map(str, sizes))
         dims = sorted({factor.code_dim for factor in config.factors})
-        count = sum(weight.numel() for weight in tokenizer.parameters())
-        facts = (str(config.downsampling), codes, ", ".join(map(str, dims)), f"{count / 1e6:.1f}M")
+        facts = (str(config.downsampling), codes, ", ".join(map(str, dims)), f"{num_parameters(tokenizer) / 1e6:.1f}M")
         models.append(Compared(name, path, facts, tokenizer.fingerprint(), config))
     settings = _settings(options, models, TokenizerEvaluation)
     with study_folder(options.out):
@@ -129,8 +129,7 @@ def generators(options: GeneratorsOptions) -> list[Path]:
         generator = load_generator(path, tokenizer=options.tokenizer)
         if not generator.has_tokenizer:
             raise UserError(f"{name} carries no tokenizer, as released files don't: name its own with --tokenizer")
-        count = sum(weight.numel() for n, weight in generator.named_parameters() if not n.startswith("tokenizer."))
-        facts = (generator.tokenizer.fingerprint()[:8], f"{count / 1e6:.1f}M")
+        facts = (generator.tokenizer.fingerprint()[:8], f"{num_parameters(generator) / 1e6:.1f}M")
         weights = digest([fingerprint(generator.state_dict()), generator.tokenizer.fingerprint()])
         models.append(Compared(name, path, facts, weights, generator.tokenizer.config))
     settings = _settings(options, models, GeneratorEvaluation)

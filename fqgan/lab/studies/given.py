@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fqgan.base.progress import image_bar
 from fqgan.config import SourceOptions
 from fqgan.data.sources import ImageSource, open_source
-from fqgan.engine.allocator import keep_freed_memory
 from fqgan.engine.distributed import pick_device
+from fqgan.engine.speed import keep_freed_memory
 from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.features import FactorFeatures, features_of
 from fqgan.lab.studies.settings import InspectionOptions

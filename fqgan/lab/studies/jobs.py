@@ -22,7 +22,7 @@ from fqgan.data.fingerprint import fingerprint
 from fqgan.data.sources import open_source
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import checkpoint
-from fqgan.engine.batches import total_steps
+from fqgan.engine.sizes import total_steps
 from fqgan.evaluation.sets import Set, check_fit, open_set
 from fqgan.generator.model import load_generator, save_generator
 from fqgan.generator.task import train_generator

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fqgan.base.errors import UserError
+from fqgan.base.files import file_sha256
 from fqgan.base.printing import say, say_lines
 from fqgan.config import SamplingConfig
 from fqgan.config.evaluation import MADE_WITHOUT, GeneratorEvaluation, TokenizerEvaluation
@@ -84,7 +85,7 @@ def identity(network: str, data: str, split: str) -> dict[str, str]:
     if given.source is not None:
         images = json.dumps(fingerprint(given.source), sort_keys=True)
     else:
-        images = hashlib.sha256(Path(data).expanduser().read_bytes()).hexdigest()
+        images = file_sha256(Path(data).expanduser())
     weights = str(load_network(network).describe()["weights"])
     return {"features": weights, "data": hashlib.sha256(images.encode()).hexdigest()}
 

@@ -17,6 +17,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.files import SURROUNDINGS, reason
 from fqgan.base.printing import say
 from fqgan.base.ranks import ranks
+from fqgan.engine.stops import handling
 
 _DONE, _REFUSED, _BROKEN = "done", "refused", "broken"
 
@@ -54,9 +55,8 @@ def spread(call: Callable[[Any], None], jobs: Sequence[Any], processes: int, gpu
             if worker.is_alive() and number == signal.SIGTERM:  # Ctrl-C reaches all processes of the terminal
                 os.kill(worker.pid, number)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     failures: list[tuple[str, str]] = []
-    try:
+    with handling(stop, (signal.SIGTERM, signal.SIGINT)):
         for index in range(min(processes, len(jobs))):
             ours, theirs = context.Pipe()
             device = str(index % gpus) if gpus else ""
@@ -85,9 +85,6 @@ def spread(call: Callable[[Any], None], jobs: Sequence[Any], processes: int, gpu
                     connection.close()
         for worker in workers.values():
             worker.join()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     if stopped:
         raise SystemExit(128 + stopped[0])
     for outcome, text in failures:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fqgan.base.errors import UserError, in_one_line
+from fqgan.base.files import file_sha256
 from fqgan.config import IMAGE
 from fqgan.lab.understanding import EXTRA
 from fqgan.nets.transformers_teacher import quiet
@@ -180,6 +181,5 @@ def digest_of(folder: Path) -> str:
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in (".json", ".safetensors", ".bin", ".model", ".txt"):
             whole.update(path.name.encode())
-            with path.open("rb") as file:
-                whole.update(hashlib.file_digest(file, "sha256").digest())
+            whole.update(bytes.fromhex(file_sha256(path)))
     return whole.hexdigest()

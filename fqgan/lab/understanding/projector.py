@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from fqgan.config import ProjectorRunConfig
 from fqgan.data.order import SampleStream
-from fqgan.engine.batches import share_of
 from fqgan.engine.distributed import World
 from fqgan.engine.optim import make_optimizer
-from fqgan.engine.precision import autocast
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
+from fqgan.engine.sizes import share_of
+from fqgan.engine.speed import autocast
 from fqgan.engine.task import Phase, Task
 from fqgan.lab.understanding.captions import CaptionSet
 from fqgan.lab.understanding.features import ScaledFeatures

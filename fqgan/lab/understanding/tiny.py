@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from fqgan.base.files import making_folder, write_text
 from fqgan.config import LanguageConfig, LanguageRunConfig
 from fqgan.data.order import SampleStream, sample_rng
-from fqgan.engine.batches import share_of
 from fqgan.engine.distributed import World
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
+from fqgan.engine.sizes import share_of
 from fqgan.engine.task import Phase, Task
 from fqgan.lab.understanding import EXTRA
 from fqgan.lab.understanding.captions import CaptionSet

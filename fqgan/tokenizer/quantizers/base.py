@@ -37,14 +37,9 @@ class Quantized:
         return replace(self, **tensors)
 
     @property
-    def carried(self) -> Tensor:
-        """What the gradient of `vectors` flows through: the features, or the features rotated onto their codes."""
-        return self.features if self.gradient == "straight-through" else rotate(self.features, self.embeddings)
-
-    @property
     def vectors(self) -> Tensor:
-        """The embeddings, with gradient to the features."""
-        carried = self.carried
+        """The embeddings, with gradient to the features, or to the features rotated onto their codes."""
+        carried = self.features if self.gradient == "straight-through" else rotate(self.features, self.embeddings)
         return carried + (self.embeddings - carried).detach()
 
     @property

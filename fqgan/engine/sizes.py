@@ -1,4 +1,4 @@
-"""Whether what is asked for can fit into memory at all, by arithmetic, before anything is allocated."""
+"""How much a run takes: its steps, each rank's part of a batch, and whether it can fit into memory, by arithmetic."""
 
 from __future__ import annotations
 
@@ -6,17 +6,53 @@ import os
 import resource
 from contextlib import suppress
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import nn
 
 from fqgan.base.errors import UserError
 from fqgan.config import OptimizerConfig, TrainConfig
-from fqgan.engine.batches import micro_batch
 from fqgan.engine.distributed import World
 
 _NUMBER = 4
 """Bytes of a float32 number."""
+
+
+class Share(TypedDict):
+    """A rank's part of the batches from a step on, as `fqgan.data.order.SampleStream.batches` takes it."""
+
+    batch: int
+    micro_batch: int
+    rank: int
+    world: int
+    start_step: int
+
+
+def share_of(config: TrainConfig, world: World, start_step: int) -> Share:
+    """This rank's part; `UserError` when the global batch does not split."""
+    micro = micro_batch(config, world.size)
+    return Share(batch=config.batch, micro_batch=micro, rank=world.rank, world=world.size, start_step=start_step)
+
+
+def micro_batch(config: TrainConfig, ranks: int) -> int:
+    """Images of a rank at a time; `UserError` when the global batch does not split."""
+    micro = config.micro_batch or config.batch // ranks
+    if not micro or config.batch % (micro * ranks):
+        raise UserError(
+            f"train.batch {config.batch} is no multiple of train.micro_batch {micro or 1} times {ranks} rank(s)"
+        )
+    return micro
+
+
+def total_steps(config: TrainConfig, images: int) -> int:
+    """Optimizer steps of a run: as set, or from the epochs."""
+    return config.steps or max(1, round(config.epochs * images / config.batch))
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Number of parameters, frozen or not."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def memory_of(device: torch.device) -> int:
@@ -47,7 +83,7 @@ def check_pictures(count: int, size: int, channels: int, device: torch.device) -
 def check_training(model: nn.Module, optimizer: OptimizerConfig, config: TrainConfig, world: World, rows: int) -> None:
     """`UserError` where training cannot fit: weights, gradients, moments and average of `model` (on the meta device,
     say), and of each sample of a micro-batch `rows` numbers at least."""
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = num_parameters(model)
     copies = 3 + (optimizer.kind == "adam") + bool(config.ema_decay)
     share = world.size if getattr(config, "fsdp", False) else 1
     check_memory(count * copies * _NUMBER // share, f"{count:,} parameters in training", world.device)
