@@ -14,7 +14,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.schema import from_values, plain
 from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.config.evaluation import GeneratorEvaluation, TokenizerEvaluation
-from fqgan.config.trained import Drawing, ExtractionSettings, GenerationSettings
+from fqgan.config.verbs import Drawing, ExtractionSettings, GenerationSettings
 from fqgan.models import hub
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def generate(checkpoint: str | Path, *, out: str | Path, **settings: Any) -> Gen
         checkpoint: a generator: a run folder, one of its checkpoints, an exported folder, a released file, or
             hf:org/name.
         out: folder for the pictures, a grid of the first of them, and samples.json.
-        settings: any other fields of `fqgan.config.trained.GenerationSettings`, such as classes="0,5", num=100 or
+        settings: any other fields of `fqgan.config.verbs.GenerationSettings`, such as classes="0,5", num=100 or
             cfg_scale=3.0.
     """
     chosen = _settings(GenerationSettings, "fqgan.generate", checkpoint=checkpoint, out=out, **settings)

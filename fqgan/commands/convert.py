@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fqgan.base.printing import say
 from fqgan.commands.arguments import parse
-from fqgan.config.trained import ConversionSettings
+from fqgan.config.verbs import ConversionSettings
 from fqgan.generator.convert import convert
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fqgan.base.printing import say, say_lines
 from fqgan.commands.arguments import parse
-from fqgan.config.trained import ExtractionSettings
+from fqgan.config.verbs import ExtractionSettings
 from fqgan.models import hub
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fqgan.base.printing import say
 from fqgan.commands.arguments import parse
-from fqgan.config.trained import GenerationSettings
+from fqgan.config.verbs import GenerationSettings
 from fqgan.models import hub
 
 

@@ -10,7 +10,7 @@ import tyro
 
 from fqgan.config.data import PictureOptions, SourceOptions
 from fqgan.config.ranges import at_least
-from fqgan.config.trained import Drawing
+from fqgan.config.verbs import Drawing
 
 MADE_WITHOUT = frozenset({"workers", "cache", "npz"})
 """Settings of an evaluation that its numbers do not depend on."""

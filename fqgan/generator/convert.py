@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fqgan.base.errors import UserError
 from fqgan.base.files import make_folder, making_folder
 from fqgan.base.printing import say
-from fqgan.config.trained import ConversionSettings
+from fqgan.config.verbs import ConversionSettings
 from fqgan.models import hub
 
 if TYPE_CHECKING:

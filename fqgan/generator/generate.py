@@ -17,7 +17,7 @@ from fqgan.base.files import UnwritableError
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar
 from fqgan.config import SamplingConfig
-from fqgan.config.trained import Drawing, GenerationSettings
+from fqgan.config.verbs import Drawing, GenerationSettings
 from fqgan.engine.distributed import World, all_reduce_sum, barrier, from_main
 from fqgan.generator.model import FAR, load_generator
 from fqgan.generator.samples import SampleFolder, SampleSettings

@@ -22,7 +22,7 @@ from fqgan.base.printing import say, say_lines
 from fqgan.base.ranks import ranks
 from fqgan.config import GeneratorRunConfig, SamplingConfig, TokenizerRunConfig, presets
 from fqgan.config.quickstart import GENERATOR, TOKENIZER, QuickstartSettings
-from fqgan.config.trained import ExtractionSettings
+from fqgan.config.verbs import ExtractionSettings
 from fqgan.data.loader import EvaluationSet, evaluation_batches
 from fqgan.data.sources import ImageSource
 from fqgan.data.sources.photos import PhotoSource

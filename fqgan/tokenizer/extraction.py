@@ -14,7 +14,7 @@ from fqgan.base.files import UnwritableError
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar, readable_bytes
 from fqgan.config import SourceOptions
-from fqgan.config.trained import ExtractionSettings
+from fqgan.config.verbs import ExtractionSettings
 from fqgan.data.fingerprint import fingerprint
 from fqgan.data.loader import CropSet, check_ranks
 from fqgan.data.sources import ImageSource, announce, open_source

@@ -13,7 +13,7 @@ import torch
 from fqgan.base.errors import UserError
 from fqgan.base.files import make_folder, write_bytes
 from fqgan.base.printing import say
-from fqgan.config.trained import ReconstructionSettings
+from fqgan.config.verbs import ReconstructionSettings
 from fqgan.data.loader import load_images
 from fqgan.engine.distributed import World
 from fqgan.engine.sizes import check_pictures
