@@ -17,12 +17,12 @@ from fqgan.base.schema import changes
 from fqgan.cli import main
 from fqgan.config import TokenizerRunConfig
 from fqgan.config.presets import child
-from fqgan.data.fingerprint import fingerprint
+from fqgan.data.fingerprint import data_fingerprint
 from fqgan.data.sources import open_source
 
 
 def of(path: Path | str) -> dict[str, Any]:
-    return fingerprint(open_source(str(path)))
+    return data_fingerprint(open_source(str(path)))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_changes_of_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_photographs() -> None:
-    train, again, validation = of("photos"), of("photos"), fingerprint(open_source("photos", "validation"))
+    train, again, validation = of("photos"), of("photos"), data_fingerprint(open_source("photos", "validation"))
     assert changes(train, again) == ""
     assert "images: " in changes(train, validation)
 

@@ -32,7 +32,7 @@ from fqgan.data.transforms import center_crop, crops, flip, normalize, resize_sh
 from fqgan.data.workers import Batches
 from fqgan.engine import distributed
 from fqgan.models.find import find
-from fqgan.models.fingerprint import fingerprint
+from fqgan.models.fingerprint import weights_fingerprint
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.passes import Passes
 
@@ -78,7 +78,11 @@ def test_the_codes_are_those_of_the_crops(
     assert main([*command, "store", "--crops", kind, "--crop-range", str(crop_range)]) == 0
     store, source = TokenStore.open("store", verify=True), open_source("data")
     assert (len(store), store.label_names, store.num_classes) == (15, CLASSES, 3)
-    assert (store.codebook_sizes, store.grid, store.fingerprint) == ((32, 16), (8, 8), tokenizer.fingerprint())
+    assert (store.codebook_sizes, store.grid, store.tokenizer_fingerprint) == (
+        (32, 16),
+        (8, 8),
+        tokenizer.fingerprint(),
+    )
     np.testing.assert_array_equal(store.labels, source.labels)
     for i in range(15):
         cut = crops(source.read(i)[0], 32, kind, crop_range)
@@ -88,7 +92,7 @@ def test_the_codes_are_those_of_the_crops(
         assert torch.equal(taken, codes)
         assert labels.tolist() == [source.labels[i]] * len(cut)
     own = fqgan.load_tokenizer(store.tokenizer_path)
-    assert own.fingerprint() == store.fingerprint
+    assert own.fingerprint() == store.tokenizer_fingerprint
 
 
 def test_ten_crops_are_torchvisions() -> None:
@@ -253,7 +257,7 @@ def test_other_settings_or_data_are_refused(
     other = FactorizedTokenizer(tiny.model)
     fqgan.save_tokenizer(other, "other")
     line = refused("extract", "other", *command[2:], "store")
-    before = TokenStore.open("store").fingerprint[:12]
+    before = TokenStore.open("store").tokenizer_fingerprint[:12]
     assert f"(tokenizer: '{before}' -> '{other.fingerprint()[:12]}')" in line
     next(Path("data").rglob("*.png")).unlink()
     line = refused(*command, "store")
@@ -359,7 +363,9 @@ def test_the_fingerprint_is_that_of_the_codes(
         assert fqgan.load_tokenizer(tmp_path / "copy", precision=precision).fingerprint() == own
     tensors = tokenizer.state_dict()
     assert (
-        fingerprint(dict(reversed(tensors.items()))) == fingerprint({k: t.double() for k, t in tensors.items()}) == own
+        weights_fingerprint(dict(reversed(tensors.items())))
+        == weights_fingerprint({k: t.double() for k, t in tensors.items()})
+        == own
     )
     factors = tuple(replace(factor, teacher="efficientnet-lite0@32") for factor in tiny.model.factors)
     taught = FactorizedTokenizer(replace(tiny.model, factors=factors))
@@ -369,10 +375,10 @@ def test_the_fingerprint_is_that_of_the_codes(
     for name, tensor in tensors.items():
         changed = tensor.clone()
         changed.view(-1)[-1] += 1
-        assert fingerprint({**tensors, name: changed}) != own, name
+        assert weights_fingerprint({**tensors, name: changed}) != own, name
     first = next(iter(tensors))
-    assert fingerprint({**tensors, first: tensors[first].flatten()}) != own
-    assert fingerprint({f"x.{name}" if name == first else name: t for name, t in tensors.items()}) != own
+    assert weights_fingerprint({**tensors, first: tensors[first].flatten()}) != own
+    assert weights_fingerprint({f"x.{name}" if name == first else name: t for name, t in tensors.items()}) != own
 
 
 def test_which_weights(
@@ -389,8 +395,8 @@ def test_which_weights(
         assert main([*argv, "--out", f"store-{weights}"]) == 0
         assert json.loads(Path(f"store-{weights}/manifest.json").read_text())["weights"] == kind
         expected = fqgan.load_tokenizer("run", weights=weights).fingerprint()
-        assert TokenStore.open(f"store-{weights}").fingerprint == expected
-    assert TokenStore.open("store-raw").fingerprint != TokenStore.open("store-auto").fingerprint
+        assert TokenStore.open(f"store-{weights}").tokenizer_fingerprint == expected
+    assert TokenStore.open("store-raw").tokenizer_fingerprint != TokenStore.open("store-auto").tokenizer_fingerprint
     assert find(exported, "tokenizer").choose("auto") == "exported"
 
 

@@ -20,7 +20,7 @@ from sklearn.metrics import mutual_info_score
 from fqgan.cli import main
 from fqgan.data.loader import load_images
 from fqgan.data.sources import open_source
-from fqgan.lab.studies.features import features_of, pick
+from fqgan.lab.studies.features import factor_features, pick
 from fqgan.lab.studies.measures import (
     entropy,
     linear_probe,
@@ -129,7 +129,7 @@ def test_features_are_the_tokenizers(tokenizer: FactorizedTokenizer, data: Path,
     source = open_source(str(data), "train")
     indices = pick(source, 2, (0, 2))
     assert source.labels[indices].tolist() == [0, 0, 2, 2]
-    features = features_of(tokenizer, source, indices, size=32, batch=3)
+    features = factor_features(tokenizer, source, indices, size=32, batch=3)
     images = load_images([source.describe(i) for i in indices], 32)
     codes = tokenizer.encode(images)
     assert torch.equal(features.codes, codes) and features.labels.tolist() == [0, 0, 2, 2]
@@ -157,7 +157,7 @@ def test_the_studies_through_the_command_line(
     assert capsys.readouterr().out.splitlines()[-5:] == list(map(str, written))
     assert all(path.stat().st_size for path in written)
     row = table(out)[0]
-    features = features_of(tokenizer, source := open_source(str(data), "validation"), range(len(source)), size=32)
+    features = factor_features(tokenizer, source := open_source(str(data), "validation"), range(len(source)), size=32)
     pair = features.vectors("discrete", 0), features.vectors("discrete", 1)
     assert float(row["cos2_discrete"]) == pytest.approx(mean_squared_cosine(*pair))
     assert row["positions"] == str(18 * 64) and row["factors"] == "visual, semantic"

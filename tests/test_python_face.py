@@ -14,7 +14,7 @@ from test_tokenizer import images, small
 from torch import Tensor
 
 import fqgan
-from fqgan.base.errors import UserError, told
+from fqgan.base.errors import UserError, brief
 from fqgan.base.inputs import as_images
 from fqgan.cli import main
 from fqgan.config import SamplingConfig, TokenizerRunConfig
@@ -381,9 +381,9 @@ def test_anything_can_be_told() -> None:
         def __repr__(self) -> str:
             raise OSError
 
-    assert told(Odd()) == "something of type Odd"
-    assert told("a\nb") == r"'a\nb'" and len(told("x" * 999)) == 40
-    assert told(np.zeros((2, 3))) == "float64 of shape (2, 3)"
+    assert brief(Odd()) == "something of type Odd"
+    assert brief("a\nb") == r"'a\nb'" and len(brief("x" * 999)) == 40
+    assert brief(np.zeros((2, 3))) == "float64 of shape (2, 3)"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

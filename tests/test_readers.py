@@ -23,7 +23,7 @@ from fqgan.base import schema
 from fqgan.base.errors import UnreadableError, UserError
 from fqgan.data.cache import Cache
 from fqgan.data.decode import decode_image
-from fqgan.data.fingerprint import fingerprint
+from fqgan.data.fingerprint import data_fingerprint
 from fqgan.data.packer import Packer
 from fqgan.data.shards import PackOptions
 from fqgan.data.sources import open_source
@@ -123,15 +123,15 @@ def test_a_tar_member_that_is_no_label_is_refused(tmp_path: Path, member: str, c
 )
 def test_an_odd_index_of_a_tar_is_made_anew(tmp_path: Path, home: Path, change: Any) -> None:
     path = write_tar(tmp_path / "a.tar", {"a.png": picture(), "a.cls": b"1", "b.png": picture(1), "b.cls": b"0"})
-    wanted = fingerprint(open_source(str(path)))
+    wanted = data_fingerprint(open_source(str(path)))
     (cache,) = home.rglob("*.npz")
     with np.load(cache) as arrays:
         odd = change(dict(arrays))
     np.savez(cache, **odd)
-    assert fingerprint(open_source(str(path))) == wanted
+    assert data_fingerprint(open_source(str(path))) == wanted
     cache.unlink()
     os.mkfifo(cache)
-    assert fingerprint(open_source(str(path))) == wanted
+    assert data_fingerprint(open_source(str(path))) == wanted
 
 
 def write_parquet(path: Path, names: Any = None, **columns: Any) -> Path:
@@ -145,7 +145,7 @@ def write_parquet(path: Path, names: Any = None, **columns: Any) -> Path:
 def test_class_names_of_any_characters(tmp_path: Path) -> None:
     """The fingerprint failed on half a character."""
     source = open_source(str(write_parquet(tmp_path / "a.parquet", ["\ud800", "b\0\n"])))
-    assert source.classes == ("\ud800", "b\0\n") and len(fingerprint(source)["class names"]) == 64
+    assert source.classes == ("\ud800", "b\0\n") and len(data_fingerprint(source)["class names"]) == 64
     assert "the class names of label hold [1], which is no name" in refused(
         write_parquet(tmp_path / "b.parquet", [[1]])
     )

@@ -68,7 +68,7 @@ def test_round_trip(sizes: tuple[int, ...], dtype: str, tmp_path: Path) -> None:
     store = TokenStore.open(written(tmp_path / "store", manifest), verify=True)
     assert (len(store), store.num_crops, store.num_factors, store.grid) == (IMAGES, 2, 3, (2, 3))
     assert (store.codebook_sizes, store.label_names, store.num_classes) == (sizes, ("cat", "dog", "emu"), 3)
-    assert (store.fingerprint, store.tokenizer_path) == ("f" * 64, tmp_path / "store/tokenizer")
+    assert (store.tokenizer_fingerprint, store.tokenizer_path) == ("f" * 64, tmp_path / "store/tokenizer")
     np.testing.assert_array_equal(store.labels, labels)
     for i in range(IMAGES):
         for crop in range(2):

@@ -215,7 +215,7 @@ def test_what_is_loaded_is_what_was_saved(trained: Path, home: Path, tmp_path: P
     checkpoint = trained / "checkpoints" / f"step-{STEPS:08d}"
     raw = fqgan.load_generator(checkpoint, weights="raw")
     assert generator.label_names == raw.label_names == CLASSES
-    assert generator.tokenizer.fingerprint() == TokenStore.open(home / "store").fingerprint
+    assert generator.tokenizer.fingerprint() == TokenStore.open(home / "store").tokenizer_fingerprint
     assert not any(name.startswith("tokenizer") for name in generator.state_dict())
     exported = fqgan.load_generator(fqgan.save_generator(generator, tmp_path / "exported"))
     assert exported.label_names == CLASSES and exported.has_tokenizer

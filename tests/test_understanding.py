@@ -102,7 +102,7 @@ def features(count: int, channels: int = 5, positions: int = 6) -> ScaledFeature
 
 def fill(folder: BankFolder, reader: MapReader, captions: CaptionSet) -> None:
     """A bank of some captions' pictures, four at a time."""
-    folder.fill("train", reader, captions.source, captions.fingerprint(), device="cpu", batch=4, workers=0)
+    folder.fill("train", reader, captions.source, captions.data_fingerprint(), device="cpu", batch=4, workers=0)
 
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])

@@ -43,13 +43,13 @@ def test_a_run_goes_on_with_the_same_step(written: Path, verb: str, preset: str,
 def test_stores_exports_and_pictures_are_read(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = TokenStore.open("store", verify=True)
     exported, trained = fqgan.load_tokenizer("tok-export"), fqgan.load_tokenizer("tok")
-    assert exported.fingerprint() == trained.fingerprint() == store.fingerprint
+    assert exported.fingerprint() == trained.fingerprint() == store.tokenizer_fingerprint
     images = fqgan.load_images(sorted(map(str, written.glob("pictures/*/*.png"))), size=16)
     codes = trained.encode(images)
     stored = store.take(range(len(store)), [0] * len(store))[0].view_as(codes)
     assert (codes == stored).float().mean() > 0.99  # a tie may fall otherwise on another CPU
     generator = fqgan.load_generator("gen-export")
-    assert generator.tokenizer.fingerprint() == store.fingerprint
+    assert generator.tokenizer.fingerprint() == store.tokenizer_fingerprint
     # the same command finds all its pictures there
     assert main(["generate", "gen", "--num", "4", "--out", "samples", "--device", "cpu"]) == 0
     assert "4 of them there already" in capsys.readouterr().out

@@ -26,7 +26,7 @@ def in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def told(value: Any) -> str:
+def brief(value: Any) -> str:
     """What a user handed over, in a few words, whatever it is."""
     try:
         if getattr(value, "shape", ()) and hasattr(value, "dtype"):

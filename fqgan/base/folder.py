@@ -114,14 +114,14 @@ class ResumableFolder:
         """
         found = schema.diff(old, new)
         if fixed := {name: values for name, values in found.items() if not may_change(name)}:
-            listed = told_changes(fixed)
+            listed = listed_changes(fixed)
             raise UserError(
                 f"{self.path} was begun with other settings ({listed}): restore them or use a new {self.option}{advice}"
             )
         return found
 
 
-def told_changes(changes: Mapping[str, Sequence[Any]]) -> str:
+def listed_changes(changes: Mapping[str, Sequence[Any]]) -> str:
     """`name: before -> now, ...`; long values and fingerprints are cut."""
     return ", ".join(f"{name}: {_short(before)} -> {_short(now)}" for name, (before, now) in changes.items())
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fqgan.base.errors import UserError, told
+from fqgan.base.errors import UserError, brief
 
 Numbers = Tensor | npt.ArrayLike
 """Tensors, arrays, and sequences of numbers or of these."""
@@ -37,9 +37,9 @@ def as_tensor(values: Numbers, name: str) -> Tensor:
             array = np.array(values, order="C")
             tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise UserError(f"{name} must be a tensor, an array or a list of numbers, got {told(values)}") from None
+            raise UserError(f"{name} must be a tensor, an array or a list of numbers, got {brief(values)}") from None
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        raise UserError(f"{name} must be a plain tensor of real numbers, got {told(values)}")
+        raise UserError(f"{name} must be a plain tensor of real numbers, got {brief(values)}")
     return tensor
 
 
@@ -70,7 +70,7 @@ def as_images(
     if images.dtype == torch.uint8:
         images = images.to(device).float() / 127.5 - 1
     elif images.numel() and not images.is_floating_point():
-        raise UserError(f"{name} must be floating point in [-1, 1] or uint8 in 0..255, got {told(images)}")
+        raise UserError(f"{name} must be floating point in [-1, 1] or uint8 in 0..255, got {brief(images)}")
     elif values and images.numel():
         low, high = torch.stack(images.detach().aminmax()).tolist()
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -129,7 +129,7 @@ def as_indices(
         low, high = torch.stack(indices.aminmax()).tolist()
         wrong = not 0 <= low <= high < count
     if wrong:
-        raise UserError(f"{name} must {rule}, got {told(indices.tolist())}")
+        raise UserError(f"{name} must {rule}, got {brief(indices.tolist())}")
     if length not in (None, len(indices)):
         raise UserError(f"{name} must be one for each of {length}, got {len(indices)}")
     return indices.to(device)
@@ -157,7 +157,7 @@ def as_count(value: Any, name: str, low: int = 0, most: int = _SEEDS - 1) -> int
         number = low - 1
     if not low <= number <= most:
         limit = f"from {low} to 2^64 - 1" if most == _SEEDS - 1 else f"from {low} to {most}"
-        raise UserError(f"{name} must be a whole number {limit}, got {told(value)}")
+        raise UserError(f"{name} must be a whole number {limit}, got {brief(value)}")
     return number
 
 
@@ -187,7 +187,7 @@ def _factor(value: Any, names: Sequence[str]) -> int:
         return as_count(value, "", most=len(names) - 1)
     except UserError:
         raise UserError(
-            f"keep names factor {told(value)}, but the tokenizer has factors 0..{len(names) - 1}: {', '.join(names)}"
+            f"keep names factor {brief(value)}, but the tokenizer has factors 0..{len(names) - 1}: {', '.join(names)}"
         ) from None
 
 
@@ -195,19 +195,19 @@ def as_path(path: Any, name: str = "path") -> str | Path:
     """A path, or an address, as it is."""
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str) or "\0" in text:
-        raise UserError(f"{name} must be a path or an address, got {told(path)}")
+        raise UserError(f"{name} must be a path or an address, got {brief(path)}")
     return path if isinstance(path, str | Path) else Path(text)
 
 
 def as_kind(value: Any, kind: type, name: str) -> None:
     """Refuse anything but an object of a class of ours."""
     if not isinstance(value, kind):
-        raise UserError(f"{name} must be a {kind.__name__}, got {told(value)}")
+        raise UserError(f"{name} must be a {kind.__name__}, got {brief(value)}")
 
 
 def _whole(values: Numbers, name: str) -> Tensor:
     """int64 of whole numbers of any type; bool is none of them."""
     values = as_tensor(values, name)
     if values.numel() and (values.is_floating_point() or values.dtype == torch.bool):
-        raise UserError(f"{name} must be whole numbers, got {told(values)}")
+        raise UserError(f"{name} must be whole numbers, got {brief(values)}")
     return values.to(torch.int64)

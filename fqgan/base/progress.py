@@ -41,15 +41,15 @@ def image_bar(
 
 def _lines(label: str, total: int, done: int, unit: str) -> Callable[[int], None]:
     """advance(images) that prints a line now and then."""
-    began = told = time.monotonic()
+    began = shown = time.monotonic()
     first = done
 
     def advance(images: int) -> None:
-        nonlocal done, told
+        nonlocal done, shown
         done += images
         now = time.monotonic()
-        if now - told >= LINE_SECONDS:
-            told, rate = now, (done - first) / (now - began)
+        if now - shown >= LINE_SECONDS:
+            shown, rate = now, (done - first) / (now - began)
             left = elapsed((total - done) / rate)
             say(f"{label}: {done:,}/{total:,} {unit}  {rate:.1f} {unit}/s  ETA {left}")
 

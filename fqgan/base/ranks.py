@@ -43,8 +43,8 @@ def ranks() -> Ranks:
         _number("MASTER_PORT", 0)
     for name, value in (("RANK", rank), ("LOCAL_RANK", local)):
         if not 0 <= value < size:
-            told = str(size) if os.environ.get("WORLD_SIZE") else "not set, which means 1"
-            raise UserError(f"{name} is {value} in the environment, but WORLD_SIZE is {told}: {_HINT}")
+            known = str(size) if os.environ.get("WORLD_SIZE") else "not set, which means 1"
+            raise UserError(f"{name} is {value} in the environment, but WORLD_SIZE is {known}: {_HINT}")
     return Ranks(rank, size, local)
 
 

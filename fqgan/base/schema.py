@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fqgan.base.errors import UserError, in_one_line, told
+from fqgan.base.errors import UserError, brief, in_one_line
 from fqgan.base.files import check_file
 
 FORMAT_VERSION = 1
@@ -33,7 +33,7 @@ def from_dict(cls: type[T], data: dict[str, Any], source: str = "config") -> T:
     """Build a config from `to_dict`'s form. Unknown keys and wrong types raise `UserError`, which names `source`."""
     data = dict(data)
     version = data.pop("format_version", FORMAT_VERSION)
-    data.pop("history", None)  # of a run: told beside its settings
+    data.pop("history", None)  # of a run: kept beside its settings
     if version != FORMAT_VERSION:
         raise UserError(f"{source}: format_version {version} is not {FORMAT_VERSION}: of another version of fqgan")
     return from_values(cls, data, source)
@@ -52,7 +52,7 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(cls), typing.get_args(cls)
     if hasattr(cls, "__dataclass_fields__"):
         if not isinstance(value, dict):
-            raise UserError(f"key {where.rstrip('.') or 'root'} must be an object, got {told(value)}")
+            raise UserError(f"key {where.rstrip('.') or 'root'} must be an object, got {brief(value)}")
         value = getattr(cls, "from_older", dict)(value)
         hints = typing.get_type_hints(cls)
         for key in value:
@@ -65,11 +65,11 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     name = where.rstrip(".")
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"key {name} must be a list, got {told(value)}")
+            raise UserError(f"key {name} must be a list, got {brief(value)}")
         return tuple(_build(args[0], item, f"{where}{i}.") for i, item in enumerate(value))
     if origin is Literal:
         if value not in args:
-            raise UserError(f"key {name} must be one of {', '.join(map(str, args))}; got {told(value)}")
+            raise UserError(f"key {name} must be one of {', '.join(map(str, args))}; got {brief(value)}")
         return value
     if origin is types.UnionType:
         cls = args[0]
@@ -80,7 +80,7 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, cls) or (cls is int and isinstance(value, bool)):
-        raise UserError(f"key {name} must be {cls.__name__}, got {told(value)}")
+        raise UserError(f"key {name} must be {cls.__name__}, got {brief(value)}")
     return value
 
 
@@ -89,7 +89,7 @@ def without(data: dict[str, Any], **gone: Any) -> dict[str, Any]:
     another value."""
     for name, unused in gone.items():
         if data.get(name, unused) != unused:
-            raise UserError(f"{name} {told(data[name])}: this setting of version 0.1 is gone")
+            raise UserError(f"{name} {brief(data[name])}: this setting of version 0.1 is gone")
     return {name: value for name, value in data.items() if name not in gone}
 
 
@@ -194,7 +194,7 @@ def entry(
 
     Args:
         holds: whether a value is as it must be.
-        rule: how that is told.
+        rule: how the message puts that.
         default: of a file without this entry, as older versions wrote.
     """
     if not isinstance(data, dict):

@@ -43,7 +43,7 @@ def _option_names(cls: type, default: Any) -> set[str]:
 
 
 def _check_options(argv: list[str], known: set[str], prog: str) -> None:
-    """Unknown options are told with the nearest known one, in one line."""
+    """Unknown options are refused with the nearest known one, in one line."""
     for argument in argv:
         if re.match(r"-[a-zA-Z]", argument) and argument not in ("-h", "-inf", "-nan"):
             raise UserError(f"unknown option {argument}; see {prog} --help")

@@ -6,7 +6,7 @@ import numbers
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from fqgan.base.errors import UserError, told
+from fqgan.base.errors import UserError, brief
 from fqgan.base.schema import plain
 from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
@@ -137,7 +137,7 @@ class SamplingConfig:
             kind, word = (numbers.Integral, "whole numbers") if name == "top_k" else (numbers.Real, "numbers")
             values = (self.cfg_power,) if name == "cfg_power" else getattr(self, name)
             if not isinstance(values, tuple) or any(isinstance(v, bool) or not isinstance(v, kind) for v in values):
-                raise UserError(f"{name} must be {word}, got {told(values)}")
+                raise UserError(f"{name} must be {word}, got {brief(values)}")
         if self.cfg_schedule not in ("constant", "linear", "power-cosine"):
             raise UserError(f"cfg_schedule must be constant, linear or power-cosine, got {self.cfg_schedule!r}")
         for name in ("cfg_scale", "temperature", "top_k", "top_p"):
@@ -154,13 +154,13 @@ class SamplingConfig:
             for value in values if isinstance(values, tuple) else (values,):
                 if not low <= value <= high or (name == "top_p" and not value):
                     rule = "above 0 and at most 1" if name == "top_p" else f"at least 0 and at most {high:,.0f}"
-                    raise UserError(f"{name} must be {rule}, got {told(value)}")
+                    raise UserError(f"{name} must be {rule}, got {brief(value)}")
         for i, size in enumerate(codebook_sizes):
             top = self.top_k[i if len(self.top_k) > 1 else 0]
             if not 0 <= top <= size:
-                raise UserError(f"top_k {told(top)} is impossible: factor {i} has {size} codes (0: all of them)")
+                raise UserError(f"top_k {brief(top)} is impossible: factor {i} has {size} codes (0: all of them)")
         if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
-            raise UserError(f"cfg_interval must be two fractions 0 <= from <= to <= 1, got {told(self.cfg_interval)}")
+            raise UserError(f"cfg_interval must be two fractions 0 <= from <= to <= 1, got {brief(self.cfg_interval)}")
 
 
 @dataclass(frozen=True)

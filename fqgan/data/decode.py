@@ -39,7 +39,7 @@ def decode_image(data: Path | bytes, name: str, ranges: Ranges | None = None) ->
 
     `ranges` says which values of a picture deeper than 8 bits become black and white; without it the picture alone
     tells (see `depth.guess`). `UnreadableError` with `name` for a picture that is broken, or whose black and white
-    cannot be told; `UserError` where the file cannot be read in the first place.
+    cannot be size; `UserError` where the file cannot be read in the first place.
     """
     try:
         with _file(data) as file, _open(file) as image:
@@ -126,7 +126,7 @@ def _check_png(image: Any) -> None:
         found, end = zlib.crc32(kind), file.tell() + length
         while (left := end - file.tell()) and (data := file.read(min(left, 2**20))):
             found = zlib.crc32(data, found)
-        if not left and len(told := file.read(4)) == 4 and found != int.from_bytes(told):
+        if not left and len(size := file.read(4)) == 4 and found != int.from_bytes(size):
             raise UnreadableError("its pixels are damaged: their checksum is another")
     file.seek(place)
 

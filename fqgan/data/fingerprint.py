@@ -13,7 +13,7 @@ from fqgan.base.files import file_sha256
 from fqgan.data.sources import ImageSource
 
 
-def fingerprint(source: ImageSource) -> dict[str, Any]:
+def data_fingerprint(source: ImageSource) -> dict[str, Any]:
     """JSON-ready numbers and digests of all that the order of samples and their labels depend on. The pictures
     themselves are not read: a broken one may be repaired."""
     return {

@@ -46,7 +46,7 @@ def register(check_size: Callable[[int, int], None]) -> bool:
     """Teach Pillow, in this process, the formats whose packages are installed; whether there is any.
 
     Called when Pillow knows no better, so that worker processes need no preparation and the start waits for nothing.
-    `check_size` is told (width, height) of JPEG XL files before they are opened, since their plugin decodes at once.
+    `check_size` is called with (width, height) of JPEG XL files before they are opened: their plugin decodes at once.
     """
     from PIL import Image
 

@@ -172,7 +172,7 @@ def training_batches(
     """This rank's micro-batches from optimizer step `start_step` on, without end: uint8 images
     (micro_batch, 3, size, size) and int64 labels (micro_batch,).
 
-    Which ones is told at `SampleStream.batches`.
+    `SampleStream.batches` says which ones.
 
     A picture that cannot be read is replaced by another (see `TrainingSet`), named in a warning and counted in
     `Batches.unreadable`. `UserError` when `batch` is no multiple of micro_batch * world, for more ranks than
@@ -195,7 +195,7 @@ def token_batches(
     store: TokenStore, *, seed: int, batch: int, micro_batch: int, rank: int, world: int, start_step: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's micro-batches of a token store from optimizer step `start_step` on, without end: codes
-    (micro_batch, k, h, w) and labels (micro_batch,), both int64. Which ones is told at `SampleStream.batches`.
+    (micro_batch, k, h, w) and labels (micro_batch,), both int64. `SampleStream.batches` says which ones.
 
     An epoch has one crop of each image, drawn from (seed, epoch, index). `UserError` when `batch` is no multiple of
     micro_batch * world.

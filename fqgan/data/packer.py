@@ -20,7 +20,7 @@ from fqgan.base.errors import UnreadableError, UserError
 from fqgan.base.files import is_name, sync, write_text, writing
 from fqgan.base.folder import ResumableFolder
 from fqgan.base.schema import changes
-from fqgan.data.fingerprint import fingerprint
+from fqgan.data.fingerprint import data_fingerprint
 from fqgan.data.order import epoch_order, spread_over_blocks
 from fqgan.data.shards import ROW_GROUP, Manifest, PackOptions, Shard, shard_writer
 from fqgan.data.sources import ImageSource, Stored
@@ -65,7 +65,7 @@ class Packer:
         )
         self._work.check_own()
         self.order = packing_order(source, options.shuffle)
-        self.data = fingerprint(source)
+        self.data = data_fingerprint(source)
         samples, self.bytes_each = _sample(source, options)
         self.manifest = Manifest(source.name, samples, options)
         self._check_neighbours()
@@ -96,7 +96,8 @@ class Packer:
     ) -> Manifest:
         """Pack all that is missing.
 
-        `advance` is told how many pictures were done, `note` which ones were left out and which shards are finished.
+        `advance` is called with the number of pictures done, `note` with a line for each that is left out and each
+        finished shard.
         `UserError` when too many pictures cannot be read or another process is at it, `UnwritableError` on a full disk:
         finished shards are kept.
         """

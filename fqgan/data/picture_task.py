@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from fqgan.config import ClassifierRunConfig, TokenizerRunConfig
-from fqgan.data.fingerprint import fingerprint
+from fqgan.data.fingerprint import data_fingerprint
 from fqgan.data.loader import evaluation_batches, training_batches
 from fqgan.data.sources import ImageSource
 from fqgan.data.unreadable import UnreadableMeter
@@ -26,7 +26,7 @@ class PictureTask(Task, Generic[Config]):
     def __init__(self, config: Config, world: World, source: ImageSource, validation: ImageSource | None):
         self.config, self.world, self.source, self.validation = config, world, source, validation
         self.unreadable = UnreadableMeter(config.data.max_unreadable, world.device)
-        self._fingerprint = fingerprint(source)
+        self._fingerprint = data_fingerprint(source)
         self._seen = (0, 0, 0)
 
     def raw_batches(self, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -60,7 +60,7 @@ class PictureTask(Task, Generic[Config]):
     def after_step(self) -> None:
         self.unreadable.update(*self._seen)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def data_fingerprint(self) -> dict[str, Any]:
         return self._fingerprint
 
     def check(self) -> None:

@@ -65,7 +65,7 @@ def numbers_of(
     """JSON-ready numbers of a source.
 
     `scan` evenly spaced pictures are looked at (0: all), by their headers or, with `decode`, whole; `below` counts
-    those of them whose shorter side is below each of `sizes` pixels. `advance` is told how many pictures were done.
+    those of them whose shorter side is below each of `sizes` pixels. `advance` is called with the number done.
     """
     indices = spread_over_blocks(source.blocks, scan)
     keys = (indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH))

@@ -80,7 +80,7 @@ class TokenWriter:
         Args:
             export: writes the tokenizer into a folder.
             verify: read the finished shards and check their sums, not only their sizes.
-            note: is told of damaged files, which are made again.
+            note: is called with a line for each damaged file, which is made again.
 
         Raises:
             UserError: the folder holds something else, a store of other settings or data, or another process is at it.

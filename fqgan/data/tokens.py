@@ -48,7 +48,7 @@ class TokenStore:
         self.center_crop = CENTER[options.crops]
         """Index of the centre crop."""
         self.label_names, self.num_classes = manifest.label_names, manifest.num_classes
-        self.fingerprint = options.tokenizer
+        self.tokenizer_fingerprint = options.tokenizer
         """The tokenizer's."""
         self.blocks = [manifest.count]
         """One, as any image can be read at any time (`fqgan.data.order`)."""
@@ -117,7 +117,7 @@ class TokenStore:
         """An exported tokenizer for `fqgan.load_tokenizer`: the one that encoded."""
         if isinstance(self.path, Path):
             return self.path / TOKENIZER
-        return self.path.linked([file.name for file in self.manifest.tokenizer_files], self.fingerprint[:32])
+        return self.path.linked([file.name for file in self.manifest.tokenizer_files], self.tokenizer_fingerprint[:32])
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -141,7 +141,7 @@ class TokenStore:
             "images": len(self),
             "crops": self.num_crops,
             "classes": self.num_classes,
-            "tokenizer": self.fingerprint,
+            "tokenizer": self.tokenizer_fingerprint,
             "class names": digest(self.label_names),
             "codes": digest(shard.codes.sha256 for shard in shards),
             "labels": digest(shard.labels.sha256 for shard in shards),

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fqgan.base.errors import UserError, in_one_line, told
+from fqgan.base.errors import UserError, brief, in_one_line
 from fqgan.base.ranks import meeting_place, ranks
 from fqgan.engine.sharding import sharded_parts
 
@@ -47,7 +47,9 @@ def pick_device(name: str | torch.device) -> torch.device:
         if device.type != "cuda":
             torch.empty(1, device=device).item()
     except (RuntimeError, TypeError, AssertionError, ImportError):
-        raise UserError(f"device must be auto, cpu, cuda, or another that torch finds here, got {told(name)}") from None
+        raise UserError(
+            f"device must be auto, cpu, cuda, or another that torch finds here, got {brief(name)}"
+        ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is available: choose the device cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -14,7 +14,7 @@ from typing import IO, Any
 from fqgan.base import schema
 from fqgan.base.errors import UserError
 from fqgan.base.files import write_text, writing
-from fqgan.base.folder import ResumableFolder, told_changes
+from fqgan.base.folder import ResumableFolder, listed_changes
 from fqgan.base.printing import say
 from fqgan.config.ranges import changeable
 from fqgan.engine import checkpoint
@@ -50,7 +50,7 @@ class RunFolder:
         return not any(checkpoint.folders(self.checkpoints))
 
     def _known(self) -> bool:
-        """Whether the folder has a training run's config.json. A broken one is told where there are checkpoints."""
+        """Whether the folder has a training run's config.json. A broken one is refused where there are checkpoints."""
         file = self.path / "config.json"
         if not file.exists():
             if self.fresh:
@@ -93,11 +93,10 @@ class RunFolder:
         return self.path / name
 
     def resumed(self, step: int) -> None:
-        """The checkpoint of `step` is loaded: what the run goes on with differently is told, and kept in config.json's
-        history."""
+        """The checkpoint of `step` is loaded: settings that changed are printed, and kept in config.json's history."""
         history = schema.history(self.path / "config.json")
         if self._changed:
-            say(f"changed from now on: {told_changes(self._changed)}")
+            say(f"changed from now on: {listed_changes(self._changed)}")
             now = datetime.now(UTC).isoformat(timespec="seconds")
             history.append({"step": step, "date": now, "changed": self._changed})
         self._write_config(history)
@@ -149,7 +148,7 @@ class RunFolder:
     def close(self) -> None:
         """Give the lock back."""
         if self._stats is not None:
-            with suppress(OSError):  # a line that found no room, and was told, would be written again
+            with suppress(OSError):  # a line that found no room, and was reported, would be written again
                 self._stats.close()
         self._folder.release()
 

@@ -45,14 +45,14 @@ class Task(ABC):
     step: int = 0
     """The optimizer step under way, from 0."""
     shown: Sequence[str] = ("loss", "val_loss")
-    """Which of a step's statistics are told on the terminal, in this order, as far as it has them."""
+    """Which of a step's statistics the terminal shows, in this order, as far as it has them."""
 
     @abstractmethod
     def batches(self, start_step: int) -> Iterator[Any]:
         """This rank's micro-batches from a step on, on its device."""
 
     @abstractmethod
-    def fingerprint(self) -> dict[str, Any]:
+    def data_fingerprint(self) -> dict[str, Any]:
         """What the order of the training data depends on, as `fqgan.data.fingerprint` gives it."""
 
     def start(self, run: RunFolder, fresh: bool) -> None:  # noqa: B027

@@ -71,10 +71,10 @@ class Trainer:
             try:
                 self._loop(start, log)
             except StoppedError as stop:
-                told = self._rescue()
+                saved = self._rescue()
                 if stop.error is None:
                     raise SystemExit(2) from None
-                raise self._failed(stop.error, told) from None
+                raise self._failed(stop.error, saved) from None
             except Exception as error:
                 with distributed.alone():
                     raise self._failed(error, self._rescue(by_itself=True)) from None
@@ -143,12 +143,12 @@ class Trainer:
             then = "all steps are done and saved; fqgan evaluate measures what was not validated"
         return f"; {why}; {then}" if why else f"; {then}"
 
-    def _failed(self, error: Exception, told: str) -> Exception:
+    def _failed(self, error: Exception, saved: str) -> Exception:
         """What to raise: an error in words with what becomes of the run, or a mistake of this program as it is."""
         error = in_words(error)
         if isinstance(error, UserError):
-            return UserError(f"{error}{told}")
-        say(f"stopped by an error of the program{told}")
+            return UserError(f"{error}{saved}")
+        say(f"stopped by an error of the program{saved}")
         return error
 
     def _optimize(self, step: int, batches: Iterator[Any]) -> None:
@@ -260,7 +260,7 @@ class Trainer:
         state = {
             "config": schema.to_dict(self.run.config),
             "images_seen": step * self.config.batch,
-            "data": self.task.fingerprint(),
+            "data": self.task.data_fingerprint(),
             "nonfinite_steps": [self.left_out, self.left_out_in_a_row],
             **self.task.record(),
         }
@@ -282,7 +282,7 @@ class Trainer:
         files of something else."""
         state, load = checkpoint.load_state(folder), checkpoint.load_tensors
         instead = f"; {self.run.instead}" if self.run.instead else ""
-        if changed := changes(state["data"], self.task.fingerprint()):
+        if changed := changes(state["data"], self.task.data_fingerprint()):
             raise UserError(
                 f"the training data of {self.run.path} changed since its last checkpoint ({changed}), and with it the "
                 f"order of the pictures: restore the data, or use a new --run{instead}"

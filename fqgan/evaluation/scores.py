@@ -16,7 +16,7 @@ from fqgan.metrics.neighbours import K, precision_recall
 from fqgan.nets.measuring import FeatureNetwork
 
 FEW = 10_000
-"""Below that many samples the bias of a Frechet distance is told."""
+"""Below that many samples a warning names the bias of a Frechet distance."""
 _FEWEST = 5
 """Features of each set that the metrics of pairs need."""
 
@@ -79,23 +79,23 @@ def _frechet(a: Gaussian, b: Gaussian) -> float:
 
 def warnings_of(reference: FeatureSet, samples: FeatureSet, network: FeatureNetwork) -> list[str]:
     """What to know before these scores are believed."""
-    told = []
+    warnings = []
     count, name = samples.pooled.count, "FID" if network.genuine else "Frechet distance"
     if count and count < FEW:
-        told.append(
+        warnings.append(
             f"{count:,} samples: the {name} is biased upwards, the more so the fewer they are (compare it with its "
             "value at half of them), and comparable at equal counts only; the kernel distance is unbiased"
         )
     for side, each in (("samples", samples), ("reference images", reference)):
         if 0 < each.pooled.count <= network.dim:
-            told.append(
+            warnings.append(
                 f"{each.pooled.count:,} {side} span fewer than the {network.dim:,} dimensions of the features: their "
                 "covariance is not of full rank"
             )
     if not pair_rows(reference, samples):
         reason = "a set of statistics without features" if None in (reference.features, samples.features) else "too few"
-        told.append(f"no kernel distance, precision, recall, density and coverage: {reason}")
-    return told
+        warnings.append(f"no kernel distance, precision, recall, density and coverage: {reason}")
+    return warnings
 
 
 _FORMS = {

@@ -124,8 +124,8 @@ def check_fit(given: Set, network: FeatureNetwork, size: int) -> None:
     wanted = {"features": network.describe(), "size": size}
     made = {name: given.protocol.get(name) for name in wanted}
     if changed := schema.diff(made, wanted):
-        told = ", ".join(f"{name}: {before!r}, not {after!r}" for name, (before, after) in changed.items())
-        raise UserError(f"the statistics in {given.name} were made in another way ({told})")
+        ways = ", ".join(f"{name}: {before!r}, not {after!r}" for name, (before, after) in changed.items())
+        raise UserError(f"the statistics in {given.name} were made in another way ({ways})")
 
 
 def describe(source: ImageSource, indices: Sequence[int], left_out: LeftOut) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from fqgan.engine.distributed import World, all_reduce_sum, barrier, from_main
 from fqgan.generator.model import FAR, load_generator
 from fqgan.generator.samples import SampleFolder, SampleSettings
 from fqgan.models.find import find
-from fqgan.models.fingerprint import fingerprint
+from fqgan.models.fingerprint import weights_fingerprint
 from fqgan.tokenizer.pictures import save_picture
 
 
@@ -109,7 +109,7 @@ def plan(options: Drawing, generator: FAR, world: World) -> SampleSettings:
     sampling = SamplingConfig(**{each.name: getattr(options, each.name) for each in fields(SamplingConfig)})
     sampling.check(model.codebook_sizes)
     return SampleSettings(
-        generator=fingerprint(generator.state_dict()),
+        generator=weights_fingerprint(generator.state_dict()),
         tokenizer=tokenizer.fingerprint(),
         classes=chosen_classes(options.classes, model.num_classes, generator.label_names),
         num=options.num,
@@ -125,9 +125,9 @@ def _announce(folder: SampleFolder, done: int, world: World) -> None:
     settings = folder.settings
     count = len(set(settings.classes))
     classes = f"{count} class" + "es" * (count > 1)
-    told = f", {done:,} of them there already" if done else ""
+    known = f", {done:,} of them there already" if done else ""
     say(
-        f"{settings.num:,} pictures of {classes}{told}; generator {settings.generator[:12]}, "
+        f"{settings.num:,} pictures of {classes}{known}; generator {settings.generator[:12]}, "
         f"tokenizer {settings.tokenizer[:12]}, {settings.precision} on {world.size} x {settings.device}"
     )
 

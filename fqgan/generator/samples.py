@@ -63,7 +63,7 @@ class SampleFolder:
     Args:
         side: pixels of a picture's sides.
         names: of the generator's classes; may be empty.
-        source: where the generator comes from; only told, not compared.
+        source: where the generator comes from; recorded, not compared.
     """
 
     def __init__(self, folder: Path, settings: SampleSettings, side: int, names: Sequence[str], source: str):
@@ -93,7 +93,7 @@ class SampleFolder:
         return sum(bool(re.fullmatch(r"\d{6,}\.png", entry.name)) for entry in os.scandir(self.folder))
 
     def missing(self, rank: int, ranks: int, skipped: Callable[[int], None]) -> Iterator[range]:
-        """A rank's batches that are not all there; `skipped` is told how many pictures each of the others has."""
+        """A rank's batches that are not all there; `skipped` is called with the length of each of the others."""
         for batch in self.settings.share(rank, ranks):
             if self.is_whole(batch):
                 skipped(len(batch))

@@ -140,11 +140,11 @@ class GeneratorTask(Task):
                 except OSError:
                     shutil.copyfile(file, temporary / file.name)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def data_fingerprint(self) -> dict[str, Any]:
         return self.store.data_fingerprint()
 
     def record(self) -> dict[str, Any]:
-        return {"label_names": self.store.label_names, "tokenizer": self.store.fingerprint}
+        return {"label_names": self.store.label_names, "tokenizer": self.store.tokenizer_fingerprint}
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -263,13 +263,13 @@ def _tokenizer_of(config: GeneratorRunConfig, store: TokenStore) -> FactorizedTo
     """The tokenizer of a run; `UserError` where the store was not made with it."""
     weights = "raw" if config.tokenizer and store.manifest.weights == "raw" else "auto"
     path = Path(config.tokenizer) if config.tokenizer else store.tokenizer_path
-    return load_matching_tokenizer(path, store.fingerprint, store.name, weights=weights)
+    return load_matching_tokenizer(path, store.tokenizer_fingerprint, store.name, weights=weights)
 
 
 def _initial(config: GeneratorRunConfig, store: TokenStore) -> FAR:
     """The generator to start from; `UserError` where its weights don't fit or its codes are of another tokenizer."""
     where = f"--init {config.init}"
-    if find(config.init, "generator").facts.get("tokenizer", "") not in ("", store.fingerprint):
+    if find(config.init, "generator").facts.get("tokenizer", "") not in ("", store.tokenizer_fingerprint):
         raise UserError(f"{where} was trained on another tokenizer's codes than those of {store.name}")
     model = load_generator(config.init, with_tokenizer=False)
     if (legacy := model.config.legacy) != config.model.legacy:

@@ -142,7 +142,7 @@ def _train_and_measure(
     crops = PhotoSource("train", 2 * settings.images)
     for source in (crops, held_out):
         store = tokens / source.split
-        if (store / MANIFEST).exists() and TokenStore.open(store).fingerprint != tokenizer.fingerprint():
+        if (store / MANIFEST).exists() and TokenStore.open(store).tokenizer_fingerprint != tokenizer.fingerprint():
             raise UserError(
                 f"{store} holds the codes of the tokenizer before it was trained on: delete {tokens} and "
                 f"{generator_run}, or choose another --run"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fqgan.base import schema
-from fqgan.base.errors import UserError, told
+from fqgan.base.errors import UserError, brief
 from fqgan.base.inputs import as_path
 from fqgan.config import GeneratorConfig, TokenizerConfig
 from fqgan.engine import checkpoint
@@ -156,7 +156,7 @@ def _facts(file: Path) -> dict[str, Any]:
     content = schema.load_json(file)
     names = schema.entry(content, "label_names", list, file, default=[])
     if not all(isinstance(name, str) for name in names):
-        raise UserError(f"{file}: label_names must be a list of words, got {told(names)}")
+        raise UserError(f"{file}: label_names must be a list of words, got {brief(names)}")
     schema.entry(content, "tokenizer", str, file, default="")
     return {name: value for name, value in content.items() if value is not None}
 

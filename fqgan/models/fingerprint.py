@@ -12,7 +12,7 @@ from torch import Tensor
 _HEAD = re.compile(r"branches\.\d+\.head\.")
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """sha256 in hex over a tokenizer's state dict: every tensor's name, shape and float32 values, little-endian, in the
     order of the names.
 

@@ -23,7 +23,7 @@ from fqgan.engine.sizes import num_parameters
 from fqgan.models import hub
 from fqgan.models.card import model_card
 from fqgan.models.find import MODEL, Kind, Source, find
-from fqgan.models.fingerprint import fingerprint
+from fqgan.models.fingerprint import weights_fingerprint
 
 
 class Pretrained(nn.Module):
@@ -62,7 +62,7 @@ class Pretrained(nn.Module):
     def fingerprint(self) -> str:
         """64 hex digits that only the same weights share (`fqgan.models.fingerprint`); of a tokenizer, those that
         its codes depend on."""
-        return fingerprint(self.state_dict())
+        return weights_fingerprint(self.state_dict())
 
     def export(self, folder: str | Path) -> Path:
         """Write config.json and model.safetensors, all that `from_pretrained` needs; the folder."""

@@ -15,7 +15,7 @@ from fqgan.base.files import file_sha256
 from fqgan.base.schema import did_you_mean
 from fqgan.classifier.model import load_classifier
 from fqgan.data.transforms import normalize
-from fqgan.models.fingerprint import fingerprint
+from fqgan.models.fingerprint import weights_fingerprint
 from fqgan.nets import inception
 from fqgan.nets.features import Teacher, resize
 from fqgan.nets.teachers import OFFLINE, VITS, EfficientNetTeacher, load_teacher
@@ -128,7 +128,7 @@ def _classifier(path: Path) -> FeatureNetwork:
         dim=model.config.dim,
         spatial_dim=0,
         num_classes=model.config.num_classes,
-        weights=fingerprint(model.state_dict()),
+        weights=weights_fingerprint(model.state_dict()),
         resize=_bicubic(size),
         genuine=False,
         module=model,
@@ -142,7 +142,7 @@ def _teacher(teacher: Teacher) -> FeatureNetwork:
         weights = file_sha256(teacher.network.file)
         outputs = None if teacher.stage else teacher.network.network.get_classifier()
     else:
-        weights = fingerprint(teacher.state_dict())
+        weights = weights_fingerprint(teacher.state_dict())
 
     def read(images: Tensor) -> Features:
         pooled = teacher(normalize(images))

@@ -15,7 +15,7 @@ from fqgan.base.printing import say
 from fqgan.base.progress import image_bar, readable_bytes
 from fqgan.config import SourceOptions
 from fqgan.config.verbs import ExtractionSettings
-from fqgan.data.fingerprint import fingerprint
+from fqgan.data.fingerprint import data_fingerprint
 from fqgan.data.loader import CropSet, check_ranks
 from fqgan.data.sources import ImageSource, announce, open_source
 from fqgan.data.token_manifest import LeftOut, StoreManifest, StoreOptions
@@ -178,7 +178,7 @@ def plan(
         num_crops=options.num_crops,
         weights=weights,
         source=source.name,
-        data=fingerprint(source),
+        data=data_fingerprint(source),
         understood=source.explain(size),
         label_names=source.classes,
         num_classes=max(len(source.classes), int(source.labels.max()) + 1),
@@ -206,8 +206,8 @@ def encode(
     Args:
         batch: images that a worker reads at a time.
         max_unreadable: share of the images that may be unreadable, of those that this rank reads in this start.
-        advance: is told how many images were done.
-        note: is told which ones were left out.
+        advance: is called with how many images were done.
+        note: is called with a line for each that were left out.
 
     Raises:
         UserError: too many pictures cannot be read, one is too small, or a worker process was killed.

@@ -58,21 +58,21 @@ class Start:
         model.load_state_dict(self.tensors, strict=False)
 
     def start_discriminator(self, module: nn.Module, note: Callable[[str], None] | None = None) -> None:
-        """Set a discriminator's weights, if there are some and they fit; `note` is told which."""
+        """Set a discriminator's weights, if there are some and they fit; `note` gets a line that says which."""
         own = module.state_dict()
         tensors = {name: tensor for name, tensor in self.discriminator.items() if name != _AVERAGES or name in own}
         if _AVERAGES in own:
             tensors.setdefault(_AVERAGES, own[_AVERAGES])
-        told = "its discriminator goes on, too"
+        what = "its discriminator goes on, too"
         try:
             if not self.discriminator:
                 raise UserError("there is none")
             check_fit(module, tensors, "the file's")
             module.load_state_dict(tensors)
         except UserError as error:
-            told = f"with a new discriminator: {error}"
+            what = f"with a new discriminator: {error}"
         if note:
-            note(told)
+            note(what)
 
 
 def _shapes(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:

@@ -119,7 +119,7 @@ def _add_metadata(source: FileSource, root: Folder, above: Folder, known: tuple[
 
 def match(source: FileSource, rows: Rows, names: Sequence[str], request: Request, where: str) -> None:
     """Give pictures (called `names`, one each) what the rows of a metadata file say, and keep those of the split where
-    it tells of several; rows without a picture, and pictures without a row, are told."""
+    it tells of several; rows without a picture, and pictures without a row, are counted in the findings."""
     findings, base = source.findings, os.path.basename(where)
     findings.ignored[f".{extension_of(base)}"] -= 1
     findings.ignored = +findings.ignored  # drops what is zero now

@@ -51,8 +51,8 @@ class NpzSource(ImageSource):
         if "arr_1" in keys(path) and request.options.labels != "none":
             labels = read_array(path, "arr_1")
             if labels.shape != (len(self._pixels),) or labels.dtype.kind not in "iu":
-                told = f"{labels.shape} {labels.dtype}"
-                raise UserError(f"{name}: arr_1 must be {len(self._pixels)} whole numbers, got {told}")
+                found = f"{labels.shape} {labels.dtype}"
+                raise UserError(f"{name}: arr_1 must be {len(self._pixels)} whole numbers, got {found}")
             check_labels(labels, self.classes, name)  # before a large one turns into -1
             self.labels = labels.astype(np.int64)
             self.findings.labels_from = "arr_1"

@@ -209,12 +209,14 @@ def word_of(name: str) -> str:
 def of_split(paths: list[str], request: Request, findings: Findings, base: str = "") -> list[str]:
     """The files of one split where the words in their names, or in those of their folders below `base`, tell of
     several; else all of them. `UserError` where some tell and others do not."""
-    told = {path: next(filter(None, map(word_of, reversed(path.removeprefix(base).split("/")))), "") for path in paths}
-    words = set(told.values())
+    word_at = {
+        path: next(filter(None, map(word_of, reversed(path.removeprefix(base).split("/")))), "") for path in paths
+    }
+    words = set(word_at.values())
     if len(words) < 2:
         return paths
     if "" in words and len(words) > 2:
-        nameless = next(path for path, word in told.items() if not word)
+        nameless = next(path for path, word in word_at.items() if not word)
         raise UserError(
             f"{request.spec} holds files of several splits and others of none, such as {os.path.basename(nameless)}: "
             "name the files of one split"
@@ -286,7 +288,7 @@ def labels_of(
     """The label of each directory's pictures, and the class names: a sub-folder is a class, whatever lies below it.
 
     There are none where pictures lie in the place itself, in one folder called `images` or the like, or in folders that
-    are named like shards; what was decided is told among the findings.
+    are named like shards; the findings say what was decided.
     """
     insist = request.options.labels == "folders"
     counts: Counter[str] = Counter()

@@ -18,11 +18,11 @@ from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.lab.studies.folder import study_folder
 from fqgan.lab.studies.jobs import labelled
-from fqgan.lab.studies.requests import OneProtocol, Request, identity, scores_of
-from fqgan.lab.studies.results import MARK, PERCEPTUAL, Column, known_columns, suspected
+from fqgan.lab.studies.requests import OneProtocol, Request, input_fingerprints, scores_of
+from fqgan.lab.studies.results import MARK, PERCEPTUAL, Column, known_columns, may_have_taught
 from fqgan.lab.studies.settings import ComparisonOptions, GeneratorsOptions, TokenizersOptions
 from fqgan.lab.studies.tables import Table, file_stem
-from fqgan.models.fingerprint import fingerprint
+from fqgan.models.fingerprint import weights_fingerprint
 from fqgan.tokenizer.model import load_tokenizer
 
 Evaluated = TypeVar("Evaluated", TokenizerEvaluation, GeneratorEvaluation)
@@ -130,7 +130,7 @@ def generators(options: GeneratorsOptions) -> list[Path]:
         if not generator.has_tokenizer:
             raise UserError(f"{name} carries no tokenizer, as released files don't: name its own with --tokenizer")
         facts = (generator.tokenizer.fingerprint()[:8], f"{num_parameters(generator) / 1e6:.1f}M")
-        weights = digest([fingerprint(generator.state_dict()), generator.tokenizer.fingerprint()])
+        weights = digest([weights_fingerprint(generator.state_dict()), generator.tokenizer.fingerprint()])
         models.append(Compared(name, path, facts, weights, generator.tokenizer.config))
     settings = _settings(options, models, GeneratorEvaluation)
     with study_folder(options.out):
@@ -159,7 +159,7 @@ def _compare(
     folder, heads = options.out, TOKENIZER_FACTS if subject == "tokenizers" else GENERATOR_FACTS
     require_matplotlib()
     labels = labelled(options.features)
-    identity.cache_clear()  # the files may have changed since an earlier study of this process
+    input_fingerprints.cache_clear()  # the files may have changed since an earlier study of this process
     protocol = OneProtocol(() if subject == "tokenizers" else ("samples",))
     scores: dict[str, dict[str, float]] = {model.name: {} for model in models}
     for model in models:
@@ -177,7 +177,7 @@ def _compare(
                 say(f"measuring {model.name} ({label})")
                 request.measure(file)
             scores[model.name] |= scores_of(protocol.read(file, label), label)
-    marked = [label for label, n in labels.items() if suspected(n, [model.tokenizer for model in models])]
+    marked = [label for label, n in labels.items() if may_have_taught(n, [model.tokenizer for model in models])]
     shown = known_columns(labels, scores.values(), [*marked, PERCEPTUAL])
     genuine = {column.key.partition("/")[2] for column in shown if column.key.startswith("fid/")}
     ours = [_key(column, genuine) for column in shown]

@@ -68,7 +68,7 @@ def name_of(source: ImageSource, label: int) -> str:
 
 
 @torch.inference_mode()
-def features_of(
+def factor_features(
     tokenizer: FactorizedTokenizer,
     source: ImageSource,
     indices: Sequence[int],

@@ -11,7 +11,7 @@ from fqgan.data.sources import ImageSource, open_source
 from fqgan.engine.distributed import pick_device
 from fqgan.engine.speed import keep_freed_memory
 from fqgan.lab.report.figures import require_matplotlib
-from fqgan.lab.studies.features import FactorFeatures, features_of
+from fqgan.lab.studies.features import FactorFeatures, factor_features
 from fqgan.lab.studies.settings import InspectionOptions
 from fqgan.lab.studies.tables import file_stem
 from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
@@ -65,7 +65,7 @@ class Encoding:
         """Features and codes of a named tokenizer on the images."""
         options = self.options
         with image_bar(f"{self.label} {name}", len(self.indices)) as advance:
-            return features_of(
+            return factor_features(
                 tokenizer,
                 self.source,
                 self.indices,

@@ -18,7 +18,7 @@ from fqgan.base.schema import changes
 from fqgan.config import GeneratorRunConfig, SamplingConfig, TokenizerRunConfig
 from fqgan.config.data import SourceOptions
 from fqgan.config.evaluation import GeneratorEvaluation, TokenizerEvaluation
-from fqgan.data.fingerprint import fingerprint
+from fqgan.data.fingerprint import data_fingerprint
 from fqgan.data.sources import open_source
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import checkpoint
@@ -129,20 +129,20 @@ def check(job: Job) -> None:
         return
     found: Any = schema.load(type(job.config), path)
     own = ("train.steps", "train.epochs") if staged else ()
-    told = undeclared(job.config, found, left_out=own)
+    difference = undeclared(job.config, found, left_out=own)
     stages = {fraction: _steps(job, fraction) for fraction in job.fractions} if staged else {}
     if staged and found.train.steps not in stages.values():
-        told = f"train.steps: {found.train.steps}, not one of {sorted(stages.values())}"
+        difference = f"train.steps: {found.train.steps}, not one of {sorted(stages.values())}"
     for fraction in filter(job.has, job.fractions):
         point = point_of(job, fraction)
         if point.step != stages.get(fraction, point.step):
-            told = f"{job.point(fraction)} is of step {point.step}, not {stages[fraction]}"
-        if not told and (other := changes(point.data, data_of(job.config))):
-            told = f"data: {other}"
-    if told:
+            difference = f"{job.point(fraction)} is of step {point.step}, not {stages[fraction]}"
+        if not difference and (other := changes(point.data, data_of(job.config))):
+            difference = f"data: {other}"
+    if difference:
         raise UserError(
-            f"{job.folder} was trained with what row {job.row} at seed {job.seed} does not declare ({told}): choose "
-            "another --out, or restore the settings and the data"
+            f"{job.folder} was trained with what row {job.row} at seed {job.seed} does not declare ({difference}): "
+            "choose another --out, or restore the settings and the data"
         )
 
 
@@ -192,7 +192,7 @@ def data_of(config: TokenizerRunConfig | GeneratorRunConfig) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _fingerprint(source: str, options: SourceOptions) -> dict[str, Any]:
-    return fingerprint(open_source(source, options=options))
+    return data_fingerprint(open_source(source, options=options))
 
 
 def _steps(job: Job, fraction: float) -> int:

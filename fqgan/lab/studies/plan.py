@@ -257,8 +257,8 @@ def _own(row: Row, parent: Run) -> Run:
         if not has_setting(parent, key):
             value_at(own, key)
     own = change(own, {key: _plain(value) for key, value in _reserved(parent).items()})
-    if told := undeclared(parent, own, row.changes):
-        raise UserError(f"{row.config} differs from {row.parent or 'the study'} in what is not declared ({told})")
+    if difference := undeclared(parent, own, row.changes):
+        raise UserError(f"{row.config} differs from {row.parent or 'the study'} in what is not declared ({difference})")
     return own
 
 
@@ -270,14 +270,14 @@ def undeclared(expected: Any, found: Any, declared: Collection[str] = (), left_o
     """`key: found, not expected` of all in which two configs differ, but for what lies under the declared keys or is
     only watched; empty if there is nothing. What `expected` leaves open, such as a teacher's dimension, may be filled
     in."""
-    told = []
+    differences = []
     for key, (wanted, has) in schema.diff(expected, found).items():
         if key in WATCHING or key in left_out or key.startswith(_PICTURES) or _covers(declared, key):
             continue
         if _LEFT_OPEN.fullmatch(key) and not wanted:
             continue
-        told.append(f"{key}: {has!r}, not {wanted!r}")
-    return ", ".join(told)
+        differences.append(f"{key}: {has!r}, not {wanted!r}")
+    return ", ".join(differences)
 
 
 def _covers(declared: Collection[str], key: str) -> bool:

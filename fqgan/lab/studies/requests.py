@@ -15,7 +15,7 @@ from fqgan.base.files import file_sha256
 from fqgan.base.printing import say, say_lines
 from fqgan.config import SamplingConfig
 from fqgan.config.evaluation import MADE_WITHOUT, GeneratorEvaluation, TokenizerEvaluation
-from fqgan.data.fingerprint import fingerprint
+from fqgan.data.fingerprint import data_fingerprint
 from fqgan.engine.session import running
 from fqgan.evaluation.generated import evaluate_generator
 from fqgan.evaluation.protocol import differences, read_result
@@ -43,7 +43,7 @@ class Request:
     def content(self) -> dict[str, Any]:
         """Settings and fingerprints of inputs, as JSON has them: the result of an equal request is the same."""
         settings = {name: value for name, value in _plain(self.settings).items() if name not in MADE_WITHOUT | _PLACES}
-        inputs = identity(self.settings.features, self.settings.data, self.settings.split)
+        inputs = input_fingerprints(self.settings.features, self.settings.data, self.settings.split)
         return {"settings": settings, "device": self.device, "inputs": {"model": self.model, **inputs}}
 
     def is_answered(self, file: Path) -> bool:
@@ -78,12 +78,12 @@ def _plain(settings: Any) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=32)
-def identity(network: str, data: str, split: str) -> dict[str, str]:
+def input_fingerprints(network: str, data: str, split: str) -> dict[str, str]:
     """What a request's names stand for: the weights of a network, and which images these are. A retrained classifier
     or other images are measured anew."""
     given = open_set(data, split)
     if given.source is not None:
-        images = json.dumps(fingerprint(given.source), sort_keys=True)
+        images = json.dumps(data_fingerprint(given.source), sort_keys=True)
     else:
         images = file_sha256(Path(data).expanduser())
     weights = str(load_network(network).describe()["weights"])

@@ -146,12 +146,12 @@ def check_alike(study: Study, jobs: Sequence[Job]) -> None:
         before, after = (
             {k: v for k, v in _seen(each).items() if not of_codes or k not in _OF_CODES} for each in (other, job)
         )
-        told = changes(before, after)
-        if of_codes and not told and not np.array_equal(_labels(other), _labels(job)):
-            told = "other labels"
-        if told:
+        difference = changes(before, after)
+        if of_codes and not difference and not np.array_equal(_labels(other), _labels(job)):
+            difference = "other labels"
+        if difference:
             raise UserError(
-                f"{whose} has other data than row {other.row} ({told}): "
+                f"{whose} has other data than row {other.row} ({difference}): "
                 + ("give both the codes of the same images, in the same crops" if of_codes else "declare it")
             )
 
@@ -174,20 +174,20 @@ def contaminated(network: str, jobs: Sequence[Job]) -> bool:
             loss = job.config.loss
             if loss.perceptual_weight and family(network) == family(loss.perceptual):
                 return True
-            if taught(network, job.config.model):
+            if is_teacher(network, job.config.model):
                 return True
-        elif suspected(network, [model_config(job.point(job.fractions[-1]) / CARRIED, "tokenizer")]):
+        elif may_have_taught(network, [model_config(job.point(job.fractions[-1]) / CARRIED, "tokenizer")]):
             return True
     return False
 
 
-def suspected(network: str, tokenizers: Iterable[TokenizerConfig]) -> bool:
+def may_have_taught(network: str, tokenizers: Iterable[TokenizerConfig]) -> bool:
     """Whether a network of `--features` taught one of some tokenizers. Which perceptual loss they were trained with
     their files don't say: it may have been the packaged network."""
-    return family(network) == PACKAGED or any(taught(network, each) for each in tokenizers)
+    return family(network) == PACKAGED or any(is_teacher(network, each) for each in tokenizers)
 
 
-def taught(network: str, tokenizer: TokenizerConfig) -> bool:
+def is_teacher(network: str, tokenizer: TokenizerConfig) -> bool:
     """Whether a network of `--features` is a teacher of a tokenizer: the same one, or one of its kind."""
     return family(network) in {family(factor.teacher) for factor in tokenizer.factors if factor.teacher}
 

@@ -20,7 +20,7 @@ from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.lab.studies.folder import study_folder
 from fqgan.lab.studies.jobs import Job, Protocol, check_measuring, labelled, point_of
 from fqgan.lab.studies.plan import Row, Run, Study, has_setting, load_rows, settings_of, value_at
-from fqgan.lab.studies.requests import identity
+from fqgan.lab.studies.requests import input_fingerprints
 from fqgan.lab.studies.results import (
     MARK,
     Column,
@@ -54,7 +54,7 @@ def train_study(study: Study, base: Run, options: StudyOptions) -> list[Path]:
     protocol = protocol_of(base, options.measure)
     require_matplotlib()
     check_alone()
-    identity.cache_clear()  # the files may have changed since an earlier study of this process
+    input_fingerprints.cache_clear()  # the files may have changed since an earlier study of this process
     settings = settings_of(study, base)
     chosen = study.only(options.only) if options.only else study
     jobs = [

@@ -13,7 +13,7 @@ from typing import Any
 from fqgan.base.errors import UserError
 from fqgan.base.files import check_file, reading
 from fqgan.base.schema import entry, load_json, parse_json
-from fqgan.data.fingerprint import digest, fingerprint
+from fqgan.data.fingerprint import data_fingerprint, digest
 from fqgan.data.sources import Findings, ImageSource, open_source
 from fqgan.data.sources.folder import FileSource
 from fqgan.data.sources.place import Folder, walk
@@ -40,10 +40,10 @@ class CaptionSet:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def data_fingerprint(self) -> dict[str, Any]:
         """JSON-ready numbers and digests of names and captions; the pictures themselves are not read."""
         captions = digest("\t".join(several) for several in self.captions)
-        return {**fingerprint(self.source), "captions": captions}
+        return {**data_fingerprint(self.source), "captions": captions}
 
 
 def open_captions(spec: str, split: str = "train", images: str = "") -> CaptionSet:

@@ -79,7 +79,7 @@ class ProjectorTask(Task):
         loss = sums.sum() / counts.sum()
         return loss, {"loss": loss.detach()}
 
-    def fingerprint(self) -> dict[str, Any]:
+    def data_fingerprint(self) -> dict[str, Any]:
         """What the samples depend on."""
         return self.content
 

@@ -90,7 +90,7 @@ def _fill_banks(
                 f"{side}-{kind}",
                 reader,
                 pictures.source,
-                pictures.fingerprint(),
+                pictures.data_fingerprint(),
                 device=device,
                 batch=settings.batch,
                 workers=settings.workers,

@@ -127,9 +127,9 @@ class LanguageTask(Task):
         loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), ignore_index=_IGNORED)
         return loss, {"loss": loss.detach()}
 
-    def fingerprint(self) -> dict[str, Any]:
+    def data_fingerprint(self) -> dict[str, Any]:
         """Of the captions and their pictures' names."""
-        return self.captions.fingerprint()
+        return self.captions.data_fingerprint()
 
     @torch.inference_mode()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -158,5 +158,5 @@ def train_language_model(config: LanguageRunConfig, captions: CaptionSet, run: P
             with making_folder(folder) as temporary, quiet():
                 task.phases[0].module.save_pretrained(temporary)  # pyright: ignore[reportCallIssue]
                 task.tokenizer.save_pretrained(temporary)
-                write_text(temporary / "captions.json", json.dumps(captions.fingerprint(), indent=2) + "\n")
+                write_text(temporary / "captions.json", json.dumps(captions.data_fingerprint(), indent=2) + "\n")
     return folder

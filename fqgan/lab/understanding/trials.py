@@ -100,7 +100,7 @@ def run_trial(language: Path, digest: str, trial: Trial) -> None:
     model = _language_model(language, digest, config.model.prompt, config.train.device, config.train.precision)
     captions, tests = open_training_set(settings), open_test_set(settings)
     depends = {name: str(protocol[name]) for name in ("language_model", "features")}
-    content = {**captions.fingerprint(), **depends}
+    content = {**captions.data_fingerprint(), **depends}
     projector = train_projector(config, model, train_features, captions, content, trial.folder)
     written: list[str] = []
     with image_bar(f"{title}: captions", len(tests)) as advance:
