@@ -25,7 +25,7 @@ from fqgan.data.order import evenly_spaced
 from fqgan.data.sources import ImageSource, open_source
 from fqgan.data.transforms import center_crop, normalize
 from fqgan.engine.distributed import World
-from fqgan.evaluation.collect import FeatureSet, Reading, collect
+from fqgan.evaluation.collect import CentreCrops, FeatureSet, collect
 from fqgan.evaluation.scores import set_scores
 from fqgan.nets.measuring import FeatureNetwork, load_network
 from fqgan.nets.perceptual import load_perceptual
@@ -116,7 +116,7 @@ def table(
     known: dict[int, FeatureSet] = {}
 
     def features(view: View) -> FeatureSet:
-        reading = Reading(Measuring(batch=50, workers=1, kept=10**6), view.size)
+        reading = CentreCrops(Measuring(batch=50, workers=1, kept=10**6), view.size)
         return collect(network, view, reading, World(0, 1, torch.device("cpu")))[0]  # pyright: ignore[reportArgumentType]
 
     print(f"\n{network.name}\n\n| pictures | " + " | ".join((*METRICS, *PIXELS)) + " |")

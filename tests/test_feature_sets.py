@@ -14,7 +14,7 @@ from fqgan.config.evaluation import Measuring
 from fqgan.data.sources import Request, open_source
 from fqgan.data.sources.npz import NpzSource
 from fqgan.engine.distributed import World
-from fqgan.evaluation.collect import FeatureCollector, Reading, collect
+from fqgan.evaluation.collect import CentreCrops, FeatureCollector, collect
 from fqgan.evaluation.scores import set_scores
 from fqgan.nets.measuring import FeatureNetwork, Features, load_network
 
@@ -30,8 +30,8 @@ def pixels_network(dim: int = 12) -> FeatureNetwork:
     return FeatureNetwork("pixels", dim, 3, 4, **options)
 
 
-def reading(batch: int) -> Reading:
-    return Reading(Measuring(batch=batch, workers=0, kept=99), 24)
+def reading(batch: int) -> CentreCrops:
+    return CentreCrops(Measuring(batch=batch, workers=0, kept=99), 24)
 
 
 def test_a_set_gives_the_same_numbers_for_any_batch_and_order(here: Path) -> None:

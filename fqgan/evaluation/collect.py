@@ -97,7 +97,7 @@ class FeatureCollector:
             return None
 
 
-class LeftOut(NamedTuple):
+class LeftUnmeasured(NamedTuple):
     """Pictures of a set that were not measured as they are, over all ranks."""
 
     unreadable: int
@@ -106,7 +106,7 @@ class LeftOut(NamedTuple):
     enlarged: int
 
     @classmethod
-    def of(cls, batches: Batches[Any], source: ImageSource, world: World) -> LeftOut:
+    def of(cls, batches: Batches[Any], source: ImageSource, world: World) -> LeftUnmeasured:
         """Of a set that was read; called by all ranks."""
         counts = torch.tensor([batches.unreadable, batches.small], device=world.device)
         unreadable, small = map(int, all_reduce_sum(counts))
@@ -115,7 +115,7 @@ class LeftOut(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class CentreCrops:
     """How a set is read: with the settings of an evaluation, as centre crops of `size` pixels a side."""
 
     settings: Measuring
@@ -142,10 +142,10 @@ class Reading:
 def collect(
     network: FeatureNetwork,
     source: ImageSource,
-    reading: Reading,
+    reading: CentreCrops,
     world: World,
     advance: Callable[[int], None] = lambda images: None,
-) -> tuple[FeatureSet, LeftOut]:
+) -> tuple[FeatureSet, LeftUnmeasured]:
     """The features of a source, and how many of its pictures were left out; called by all ranks. `advance` is called
     with the number of images that this rank has seen since its last call."""
     collector = FeatureCollector(network, reading.indices(source), reading.settings.kept, world.device)
@@ -153,7 +153,7 @@ def collect(
     for images, _, indices in batches:
         collector.update(images, indices)
         advance(len(images))
-    left_out = LeftOut.of(batches, source, world)
+    left_out = LeftUnmeasured.of(batches, source, world)
     try:
         return collector.compute(), left_out
     except UserError as error:

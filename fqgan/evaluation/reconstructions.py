@@ -12,7 +12,7 @@ from fqgan.config import SourceOptions
 from fqgan.config.evaluation import TokenizerEvaluation
 from fqgan.data.sources import announce, open_source
 from fqgan.engine.distributed import World, from_main
-from fqgan.evaluation.collect import FeatureCollector, LeftOut, Reading
+from fqgan.evaluation.collect import CentreCrops, FeatureCollector, LeftUnmeasured
 from fqgan.evaluation.protocol import Evaluation, Rows, features_protocol, full_protocol
 from fqgan.evaluation.scores import compare_features, rows_of
 from fqgan.evaluation.sets import content_of, describe
@@ -42,7 +42,7 @@ def evaluate_tokenizer(settings: TokenizerEvaluation, world: World) -> Evaluatio
         announce(source, size)
     perceptual = load_perceptual(settings.perceptual)
     network = load_network(settings.features, device)
-    reading = Reading(settings, size)
+    reading = CentreCrops(settings, size)
     indices = reading.indices(source)
     real, fake = (FeatureCollector(network, indices, settings.kept, device) for _ in range(2))
     distance = perceptual.to(device) if perceptual else None
@@ -56,7 +56,7 @@ def evaluate_tokenizer(settings: TokenizerEvaluation, world: World) -> Evaluatio
                 advance(len(batch[0]))
 
     numbers = score_reconstructions(tokenizer, shown(), scores, device)
-    left_out = LeftOut.of(batches, source, world)
+    left_out = LeftUnmeasured.of(batches, source, world)
     originals, copies = real.compute(), fake.compute()
     of_sets, warnings = compare_features(originals, copies, network, world)
     made = {**features_protocol(network, size, settings), "perceptual": settings.perceptual}

@@ -131,6 +131,6 @@ def rows_of(scores: dict[str, Any], network: str, reconstruction: bool = False) 
     rows = []
     for name, (label, form) in _FORMS.items():
         if name in scores:
-            second = scores.get(f"{name}_std", scores.get(f"{name}_error"))
-            rows.append((label.format(**words), form.format(scores[name], second)))
+            spread = scores.get(f"{name}_std", scores.get(f"{name}_error"))
+            rows.append((label.format(**words), form.format(scores[name], spread)))
     return rows

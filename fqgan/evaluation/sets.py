@@ -27,7 +27,7 @@ from fqgan.data.sources.folder import FileSource
 from fqgan.data.sources.labels import LARGEST
 from fqgan.data.sources.npz import NpzSource, keys, write_images
 from fqgan.engine.distributed import World, agree, from_main
-from fqgan.evaluation.collect import FeatureSet, LeftOut, Reading, collect
+from fqgan.evaluation.collect import CentreCrops, FeatureSet, LeftUnmeasured, collect
 from fqgan.evaluation.protocol import Evaluation, features_protocol, full_protocol
 from fqgan.evaluation.scores import compare_features, rows_of
 from fqgan.evaluation.statistics import cache_path, cached, keep, load_adm, load_statistics, save_statistics
@@ -128,7 +128,7 @@ def check_fit(given: Set, network: FeatureNetwork, size: int) -> None:
         raise UserError(f"the statistics in {given.name} were made in another way ({ways})")
 
 
-def describe(source: ImageSource, indices: Sequence[int], left_out: LeftOut) -> dict[str, Any]:
+def describe(source: ImageSource, indices: Sequence[int], left_out: LeftUnmeasured) -> dict[str, Any]:
     """What a protocol says of a set of images."""
     return {
         "count": len(indices) - left_out.unreadable - left_out.skipped,
@@ -182,7 +182,7 @@ def compare_sets(
         UserError: statistics of other features or another size, and sets without anything that could be compared.
     """
     size = from_main(lambda: size_of(settings.size, reference, samples))
-    reading = Reading(settings, size)
+    reading = CentreCrops(settings, size)
     real, real_side = features_of_set(reference, network, reading, world, "reference", hashed=True, cache=cache)
     fake, fake_side = features_of_set(samples, network, reading, world, "samples")
     scores, warnings = compare_features(real, fake, network, world)
@@ -221,7 +221,7 @@ def compute_statistics(settings: SetStatistics, path: Path, world: World) -> str
     if given.source is None or given.statistics is not None:
         raise UserError(f"{settings.data} holds statistics already")
     size = from_main(lambda: size_of(settings.size, given))
-    features, side = features_of_set(given, network, Reading(settings, size), world, "reading", hashed=True)
+    features, side = features_of_set(given, network, CentreCrops(settings, size), world, "reading", hashed=True)
     if world.is_main:
         make_folder(path.parent)
         save_statistics(features, {**features_protocol(network, size, settings), "set": side}, path)
@@ -231,7 +231,7 @@ def compute_statistics(settings: SetStatistics, path: Path, world: World) -> str
 def features_of_set(
     given: Set,
     network: FeatureNetwork,
-    reading: Reading,
+    reading: CentreCrops,
     world: World,
     label: str,
     hashed: bool = False,
@@ -293,7 +293,7 @@ def write_arrays(settings: SetEvaluation, path: Path) -> None:
     samples = open_set(settings.samples, settings.samples_split, options=settings)
     if (source := samples.source) is None:
         raise UserError(f"--npz needs images, and {samples.name} holds statistics only")
-    reading = Reading(settings, settings.size or samples.size)
+    reading = CentreCrops(settings, settings.size or samples.size)
     indices = reading.indices(source)
     batches = reading.batches(source, World(0, 1, torch.device("cpu")))
     make_folder(path.parent)

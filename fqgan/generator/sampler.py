@@ -15,7 +15,7 @@ from fqgan.base.printing import say
 from fqgan.config import SamplingConfig
 from fqgan.engine.speed import compile_problem
 from fqgan.generator.draw import draw, guidance_scales, uniforms
-from fqgan.generator.step import BlockStep, Place, Product
+from fqgan.generator.step import BlockStep, CachePosition, Product
 
 if TYPE_CHECKING:
     from fqgan.generator.model import FAR
@@ -139,7 +139,7 @@ class Sampler:
             if self.static:
                 self._runs[self._key(t)]()
             else:
-                self._step(Place(t, t + 1), n, t < self.guided)
+                self._step(CachePosition(t, t + 1), n, t < self.guided)
         codes = self._codes[:, :images].transpose(0, 1).clone()
         if (codes >= codes.new_tensor([len(table) for table in self._codes_of])).any():
             raise UserError(
@@ -147,7 +147,7 @@ class Sampler:
             )
         return codes
 
-    def _step(self, place: Place, n: int, guided: bool) -> None:
+    def _step(self, place: CachePosition, n: int, guided: bool) -> None:
         """Draw one position's codes of n images into the buffer, and make the next position's input of them."""
         x = self._input[: 2 * n if guided else n]
         rotary = place.take(self._rotary)
@@ -181,7 +181,7 @@ class Sampler:
         """The step at position `_now`, which it moves on. Every shape depends on the arguments alone."""
         seen = torch.arange(length, device=self.device) <= self._now
         mask = torch.zeros(length, dtype=self._input.dtype, device=self.device).masked_fill(~seen, -torch.inf)
-        self._step(Place(self._now, length, mask), self.batch, guided)
+        self._step(CachePosition(self._now, length, mask), self.batch, guided)
         self._now.add_(1)
 
     def _prepared(self, length: int, guided: bool) -> Callable[[], object]:

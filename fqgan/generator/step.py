@@ -18,7 +18,7 @@ _PLAIN_ROWS = 8
 
 
 @dataclass(frozen=True)
-class Place:
+class CachePosition:
     """Where a step stands in the caches, and how far it looks.
 
     With an int as index, caches are cut to what is there. With a tensor (1,) all shapes stay the same from step to
@@ -50,7 +50,7 @@ class KeyValueCache:
         # zeros: what a masked softmax multiplies by nothing must be finite
         self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, place: CachePosition) -> Tensor:
         """Take in one position's keys and values (n, kv_heads, hd); what its queries (n, heads, hd) see of all
         positions so far, (n, heads, hd). Rows beyond n stay as they are."""
         n, kv_heads, hd = k.shape
@@ -150,7 +150,7 @@ class BlockStep:
         self.down = Product.of(block.down, dtype)
         self.cache = KeyValueCache(block, rows, positions, dtype, block.down.weight.device)
 
-    def __call__(self, x: Tensor, rotary: Tensor, place: Place) -> Tensor:
+    def __call__(self, x: Tensor, rotary: Tensor, place: CachePosition) -> Tensor:
         """`rotary`: this position's row of the table, (hd / 2, 2)."""
         if not self.compiled:
             return self.compute(x, rotary, place)
@@ -158,7 +158,7 @@ class BlockStep:
         with torch._dynamo.config.patch(recompile_limit=256):  # pyright: ignore
             return _compiled()(self, x, rotary, place)
 
-    def compute(self, x: Tensor, rotary: Tensor, place: Place) -> Tensor:
+    def compute(self, x: Tensor, rotary: Tensor, place: CachePosition) -> Tensor:
         """The step itself."""
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = self.qkv(self.attention_norm(x)).view(len(x), -1, self.head_dim).split(sizes, 1)
@@ -172,7 +172,7 @@ class BlockStep:
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Callable[[BlockStep, Tensor, Tensor, Place], Tensor]:
+def _compiled() -> Callable[[BlockStep, Tensor, Tensor, CachePosition], Tensor]:
     return torch.compile(BlockStep.compute, dynamic=False, fullgraph=True)
 
 

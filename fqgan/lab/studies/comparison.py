@@ -18,7 +18,7 @@ from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.lab.studies.folder import study_folder
 from fqgan.lab.studies.jobs import labelled
-from fqgan.lab.studies.requests import OneProtocol, Request, input_fingerprints, scores_of
+from fqgan.lab.studies.measurements import Measurement, OneProtocol, input_fingerprints, scores_of
 from fqgan.lab.studies.results import MARK, PERCEPTUAL, Column, known_columns, may_have_taught
 from fqgan.lab.studies.settings import ComparisonOptions, GeneratorsOptions, TokenizersOptions
 from fqgan.lab.studies.tables import Table, file_stem
@@ -168,14 +168,14 @@ def _compare(
             file = folder / "measured" / f"{stem}--{label}.json"
             own: dict[str, Any] = {"checkpoint": model.checkpoint, "features": network}
             if subject == "generators":
-                pictures = Request(replace(settings, **own), options.device).pictures()
+                pictures = Measurement(replace(settings, **own), options.device).pictures()
                 own["samples"] = folder / "samples" / f"{stem}-{model.fingerprint[:8]}-{pictures}"
-            request = Request(replace(settings, **own), options.device, model.fingerprint)
-            if request.is_answered(file):
+            measurement = Measurement(replace(settings, **own), options.device, model.fingerprint)
+            if measurement.is_done(file):
                 say(f"{model.name} is measured already ({label})")
             else:
                 say(f"measuring {model.name} ({label})")
-                request.measure(file)
+                measurement.measure(file)
             scores[model.name] |= scores_of(protocol.read(file, label), label)
     marked = [label for label, n in labels.items() if may_have_taught(n, [model.tokenizer for model in models])]
     shown = known_columns(labels, scores.values(), [*marked, PERCEPTUAL])

@@ -26,8 +26,8 @@ from fqgan.engine.sizes import total_steps
 from fqgan.evaluation.sets import Set, check_fit, open_set
 from fqgan.generator.model import load_generator, save_generator
 from fqgan.generator.task import train_generator
+from fqgan.lab.studies.measurements import Measurement
 from fqgan.lab.studies.plan import Line, undeclared
-from fqgan.lab.studies.requests import Request
 from fqgan.models.find import model_config
 from fqgan.nets.measuring import load_network
 from fqgan.tokenizer.model import load_tokenizer, save_tokenizer
@@ -106,12 +106,12 @@ def run(job: Job) -> None:
             _train(job, fraction, lines)
         for line in lines:
             for network in job.protocol.networks:
-                request, file = request_of(job, line, network), job.measured(line, network)
-                if request.is_answered(file):
+                measurement, file = measurement_of(job, line, network), job.measured(line, network)
+                if measurement.is_done(file):
                     say(f"{whose}: {line.name} is measured already ({network})")
                 else:
                     say(f"{whose}: measuring {line.name} ({network})")
-                    request.measure(file)
+                    measurement.measure(file)
             if not job.protocol.keep_samples:
                 _discard_samples(job, line)
 
@@ -252,19 +252,19 @@ def point_of(job: Job, fraction: float) -> Point:
     return Point(facts["step"], facts["images_seen"], facts["data"])
 
 
-def request_of(job: Job, line: Line, network: str) -> Request:
+def measurement_of(job: Job, line: Line, network: str) -> Measurement:
     """The evaluation of a line with a network."""
     chosen = job.protocol
     own: dict[str, Any] = {"checkpoint": job.point(line.fraction), "features": chosen.networks[network]}
     if isinstance(chosen.settings, GeneratorEvaluation):
         own |= {"seed": job.seed, **line.sampling}
-        drawn = Request(replace(chosen.settings, **own), job.config.train.device).pictures()
+        drawn = Measurement(replace(chosen.settings, **own), job.config.train.device).pictures()
         own["samples"] = job.folder / "samples" / f"{line.name}-{drawn}"
-    return Request(replace(chosen.settings, **own), job.config.train.device)
+    return Measurement(replace(chosen.settings, **own), job.config.train.device)
 
 
 def _discard_samples(job: Job, line: Line) -> None:
-    """Those of this request and of earlier ones."""
+    """Those of this measurement and of earlier ones."""
     for folder in (job.folder / "samples").glob(f"{line.name}-{'[0-9a-f]' * 8}"):
         discard(folder)
 

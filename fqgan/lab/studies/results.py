@@ -15,8 +15,8 @@ from fqgan.base.errors import UserError
 from fqgan.base.schema import changes
 from fqgan.config import GeneratorRunConfig, TokenizerConfig, TokenizerRunConfig
 from fqgan.lab.studies.jobs import Job, data_of, point_of, store_of
+from fqgan.lab.studies.measurements import OneProtocol, scores_of
 from fqgan.lab.studies.plan import Ordering, Study, ancestry
-from fqgan.lab.studies.requests import OneProtocol, scores_of
 from fqgan.lab.studies.tables import markdown
 from fqgan.models.find import CARRIED, model_config
 

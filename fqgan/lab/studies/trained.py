@@ -19,8 +19,8 @@ from fqgan.lab.studies import jobs as work
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.lab.studies.folder import study_folder
 from fqgan.lab.studies.jobs import Job, Protocol, check_measuring, labelled, point_of
+from fqgan.lab.studies.measurements import input_fingerprints
 from fqgan.lab.studies.plan import Row, Run, Study, has_setting, load_rows, settings_of, value_at
-from fqgan.lab.studies.requests import input_fingerprints
 from fqgan.lab.studies.results import (
     MARK,
     Column,

@@ -26,12 +26,12 @@ from fqgan.nets.measuring import load_network
 
 Numbers = dict[str, float]
 _PLACES = {"checkpoint", "samples"}
-"""Settings that say where something lies: of the model, `Request.model` says which it is."""
+"""Settings that say where something lies: of the model, `Measurement.model` says which it is."""
 _DRAWN_BY = {"num", "seed", "batch", "precision", "tokenizer", *(field.name for field in fields(SamplingConfig))}
 
 
 @dataclass(frozen=True)
-class Request:
+class Measurement:
     """An evaluation, and what its result depends on."""
 
     settings: TokenizerEvaluation | GeneratorEvaluation
@@ -41,20 +41,20 @@ class Request:
     """Fingerprint of the model, where another one may come to lie at the same place."""
 
     def content(self) -> dict[str, Any]:
-        """Settings and fingerprints of inputs, as JSON has them: the result of an equal request is the same."""
+        """Settings and fingerprints of inputs, as JSON has them: the result of an equal measurement is the same."""
         settings = {name: value for name, value in _plain(self.settings).items() if name not in MADE_WITHOUT | _PLACES}
         inputs = input_fingerprints(self.settings.features, self.settings.data, self.settings.split)
         return {"settings": settings, "device": self.device, "inputs": {"model": self.model, **inputs}}
 
-    def is_answered(self, file: Path) -> bool:
-        """Whether a file holds the result of an equal request."""
+    def is_done(self, file: Path) -> bool:
+        """Whether a file holds the result of an equal measurement."""
         try:
             return read_result(file).get("request") == self.content()
         except UserError:
             return False
 
     def measure(self, file: Path) -> None:
-        """Evaluate, print the table, and write the result with the request beside it."""
+        """Evaluate, print the table, and write the result with what it depends on beside it."""
         with running(self.device) as world:
             if isinstance(self.settings, TokenizerEvaluation):
                 found = evaluate_tokenizer(self.settings, world)
@@ -66,7 +66,7 @@ class Request:
         found.write(file, request=self.content())
 
     def pictures(self) -> str:
-        """Eight letters that name the pictures which a generator's request draws: other real images, and another
+        """Eight letters that name the pictures which a generator's measurement draws: other real images, and another
         network that looks at them, draw the same."""
         drawn = {name: value for name, value in _plain(self.settings).items() if name in _DRAWN_BY}
         return hashlib.sha256(json.dumps([drawn, self.device], sort_keys=True).encode()).hexdigest()[:8]
@@ -79,8 +79,8 @@ def _plain(settings: Any) -> dict[str, Any]:
 
 @lru_cache(maxsize=32)
 def input_fingerprints(network: str, data: str, split: str) -> dict[str, str]:
-    """What a request's names stand for: the weights of a network, and which images these are. A retrained classifier
-    or other images are measured anew."""
+    """What a measurement's names stand for: the weights of a network, and which images these are. A retrained
+    classifier or other images are measured anew."""
     given = open_set(data, split)
     if given.source is not None:
         images = json.dumps(data_fingerprint(given.source), sort_keys=True)
