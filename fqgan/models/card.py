@@ -35,8 +35,7 @@ def model_card(
         facts: `fingerprint`; where known `origin`, and of a generator `label_names` and `tokenizer`.
         scores: eval.json.
     """
-    about = _tokenizer if isinstance(config, TokenizerConfig) else _generator
-    kind = "tokenizer" if isinstance(config, TokenizerConfig) else "generator"
+    kind, about = ("tokenizer", _tokenizer) if isinstance(config, TokenizerConfig) else ("generator", _generator)
     parts = [
         f"---\n{_metadata(kind, scores)}\n---",
         *about(config, facts),  # pyright: ignore[reportArgumentType]
