@@ -16,23 +16,17 @@ from fqgan.base.ranks import ranks_or_one
 from fqgan.base.schema import did_you_mean
 
 COMMANDS = {
-    "quickstart": ("fqgan.commands.quickstart", "train, evaluate and show a small tokenizer, in minutes on a laptop"),
-    "train-tokenizer": ("fqgan.commands.train_tokenizer", "train a tokenizer from a preset, or resume a run"),
-    "train-generator": ("fqgan.commands.train_generator", "train a generator on a token store, or resume a run"),
-    "train-classifier": ("fqgan.commands.train_classifier", "train a small classifier, whose features measure images"),
-    "reconstruct": ("fqgan.commands.reconstruct", "pictures through a tokenizer and back, each factor alone"),
-    "extract": ("fqgan.commands.extract", "a set of images as codes in a token store, for a generator's training"),
-    "generate": ("fqgan.commands.generate", "pictures by class from a generator"),
-    "convert": (
-        "fqgan.commands.convert",
-        "released files to folders with a model card and back; runs to such folders",
-    ),
-    "data": ("fqgan.commands.data", "what is in a set of images; pack one into resized parquet shards"),
-    "evaluate": (
-        "fqgan.commands.evaluate",
-        "metrics of a tokenizer, a generator or any two sets of images",
-    ),
-    "study": ("fqgan.commands.study", "the paper's tables and figures: train, measure and compare what they hold"),
+    "quickstart": "train, evaluate and show a small tokenizer, in minutes on a laptop",
+    "train-tokenizer": "train a tokenizer from a preset, or resume a run",
+    "train-generator": "train a generator on a token store, or resume a run",
+    "train-classifier": "train a small classifier, whose features measure images",
+    "reconstruct": "pictures through a tokenizer and back, each factor alone",
+    "extract": "a set of images as codes in a token store, for a generator's training",
+    "generate": "pictures by class from a generator",
+    "convert": "released files to folders with a model card and back; runs to such folders",
+    "data": "what is in a set of images; pack one into resized parquet shards",
+    "evaluate": "metrics of a tokenizer, a generator or any two sets of images",
+    "study": "the paper's tables and figures: train, measure and compare what they hold",
 }
 
 
@@ -49,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         elif argv[0] not in COMMANDS:
             raise UserError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; see fqgan --help")
         else:
-            import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+            import_module(f"fqgan.commands.{argv[0].replace('-', '_')}").main(argv[1:])
     except UserError as error:
         return refuse(str(error))
     except KeyboardInterrupt:
@@ -95,6 +89,6 @@ def _is_somewhere() -> bool:
 
 
 def _help() -> str:
-    rows = "\n".join(f"  {name:<18}{text}" for name, (_, text) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<18}{text}" for name, text in COMMANDS.items())
     about = "Factorized visual tokenization and generation."
     return f"usage: fqgan COMMAND ...\n\n{about}\n\n{rows}\n\nfqgan COMMAND --help says more."

@@ -33,7 +33,7 @@ def extract(checkpoint: str | Path, *, data: str | Path, out: str | Path, **sett
             hf:org/name.
         data: images: `photos`, `cifar10`, a folder, parquet files or tars.
         out: folder of the store.
-        settings: any other fields of `fqgan.config.extraction.ExtractionSettings`, such as split="validation" or
+        settings: any other fields of `fqgan.config.verbs.ExtractionSettings`, such as split="validation" or
             crops="ten".
     """
     chosen = _settings(ExtractionSettings, "fqgan.extract", checkpoint=checkpoint, data=data, out=out, **settings)

@@ -12,7 +12,7 @@ import pytest
 
 from fqgan.base import schema
 from fqgan.base.errors import UserError
-from fqgan.commands.train_tokenizer import parse_run, with_num_factors
+from fqgan.commands.train_tokenizer import COMMAND, with_num_factors
 from fqgan.config import FactorConfig, GeneratorRunConfig, TokenizerConfig, TokenizerRunConfig, presets
 from fqgan.config.presets import child
 from fqgan.config.ranges import changeable
@@ -240,8 +240,8 @@ def test_the_options_win_over_the_file_and_the_file_over_the_preset(tmp_path: Pa
     file = tmp_path / "config.json"
     schema.save(child(presets.get("dual-ds8"), optimizer={"lr": 3e-4, "beta1": 0.5}, train={"seed": 7}), file)
     base = ["vqgan-ds16", "--run", str(tmp_path / "run")]
-    assert parse_run(base)[0] == presets.get("vqgan-ds16")
-    config, run = parse_run([*base, f"--config={file}", "--optimizer.lr", "1e-5", "--train.seed", "8"])
+    assert COMMAND.parse(base)[0] == presets.get("vqgan-ds16")
+    config, run = COMMAND.parse([*base, f"--config={file}", "--optimizer.lr", "1e-5", "--train.seed", "8"])
     assert run == tmp_path / "run"
     assert (config.optimizer.lr, config.optimizer.beta1, config.train.seed) == (1e-5, 0.5, 8)
     assert config.model == presets.get("dual-ds8").model
@@ -251,5 +251,5 @@ def test_num_factors_applies_to_the_file_and_before_the_options(tmp_path: Path) 
     file = tmp_path / "config.json"
     schema.save(presets.get("dual-ds8"), file)
     options = ["--config", str(file), "--num-factors", "3", "--model.factors.2.codebook-size", "64"]
-    config, _ = parse_run(["vqgan-ds16", "--run", "x", *options])
+    config, _ = COMMAND.parse(["vqgan-ds16", "--run", "x", *options])
     assert [factor.codebook_size for factor in config.model.factors] == [16384, 16384, 64]

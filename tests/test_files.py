@@ -164,10 +164,10 @@ def test_a_folder_without_permission(tiny: TokenizerRunConfig) -> None:
 
 
 def test_what_nobody_foresaw_is_one_line_too(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path) -> None:
+    def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("fqgan.commands.train_tokenizer.parse_run", fail)
+    monkeypatch.setattr("fqgan.commands.runs.TrainingCommand.parse", fail)
     error = OSError(errno.EIO, "x", "runs/x/some file")
     assert refused("train-tokenizer") == "fqgan: error: runs/x/some file: Input/output error"
     error = FileNotFoundError(errno.ENOENT, "a bug, most likely", "x")

@@ -110,7 +110,7 @@ def test_the_imports_are_seen() -> None:
     [
         "import fqgan",
         "from fqgan.cli import main; main(['--help'])",
-        "from fqgan.commands.train_tokenizer import parse_run; parse_run(['dual-ds16', '--run', 'x'])",
+        "from fqgan.commands.train_tokenizer import COMMAND; COMMAND.parse(['dual-ds16', '--run', 'x'])",
         *(
             f"import contextlib; from fqgan.base.errors import UserError; from fqgan.commands.{command} import main\n"
             f"with contextlib.suppress(UserError): main(['hf:org/name', *{rest}])"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fqgan.base.errors import UserError
-from fqgan.commands.train_tokenizer import parse_run
+from fqgan.commands.train_tokenizer import COMMAND
 from fqgan.config.presets import GENERATOR_PRESETS, PRESETS, child, get, get_generator
 from fqgan.engine.sizes import num_parameters
 from fqgan.generator.model import FAR
@@ -34,7 +34,7 @@ def build(name: str) -> FactorizedTokenizer:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_parses_through_the_command_line_and_builds(name: str) -> None:
-    config, run = parse_run([name, "--run", "x", "--data.source", "photos"])
+    config, run = COMMAND.parse([name, "--run", "x", "--data.source", "photos"])
     assert run == Path("x")
     assert config == child(get(name), data={"source": "photos"})
     assert build(name).num_factors == len(config.model.factors)

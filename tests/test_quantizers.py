@@ -17,7 +17,7 @@ import fqgan
 from fqgan.base import schema
 from fqgan.base.errors import UserError
 from fqgan.cli import main
-from fqgan.commands.train_tokenizer import parse_run
+from fqgan.commands.train_tokenizer import COMMAND
 from fqgan.config import FactorConfig, OptimizerConfig, TokenizerConfig, TokenizerRunConfig
 from fqgan.config.presets import child
 from fqgan.data.tokens import TokenStore
@@ -192,9 +192,9 @@ def test_what_keeps_codebooks_needs_one(tiny: TokenizerRunConfig, tmp_path: Path
 
 
 def test_the_name_is_a_setting_and_older_files_mean_vq() -> None:
-    config, _ = parse_run(["dual-ds16", "--run", "x", "--model.factors.0.quantizer", "vq"])
+    config, _ = COMMAND.parse(["dual-ds16", "--run", "x", "--model.factors.0.quantizer", "vq"])
     assert config == TokenizerRunConfig()
-    config, _ = parse_run(["dual-ds16", "--run", "x", "--model.factors.1.quantizer", "sign"])
+    config, _ = COMMAND.parse(["dual-ds16", "--run", "x", "--model.factors.1.quantizer", "sign"])
     assert [factor.quantizer for factor in config.model.factors] == ["vq", "sign"]
     content = schema.to_dict(TokenizerRunConfig())
     for factor in content["model"]["factors"]:

@@ -16,8 +16,8 @@ from fqgan.base.errors import UserError
 from fqgan.config import TEACHER_DIMS, FactorConfig, TokenizerRunConfig
 from fqgan.config.presets import child, get
 from fqgan.engine.run import read_stats
-from fqgan.nets import teachers
 from fqgan.nets.efficientnet import STAGE_CHANNELS, EfficientNetLite0, load_efficientnet_lite0
+from fqgan.nets.features import resize
 from fqgan.nets.sharing import shared, sharing
 from fqgan.nets.teachers import load_teacher, load_teachers
 from fqgan.tokenizer import task as training
@@ -62,11 +62,11 @@ def test_resize_is_pils_bicubic_and_stays_in_range() -> None:
     expected = torch.frombuffer(
         bytearray(picture.resize((32, 32), Image.Resampling.BICUBIC).tobytes()), dtype=torch.uint8
     )
-    ours = (teachers.resize(pixels / 127.5 - 1, 32) + 1) * 127.5
+    ours = (resize(pixels / 127.5 - 1, 32) + 1) * 127.5
     assert (ours[0].permute(1, 2, 0).flatten() - expected).abs().max() <= 1.0
     edges = torch.ones(1, 3, 40, 40)
     edges[..., 20:] = -1
-    assert teachers.resize(edges, 64).abs().max() == 1
+    assert resize(edges, 64).abs().max() == 1
 
 
 def test_teacher_under_bf16_autocast_is_close() -> None:

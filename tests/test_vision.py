@@ -13,8 +13,9 @@ from torch import nn
 from fqgan.base.errors import UserError
 from fqgan.nets import perceptual
 from fqgan.nets.efficientnet import STAGE_CHANNELS, EfficientNetLite0, load_efficientnet_lite0, pair_in_order
+from fqgan.nets.features import resize
 from fqgan.nets.perceptual import LPIPS, EfficientNetDistance, PerceptualDistance, load_perceptual
-from fqgan.nets.teachers import load_teacher, resize
+from fqgan.nets.teachers import load_teacher
 from fqgan.nets.weights import read_weights
 
 timm = pytest.importorskip("timm")

@@ -50,7 +50,6 @@ def as_images(
     *,
     channels: int | None = 3,
     values: bool = True,
-    name: str = "images",
 ) -> Tensor:
     """(b, channels, H, W) floating point in [-1, 1], or uint8 in 0..255, which is scaled to it.
 
@@ -59,24 +58,24 @@ def as_images(
         channels: None: any number.
         values: refuse pixels that are not finite, or far outside; a little outside may be a reconstruction.
     """
-    images = as_tensor(images, name)
+    images = as_tensor(images, "images")
     if images.ndim != 4 or channels not in (None, images.shape[1]):
         hint = ""
         if images.ndim == 3:
-            hint = f": one image is a batch too, {name}[None]"
+            hint = ": one image is a batch too, images[None]"
         elif images.ndim == 4 and images.shape[3] == channels:
             hint = ": channels come before height and width"
-        raise UserError(f"{name} must be (b, {channels or 'c'}, H, W), got {tuple(images.shape)}{hint}")
+        raise UserError(f"images must be (b, {channels or 'c'}, H, W), got {tuple(images.shape)}{hint}")
     if images.dtype == torch.uint8:
         images = images.to(device).float() / 127.5 - 1
     elif images.numel() and not images.is_floating_point():
-        raise UserError(f"{name} must be floating point in [-1, 1] or uint8 in 0..255, got {brief(images)}")
+        raise UserError(f"images must be floating point in [-1, 1] or uint8 in 0..255, got {brief(images)}")
     elif values and images.numel():
         low, high = torch.stack(images.detach().aminmax()).tolist()
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise UserError(f"{name} hold pixels that are not finite (NaN or infinity)")
+            raise UserError("images hold pixels that are not finite (NaN or infinity)")
         if max(-low, high) > _FAR_OUT:
-            raise UserError(f"{name} must lie in [-1, 1], got {low:g} to {high:g}: pixels in 0..255 are taken as uint8")
+            raise UserError(f"images must lie in [-1, 1], got {low:g} to {high:g}: pixels in 0..255 are taken as uint8")
     return images.to(device, dtype or (images.dtype if images.is_floating_point() else torch.float32))
 
 

@@ -59,12 +59,7 @@ class Classifier(nn.Module):
 def load_classifier(path: Path) -> Classifier:
     """The classifier of a run folder (its newest whole checkpoint) or of one of its checkpoints, in eval mode: the
     moving average of its weights where there is one. `UserError` where there is none, or its files are damaged."""
-    folder = path
-    if (path / "checkpoints").is_dir():
-        newest = checkpoint.latest(path / "checkpoints")
-        if newest is None:
-            raise UserError(f"run {path} has no checkpoint yet")
-        folder = newest
+    folder = checkpoint.newest(path)
     if not (folder / f"{NAME}.safetensors").is_file():
         raise UserError(f"{path} is no run or checkpoint of fqgan train-classifier: it has no {NAME}.safetensors")
     if problem := checkpoint.problem_of(folder):

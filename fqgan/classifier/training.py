@@ -94,9 +94,8 @@ def train_classifier(config: ClassifierRunConfig, path: Path) -> None:
         check_output(path, folder=True, option="--run", inputs=[config.data.source, config.data.validation])
         run = RunFolder(path, config)
         if world.is_main:
-            announce(source, config.model.image_size)
-            if validation is not None:
-                announce(validation, config.model.image_size)
+            for each in filter(None, (source, validation)):
+                announce(each, config.model.image_size)
         train(ClassifierTask(config, world, source, validation), run, world, len(source))
 
 

@@ -14,6 +14,7 @@ import tyro
 
 from fqgan.base.errors import UserError
 from fqgan.base.schema import did_you_mean, flatten
+from fqgan.models import hub
 
 T = TypeVar("T")
 
@@ -35,6 +36,13 @@ def parse(cls: type[T], argv: list[str], prog: str, description: str, default: T
         if not end.code:
             raise
         raise UserError(f"{_first_sentence(captured.getvalue())}; see {prog} --help") from None
+
+
+def parse_for_model(cls: type[T], argv: list[str], prog: str, description: str) -> T:
+    """Parse `argv` into checked settings whose `checkpoint` is on this machine: what is on the hub is fetched."""
+    settings: Any = parse(cls, argv, prog, description)
+    settings.check()
+    return dataclasses.replace(settings, checkpoint=hub.local(settings.checkpoint))
 
 
 def _option_names(cls: type, default: Any) -> set[str]:

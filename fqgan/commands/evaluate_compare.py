@@ -12,8 +12,6 @@ from fqgan.base.errors import UserError
 from fqgan.base.printing import say, say_lines
 from fqgan.commands.arguments import parse
 
-PROG = "fqgan evaluate compare"
-
 
 @dataclass(frozen=True)
 class Arguments:
@@ -30,7 +28,9 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     """Entry point. Numbers of two protocols are shown, and then refused."""
-    arguments = parse(Arguments, argv, PROG, "Two results side by side, and whether their protocols are the same.")
+    arguments = parse(
+        Arguments, argv, "fqgan evaluate compare", "Two results side by side, and whether their protocols are the same."
+    )
     from fqgan.evaluation.compare import compare
 
     found = compare(arguments.first, arguments.second, arguments.allow)

@@ -11,8 +11,6 @@ from fqgan.commands.results import ResultOptions, conclude
 from fqgan.config.evaluation import GeneratorEvaluation
 from fqgan.models import hub
 
-PROG = "fqgan evaluate generator"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(ResultOptions, GeneratorEvaluation):
@@ -22,7 +20,7 @@ class Arguments(ResultOptions, GeneratorEvaluation):
 def main(argv: list[str]) -> None:
     """Entry point."""
     about = "Generate pictures of all classes and compare them with real ones (ADM's protocol: 50,000, gFID)."
-    arguments = parse(Arguments, argv, PROG, about)
+    arguments = parse(Arguments, argv, "fqgan evaluate generator", about)
     arguments.check()
     home, name = hub.run_of(arguments.checkpoint), str(arguments.checkpoint)
     path = arguments.path(home, arguments.data, arguments.checkpoint)

@@ -11,8 +11,6 @@ from fqgan.commands.arguments import parse
 from fqgan.commands.results import ResultOptions, conclude
 from fqgan.config.evaluation import SetEvaluation
 
-PROG = "fqgan evaluate samples"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(ResultOptions, SetEvaluation):
@@ -25,7 +23,7 @@ class Arguments(ResultOptions, SetEvaluation):
 
 def main(argv: list[str]) -> None:
     """Entry point."""
-    arguments = parse(Arguments, argv, PROG, "Compare a set of images with a reference.")
+    arguments = parse(Arguments, argv, "fqgan evaluate samples", "Compare a set of images with a reference.")
     inputs = arguments.reference, arguments.samples
     arguments.check()
     samples = Path(arguments.samples).expanduser()

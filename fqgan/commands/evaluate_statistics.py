@@ -12,8 +12,6 @@ from fqgan.base.printing import say
 from fqgan.commands.arguments import parse
 from fqgan.config.evaluation import SetStatistics
 
-PROG = "fqgan evaluate statistics"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(SetStatistics):
@@ -26,7 +24,12 @@ class Arguments(SetStatistics):
 
 def main(argv: list[str]) -> None:
     """Entry point."""
-    arguments = parse(Arguments, argv, PROG, "Save a set's features and statistics, to compare samples with later.")
+    arguments = parse(
+        Arguments,
+        argv,
+        "fqgan evaluate statistics",
+        "Save a set's features and statistics, to compare samples with later.",
+    )
     if arguments.out.suffix != ".safetensors":
         raise UserError("--out must name a file that ends in .safetensors")
     arguments.check()

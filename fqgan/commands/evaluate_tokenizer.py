@@ -9,8 +9,6 @@ from fqgan.commands.results import ResultOptions, conclude
 from fqgan.config.evaluation import TokenizerEvaluation
 from fqgan.models import hub
 
-PROG = "fqgan evaluate tokenizer"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(ResultOptions, TokenizerEvaluation):
@@ -20,7 +18,7 @@ class Arguments(ResultOptions, TokenizerEvaluation):
 def main(argv: list[str]) -> None:
     """Entry point."""
     about = "How well a tokenizer reproduces images: per pixel, perceptually, as a set (rFID), and the codes it uses."
-    arguments = parse(Arguments, argv, PROG, about)
+    arguments = parse(Arguments, argv, "fqgan evaluate tokenizer", about)
     arguments.check()
     path = arguments.path(hub.run_of(arguments.checkpoint), arguments.data, arguments.checkpoint)
     settings = replace(arguments, checkpoint=hub.local(arguments.checkpoint))

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fqgan.base.printing import say, say_lines
-from fqgan.commands.arguments import parse
+from fqgan.commands.arguments import parse_for_model
 from fqgan.config.verbs import ExtractionSettings
-from fqgan.models import hub
 
 
 def main(argv: list[str]) -> None:
     """Entry point."""
-    settings = parse(ExtractionSettings, argv, "fqgan extract", "Encode a set of images into a token store.")
-    settings.check()
-    settings = replace(settings, checkpoint=hub.local(settings.checkpoint))
+    settings = parse_for_model(ExtractionSettings, argv, "fqgan extract", "Encode a set of images into a token store.")
     from fqgan.engine.session import running
     from fqgan.tokenizer.extraction import extract
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fqgan.base.printing import say
-from fqgan.commands.arguments import parse
+from fqgan.commands.arguments import parse_for_model
 from fqgan.config.verbs import ReconstructionSettings
-from fqgan.models import hub
 
 
 def main(argv: list[str]) -> None:
@@ -16,9 +13,7 @@ def main(argv: list[str]) -> None:
         "Encode pictures and decode them again. Writes the original, the reconstruction and each factor alone (Fig. 3) "
         "side by side, with the codes and the PSNR."
     )
-    settings = parse(ReconstructionSettings, argv, "fqgan reconstruct", about)
-    settings.check()
-    settings = replace(settings, checkpoint=hub.local(settings.checkpoint))
+    settings = parse_for_model(ReconstructionSettings, argv, "fqgan reconstruct", about)
     from fqgan.engine.session import running
     from fqgan.tokenizer.reconstruction import reconstruct
 

@@ -13,9 +13,6 @@ from fqgan.base.printing import say, say_lines
 if TYPE_CHECKING:
     from fqgan.evaluation.protocol import Evaluation
 
-RESULT = '"metrics"'
-"""What an eval.json holds."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ResultOptions:
@@ -31,7 +28,7 @@ class ResultOptions:
         if self.out == Path() and (Path(home).is_file() or str(home).startswith("hf:")):
             raise UserError(f"--out is missing: {home} is no folder that eval.json could be written into")
         path = self.out if self.out != Path() else Path(home) / "eval.json"
-        check_output(path, folder=False, inputs=inputs if self.out != Path() else (), mark=RESULT)
+        check_output(path, folder=False, inputs=inputs if self.out != Path() else (), mark='"metrics"')
         return path
 
 

@@ -13,6 +13,7 @@ from fqgan.base.printing import say
 from fqgan.base.ranks import ranks
 from fqgan.commands.arguments import parse
 from fqgan.config import ClassifierRunConfig, GeneratorRunConfig, TokenizerRunConfig
+from fqgan.config.presets import named
 
 Run = TypeVar("Run", TokenizerRunConfig, GeneratorRunConfig, ClassifierRunConfig)
 
@@ -34,30 +35,22 @@ class TrainingCommand(Generic[Run]):
     prog: str
     about: str
     presets: Mapping[str, Run]
-    preset: Callable[[str], Run]
-    """The preset of a name; `UserError` for an unknown one."""
     settings: type[Run]
     arguments: type[Any]
     """`settings` with `RunArguments` and options of the command's own."""
+    adapt: Callable[[Run, list[str]], Run] = lambda base, rest: base
+    """What options that must be known before the others are parsed make of the preset or --config."""
 
-    def parse(
-        self, argv: list[str], adapt: Callable[[Run, list[str]], Run] = lambda base, rest: base
-    ) -> tuple[Run, Path]:
-        """The settings and the run folder of a command line; `adapt` as `parse_all` has it."""
-        config, arguments = self.parse_all(argv, adapt)
+    def parse(self, argv: list[str]) -> tuple[Run, Path]:
+        """The settings and the run folder of a command line."""
+        config, arguments = self.parse_all(argv)
         if arguments.run == Path():
             raise UserError("--run is missing: the folder of this run, such as --run runs/first")
         config.check()
         return config, arguments.run
 
-    def parse_all(
-        self, argv: list[str], adapt: Callable[[Run, list[str]], Run] = lambda base, rest: base
-    ) -> tuple[Run, Any]:
-        """The settings, not checked yet, and all options of a command line.
-
-        Args:
-            adapt: what options that must be known before the others are parsed make of the preset or --config.
-        """
+    def parse_all(self, argv: list[str]) -> tuple[Run, Any]:
+        """The settings, not checked yet, and all options of a command line."""
         if not argv or argv[0].startswith("-"):
             known = ", ".join(self.presets)
             if {"-h", "--help"} & set(argv):
@@ -66,10 +59,10 @@ class TrainingCommand(Generic[Run]):
                 )
                 raise SystemExit(0)
             raise UserError(f"name a preset first: {self.prog} PRESET ... (presets: {known})")
-        base, rest = self.preset(argv[0]), argv[1:]
+        base, rest = named(self.presets, argv[0]), argv[1:]
         if file := value_of(rest, "--config"):
             base = schema.load(self.settings, Path(file))
-        base = adapt(base, rest)
+        base = self.adapt(base, rest)
         values = {field.name: getattr(base, field.name) for field in fields(base)}
         about = f"{self.about} from preset {argv[0]}, or resume."
         arguments = parse(self.arguments, rest, f"{self.prog} {argv[0]}", about, self.arguments(**values))

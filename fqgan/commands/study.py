@@ -6,9 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fqgan.base.errors import UserError
 from fqgan.base.printing import say, say_lines
-from fqgan.base.schema import did_you_mean
 from fqgan.commands import study_understanding
 from fqgan.commands.arguments import parse
 from fqgan.commands.runs import TrainingCommand
@@ -49,15 +47,8 @@ def _trained(name: str, entry: Entry, argv: list[str]) -> list[Path]:
 
 def command_of(name: str, entry: Entry) -> TrainingCommand[Any]:
     """How a study whose rows are trained is called."""
-
-    def preset(chosen: str) -> Any:
-        if chosen not in entry.presets:
-            nearest, known = did_you_mean(chosen, entry.presets), ", ".join(entry.presets)
-            raise UserError(f"unknown preset {chosen!r}{nearest} (presets: {known})")
-        return entry.presets[chosen]
-
     settings = type(next(iter(entry.presets.values())))
-    return TrainingCommand(f"fqgan study {name}", f"{entry.about},", entry.presets, preset, settings, entry.options)
+    return TrainingCommand(f"fqgan study {name}", f"{entry.about},", entry.presets, settings, entry.options)
 
 
 def _looked(name: str, entry: Entry, argv: list[str]) -> list[Path]:

@@ -13,9 +13,6 @@ from fqgan.commands.runs import value_of
 from fqgan.config import TINY, TINY_PROJECTOR, ProjectorRunConfig, UnderstandingSettings
 from fqgan.models import hub
 
-PROG = "fqgan study understanding"
-ABOUT = "Table 6: a frozen language model reads a tokenizer's features and codes, and writes captions."
-
 
 @dataclass(frozen=True)
 class Arguments(UnderstandingSettings):
@@ -28,7 +25,9 @@ class Arguments(UnderstandingSettings):
 def main(argv: list[str]) -> None:
     """Entry point."""
     base = TINY_PROJECTOR if value_of(argv, "--lm") == TINY else ProjectorRunConfig()
-    arguments = parse(Arguments, argv, PROG, ABOUT, Arguments(optimizer=base.optimizer, train=base.train))
+    about = "Table 6: a frozen language model reads a tokenizer's features and codes, and writes captions."
+    default = Arguments(optimizer=base.optimizer, train=base.train)
+    arguments = parse(Arguments, argv, "fqgan study understanding", about, default)
     settings = replace(arguments, prompt=arguments.prompt.replace("\\n", "\n"))
     settings.check()
     settings = replace(settings, tokenizer=str(hub.local(settings.tokenizer)))

@@ -17,7 +17,6 @@ COMMAND = TrainingCommand(
     "fqgan train-generator",
     "Train a generator on a token store",
     presets.GENERATOR_PRESETS,
-    presets.get_generator,
     GeneratorRunConfig,
     Arguments,
 )

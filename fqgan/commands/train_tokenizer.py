@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from fqgan.base.errors import UserError
 from fqgan.commands.runs import RunArguments, TrainingCommand, print_last, value_of
@@ -21,30 +20,6 @@ class Arguments(TokenizerRunConfig, RunArguments):
     factor. 0: as many as the preset has."""
 
 
-COMMAND = TrainingCommand(
-    "fqgan train-tokenizer",
-    "Train a tokenizer",
-    presets.PRESETS,
-    presets.get,
-    TokenizerRunConfig,
-    Arguments,
-)
-
-
-def main(argv: list[str]) -> None:
-    """Entry point."""
-    config, run = parse_run(argv)
-    from fqgan.tokenizer.task import train_tokenizer  # torch: only when there is something to train
-
-    train_tokenizer(config, run)
-    print_last(run)
-
-
-def parse_run(argv: list[str]) -> tuple[TokenizerRunConfig, Path]:
-    """Preset < --config < options; returns the config and the run folder."""
-    return COMMAND.parse(argv, _resized)
-
-
 def _resized(base: TokenizerRunConfig, argv: list[str]) -> TokenizerRunConfig:
     count = value_of(argv, "--num-factors") or value_of(argv, "--num_factors")
     return with_num_factors(base, count) if count else base
@@ -59,3 +34,22 @@ def with_num_factors(config: TokenizerRunConfig, count: str) -> TokenizerRunConf
     for number in range(len(factors), int(count)):
         factors.append(replace(last, name=f"{last.name}{number}"))
     return replace(config, model=replace(config.model, factors=tuple(factors)))
+
+
+COMMAND = TrainingCommand(
+    "fqgan train-tokenizer",
+    "Train a tokenizer",
+    presets.PRESETS,
+    TokenizerRunConfig,
+    Arguments,
+    adapt=_resized,
+)
+
+
+def main(argv: list[str]) -> None:
+    """Entry point."""
+    config, run = COMMAND.parse(argv)
+    from fqgan.tokenizer.task import train_tokenizer  # torch: only when there is something to train
+
+    train_tokenizer(config, run)
+    print_last(run)

@@ -10,7 +10,7 @@ import tyro
 
 from fqgan.config.data import PictureOptions, SourceOptions
 from fqgan.config.ranges import at_least
-from fqgan.config.verbs import Drawing
+from fqgan.config.verbs import Drawing, TrainedTokenizer
 
 MADE_WITHOUT = frozenset({"workers", "cache", "npz"})
 """Settings of an evaluation that its numbers do not depend on."""
@@ -44,22 +44,15 @@ class Measuring(PictureOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerEvaluation(Measuring, SourceOptions):
+class TokenizerEvaluation(Measuring, TrainedTokenizer, SourceOptions):
     """Of `fqgan evaluate tokenizer`: a tokenizer, and the images that it reconstructs."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A run folder, one of its checkpoints, an exported tokenizer, a released file, or hf:org/name."""
     data: str
     """Images: `photos` (held-out regions), `cifar10` (test split), a folder, parquet files or tars."""
     split: Literal["train", "validation"] = "validation"
     """Split of the data, if they have several."""
     perceptual: Literal["efficientnet-lite0", "lpips-vgg", "none"] = "efficientnet-lite0"
     """Perceptual distance: LPIPS, or the distance on the packaged EfficientNet's stages, which needs no download."""
-    weights: Literal["auto", "ema", "raw"] = "auto"
-    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Precision of the tokenizer. bf16 is about twice as fast if the hardware supports it, and changes some codes.
-    Quantizers stay in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

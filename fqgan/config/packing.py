@@ -19,8 +19,7 @@ class SurveySettings(SourceOptions):
     """A look at a set of images."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Images: `photos`, `cifar10`, a folder, a list, parquet or Arrow files, tars, .zip or
-    .npz."""
+    """Images: `photos`, `cifar10`, a folder, a list, parquet or Arrow files, tars, .zip or .npz."""
     split: Literal["train", "validation"] = "train"
     """Split of the source, if it has several."""
     scan: int = 1000
@@ -43,8 +42,7 @@ class PackSettings(SourceOptions):
     """A set of images, resized, into parquet files."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Images: `photos`, `cifar10`, a folder, a list, parquet or Arrow files, tars, .zip or
-    .npz."""
+    """Images: `photos`, `cifar10`, a folder, a list, parquet or Arrow files, tars, .zip or .npz."""
     out: Path
     """Folder for the parquet files. Several splits may share one folder. The same command resumes."""
     split: Literal["train", "validation"] = "train"

@@ -7,6 +7,7 @@ on) need ImageNet, CLIP or DINOv2 and the LPIPS weights; `photos-*` run offline.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace as but
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from fqgan.config import FactorConfig, GeneratorRunConfig, TokenizerRunConfig
 CLIP_L, CLIP_B = "clip:openai/clip-vit-large-patch14", "clip:openai/clip-vit-base-patch16"
 DINO_S = "dinov2:facebook/dinov2-small"
 Run = TypeVar("Run", TokenizerRunConfig, GeneratorRunConfig)
+T = TypeVar("T")
 
 
 def child(parent: Run, **changes: dict[str, Any]) -> Run:
@@ -171,16 +173,17 @@ def trial(preset: Run, steps: int, **train: Any) -> Run:
 
 
 def get(name: str) -> TokenizerRunConfig:
-    """The tokenizer preset of a name; `UserError` that names the nearest one otherwise."""
-    return _named(PRESETS, name)
+    """The tokenizer preset of a name, as `named`."""
+    return named(PRESETS, name)
 
 
 def get_generator(name: str) -> GeneratorRunConfig:
-    """The generator preset of a name; `UserError` that names the nearest one otherwise."""
-    return _named(GENERATOR_PRESETS, name)
+    """The generator preset of a name, as `named`."""
+    return named(GENERATOR_PRESETS, name)
 
 
-def _named(presets: dict[str, Run], name: str) -> Run:
+def named(presets: Mapping[str, T], name: str) -> T:
+    """The preset of a name; `UserError` that names the nearest one otherwise."""
     if name not in presets:
         raise UserError(f"unknown preset {name!r}{did_you_mean(name, presets)} (presets: {', '.join(presets)})")
     return presets[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -108,16 +108,7 @@ class ProjectorRunConfig:
 
 TINY_PROJECTOR = ProjectorRunConfig(
     optimizer=OptimizerConfig(lr=2e-3, beta2=0.999, schedule="cosine", warmup_steps=20, weight_decay=0.05),
-    train=TrainConfig(
-        batch=16,
-        steps=600,
-        precision="float32",
-        log_every=50,
-        image_every=0,
-        validate_every=0,
-        checkpoint_every=100,
-        keep_last=1,
-    ),
+    train=replace(LanguageRunConfig().train, steps=600, validate_every=0),
 )
 """For the small language model, on one CPU core."""
 

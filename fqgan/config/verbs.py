@@ -15,23 +15,29 @@ from fqgan.config.generator import SamplingConfig
 from fqgan.config.ranges import at_least
 
 
-@dataclass(frozen=True)
-class ReconstructionSettings:
-    """Pictures through a tokenizer and back."""
+@dataclass(frozen=True, kw_only=True)
+class TrainedTokenizer:
+    """A tokenizer on disk or on the hub, and how it computes."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, one of its checkpoints, an exported tokenizer, a released file, or hf:org/name."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Precision of the tokenizer. bf16 is about twice as fast if the hardware supports it, and changes some codes.
+    Quantizers stay in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionSettings(TrainedTokenizer):
+    """Pictures through a tokenizer and back."""
+
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE ...")]
     """Picture files to reconstruct."""
     out: Path = Path("reconstructions")
     """Folder for one PNG and one file of codes (.npz) for each picture."""
     size: int = 0
     """Side of the centre crop in pixels; 0: the size that the tokenizer was trained on."""
-    weights: Literal["auto", "ema", "raw"] = "auto"
-    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Precision of the tokenizer. bf16 is about twice as fast if the hardware supports it, and changes some codes.
-    Quantizers stay in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def check(self) -> None:
@@ -43,11 +49,9 @@ class ReconstructionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionSettings(SourceOptions):
+class ExtractionSettings(TrainedTokenizer, SourceOptions):
     """A set of images into a token store."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A run folder, one of its checkpoints, an exported tokenizer, a released file, or hf:org/name."""
     data: str
     """Images to encode: `photos`, `cifar10`, a folder, parquet files or tars."""
     out: Path
@@ -62,11 +66,6 @@ class ExtractionSettings(SourceOptions):
     otherwise 1."""
     size: int = 0
     """Side of a crop in pixels; 0: the size that the tokenizer was trained on."""
-    weights: Literal["auto", "ema", "raw"] = "auto"
-    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Precision of the tokenizer. bf16 is about twice as fast if the hardware supports it, and changes some codes.
-    Quantizers stay in float32."""
     batch: int = 16
     """Number of images that a worker reads at a time. The codes do not depend on it."""
     workers: int = 2

@@ -87,6 +87,15 @@ def latest(root: Path) -> Path | None:
     return None
 
 
+def newest(path: Path) -> Path:
+    """The newest whole checkpoint of a run folder; anything else is its own. `UserError` where a run has none."""
+    if not (path / "checkpoints").is_dir():
+        return path
+    if (found := latest(path / "checkpoints")) is None:
+        raise UserError(f"run {path} has no checkpoint yet")
+    return found
+
+
 def problem_of(folder: Path) -> str:
     """What is wrong with a checkpoint's files; empty if nothing is."""
     try:

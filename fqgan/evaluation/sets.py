@@ -31,9 +31,9 @@ from fqgan.evaluation.collect import CentreCrops, FeatureSet, LeftUnmeasured, co
 from fqgan.evaluation.protocol import Evaluation, features_protocol, full_protocol
 from fqgan.evaluation.scores import compare_features, rows_of
 from fqgan.evaluation.statistics import cache_path, cached, keep, load_adm, load_statistics, save_statistics
+from fqgan.generator.samples import MANIFEST
 from fqgan.nets.measuring import FeatureNetwork, load_network
 
-MANIFEST = "samples.json"  # of `fqgan generate`
 MADE_WITH = {"seed": int, "precision": str, "sampling": dict}
 """Entries of its settings that a protocol tells."""
 _LONGEST = 2**32  # bytes: a line a picture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,6 @@ class FAR(Pretrained):
             raise UserError(
                 "model.codebook_sizes, model.grid and model.num_classes must be set: a token store has them"
             )
-        self.precision = "float32"
         self.label_names: tuple[str, ...] = ()
         """Names of the classes, if they have any."""
         self._carried: list[FactorizedTokenizer] = []  # in a list: its weights are no part of the generator's
@@ -149,17 +148,10 @@ class FAR(Pretrained):
             result.accuracy.append(accuracy)
         return result
 
-    def set_precision(self, precision: str) -> Self:
-        """What samplers compute in: `float32`, or `bf16` for half the memory traffic. Weights and teacher-forced passes
-        stay as they are. `UserError` for another precision."""
-        if precision not in ("float32", "bf16"):
-            raise UserError(f"precision must be float32 or bf16, got {precision!r}")
-        self.precision = precision
-        return self
-
     @property
     def sampling_dtype(self) -> torch.dtype:
-        """The type behind `precision`."""
+        """What samplers compute in, as `precision` says: bf16 for half the memory traffic. Weights and teacher-forced
+        passes stay as they are."""
         return torch.bfloat16 if self.precision == "bf16" else self.class_embedding.weight.dtype
 
     def sampler(self, batch: int, **options: Any) -> Sampler:

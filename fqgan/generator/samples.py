@@ -112,8 +112,8 @@ class SampleFolder:
                 return False
         return True
 
-    def finish(self, arrays: bool) -> list[Path]:
-        """The grid, ADM's .npz if asked for, and the manifest; returns the files."""
+    def finish(self, arrays: bool) -> None:
+        """Write the grid, ADM's .npz if asked for, and the manifest."""
         columns = len(self.settings.classes)
         if columns == 1 or columns > _GRID_PICTURES**0.5:
             columns = math.ceil(min(self.settings.num, _GRID_PICTURES) ** 0.5)
@@ -121,12 +121,9 @@ class SampleFolder:
         pictures = torch.stack([normalize(to_tensor(self._read(i))) for i in range(shown)])
         blank = pictures.new_ones((-shown % columns, *pictures.shape[1:]))
         save_picture(grid_of(list(torch.cat([pictures, blank]).split(columns))), self.folder / GRID)
-        written = [self.folder / GRID]
         if arrays:
             self._write_arrays(self.folder / ARRAYS)
-            written.append(self.folder / ARRAYS)
         self._record(complete=True)
-        return [*written, self.folder / MANIFEST]
 
     def close(self) -> None:
         """Give the lock back."""

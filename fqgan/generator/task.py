@@ -34,12 +34,9 @@ from fqgan.generator.model import FAR, GeneratorLoss, load_generator
 from fqgan.generator.pictures import labelled_rows
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block
-from fqgan.models.find import find, model_config
+from fqgan.models.find import CARRIED, find, model_config
 from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer, load_tokenizer, save_tokenizer
 from fqgan.tokenizer.pictures import save_picture
-
-TOKENIZER = "tokenizer"
-"""A run's sub-folder with the tokenizer that its codes belong to."""
 
 
 @dataclass
@@ -124,7 +121,7 @@ class GeneratorTask(Task):
 
     def start(self, run: RunFolder, fresh: bool) -> None:
         if self.world.is_main:
-            self._keep_tokenizer(run.folder(TOKENIZER))
+            self._keep_tokenizer(run.folder(CARRIED))
 
     def _keep_tokenizer(self, folder: Path) -> None:
         """The tokenizer in the run's folder, as hard links where the disk allows it."""
@@ -193,7 +190,7 @@ class GeneratorTask(Task):
         # eager: a picture now and then is not worth compiling
         model.set_precision(config.train.precision)
         sampler = Sampler(model, len(labels), config.sampling, static=False, compiled=False)
-        tokenizer = load_tokenizer(path.parent.parent / TOKENIZER, self.world.device, precision=config.train.precision)
+        tokenizer = load_tokenizer(path.parent.parent / CARRIED, self.world.device, precision=config.train.precision)
         with torch.inference_mode():
             images = tokenizer.decode(sampler(labels, config.train.seed)).split(columns)
         known = self.store.label_names

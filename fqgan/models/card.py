@@ -35,8 +35,7 @@ def model_card(
         facts: `fingerprint`; where known `origin`, and of a generator `label_names` and `tokenizer`.
         scores: eval.json.
     """
-    about = _tokenizer if isinstance(config, TokenizerConfig) else _generator
-    kind = "tokenizer" if isinstance(config, TokenizerConfig) else "generator"
+    kind, about = ("tokenizer", _tokenizer) if isinstance(config, TokenizerConfig) else ("generator", _generator)
     parts = [
         f"---\n{_metadata(kind, scores)}\n---",
         *about(config, facts),  # pyright: ignore[reportArgumentType]
@@ -124,15 +123,15 @@ def _generator(config: GeneratorConfig, facts: Mapping[str, Any]) -> list[str]:
             "`legacy`: as in the released models, the rotary rows of the class position and of the head's first "
             "position are zero."
         )
-    carried = "It carries its tokenizer" if facts.get("tokenizer") else "It comes without its tokenizer"
-    lines.append(carried + (f", fingerprint `{facts['tokenizer']}`." if facts.get("tokenizer") else "."))
-    lines.append(
+    carried = facts.get("tokenizer")
+    lines += [
+        f"It carries its tokenizer, fingerprint `{carried}`." if carried else "It comes without its tokenizer.",
         _usage(
             'generator = fqgan.load_generator("hf:org/name")  # or the path of a copy of this repository',
             "codes = generator.generate([0, 1, 2], cfg_scale=2.0, seed=0)  # (3, k, h, w)",
             "images = generator.tokenizer.decode(codes)  # (3, 3, H, W) in [-1, 1], not clipped",
-        )
-    )
+        ),
+    ]
     return lines
 
 

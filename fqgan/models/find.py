@@ -25,7 +25,7 @@ CONFIGS: Mapping[Kind, type[TokenizerConfig] | type[GeneratorConfig]] = {
     "generator": GeneratorConfig,
 }
 CARRIED = "tokenizer"
-"""The sub-folder of a generator, or of a token store, that holds its tokenizer."""
+"""The sub-folder of a generator, its run or a token store that holds its tokenizer."""
 MODEL, RAW, EMA, DISCRIMINATOR = (
     "model.safetensors",
     "raw.safetensors",
@@ -118,18 +118,11 @@ def model_config(folder: Path, kind: Kind) -> Any:
 def _folder(path: Path, wanted: Kind | None) -> Source:
     if wanted == "tokenizer" and (carried := _carried(path)):
         path = carried
-    home = path  # of eval.json
-    if (path / "checkpoints").is_dir():
-        newest = checkpoint.latest(path / "checkpoints")
-        if newest is None:
-            raise UserError(f"run {path} has no checkpoint yet")
-        path = newest
-    elif (path / "state.json").exists() and (problem := checkpoint.problem_of(path)):
-        raise UserError(f"checkpoint {path}: {problem}")
-    elif path.parent.name == "checkpoints":
-        home = path.parent.parent
-    kind, file = _kind(path, wanted)
+    path = checkpoint.newest(path)
     trained = (path / "state.json").exists()
+    if trained and (problem := checkpoint.problem_of(path)):
+        raise UserError(f"checkpoint {path}: {problem}")
+    kind, file = _kind(path, wanted)
     weights = {"raw" if trained else "exported": _weights(path / file)}
     for name, other in (("ema", EMA), ("raw", RAW)):
         if (path / other).exists():
@@ -144,7 +137,7 @@ def _folder(path: Path, wanted: Kind | None) -> Source:
         weights,
         # a checkpoint's config.json is that of a run
         facts=_facts(path / ("state.json" if trained else "config.json")),
-        scores=_scores(home / "eval.json"),
+        scores=_scores(hub.run_of(path) / "eval.json"),
         carried=_carried(path) if kind == "generator" else None,
         discriminator=(lambda: checkpoint.load_tensors(discriminator)) if discriminator.exists() else None,
         trained=trained,

@@ -19,10 +19,10 @@ SECONDS = 1.5
 """To wait for the hub's first answer."""
 
 _ADDRESS = re.compile(r"hf:(?P<repository>[^/@\s]+/[^/@\s]+)(/(?P<file>[^@\s]+))?(@(?P<revision>\S+))?")
-# what makes a model of ours; a repository may hold much else
 _DATASET = re.compile(
     r"hf:datasets/(?P<repository>[^/@:\s]+/[^/@:\s]+)(@(?P<revision>[^:\s]+))?(:(?P<config>[^/\s]+))?"
 )
+# what makes a model of ours; a repository may hold much else
 _FILES = ("config.json", "eval.json", "*.safetensors", "tokenizer/config.json")
 _NEEDED = ("config.json", "model.safetensors")
 
@@ -151,25 +151,20 @@ def fetch_dataset(text: str) -> Path:
     raise UserError(f"{text}: the data set has no folder {found['config']}; it has {', '.join(folders) or 'none'}")
 
 
-def upload(folder: Path, repository: str, message: str, **options: Any) -> str:
-    """Put the files of a folder into a repository, which is made if it is missing; returns the commit's address.
-
-    Args:
-        options: `private`, `revision` (a branch) and `token`, as `huggingface_hub` knows them.
-    """
+def upload(
+    folder: Path, repository: str, message: str, private: bool | None, revision: str | None, token: str | None
+) -> str:
+    """Put the files of a folder into a repository, which is made if it is missing; returns the commit's address."""
     from huggingface_hub import HfApi
 
     Address.of(f"{PREFIX}{repository}")
-    private, revision = options.pop("private", None), options.pop("revision", None)
-    api = HfApi(token=options.pop("token", None))
+    api = HfApi(token=token)
     ask(api.whoami, f"{repository} was not uploaded", SECONDS)
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         if revision:
             api.create_branch(repository, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=message, revision=revision, **options
-        )
+        commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, revision=revision)
     except Exception as error:
         raise UserError(f"{repository} was not uploaded: {in_one_line(error)}") from None
     return str(commit.commit_url)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -34,14 +33,18 @@ class Pretrained(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.precision = "float32"
         self.provenance: Mapping[str, Any] = {}
         """Where the weights are from: `origin` and `steps`, where that is known."""
         self.scores: Mapping[str, Any] = {}
         """What was measured, as eval.json has it."""
 
-    @abstractmethod
     def set_precision(self, precision: str) -> Self:
-        """How it computes: `float32` or `bf16`."""
+        """How it computes: `float32` or `bf16`. `UserError` for another precision."""
+        if precision not in ("float32", "bf16"):
+            raise UserError(f"precision must be float32 or bf16, got {precision!r}")
+        self.precision = precision
+        return self
 
     @classmethod
     def from_pretrained(
@@ -101,7 +104,7 @@ class Pretrained(nn.Module):
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return hub.upload(Path(folder), repository, message, private=private, revision=revision, token=token)
+            return hub.upload(Path(folder), repository, message, private, revision, token)
 
     @classmethod
     def of_source(cls, source: Source, weights: str = "auto", device: str | torch.device = "cpu") -> Self:

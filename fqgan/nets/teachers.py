@@ -12,11 +12,9 @@ from fqgan.base.errors import UserError
 from fqgan.base.schema import did_you_mean
 from fqgan.config import FactorConfig
 from fqgan.nets.efficientnet import POOLED_DIM, STAGE_CHANNELS, load_efficientnet_lite0
-from fqgan.nets.features import Teacher, resize
+from fqgan.nets.features import Teacher
 from fqgan.nets.timm_teacher import load_timm
 from fqgan.nets.transformers_teacher import load_transformer
-
-__all__ = ["EfficientNetTeacher", "Teacher", "load_teacher", "load_teachers", "resize"]
 
 OFFLINE = "efficientnet-lite0"
 VITS = ("clip", "dinov2")
@@ -24,8 +22,6 @@ FORMS = (
     f"{OFFLINE}, {OFFLINE}:stage3, clip:ID_OR_FOLDER, dinov2:ID_OR_FOLDER, timm:NAME, timm:NAME=FILE, "
     "each with @SIZE for another input size"
 )
-
-
 _LARGEST = 4096
 
 

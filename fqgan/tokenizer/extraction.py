@@ -20,7 +20,7 @@ from fqgan.data.loader import CropSet, check_ranks
 from fqgan.data.sources import ImageSource, announce, open_source
 from fqgan.data.token_manifest import LeftOut, StoreManifest, StoreOptions
 from fqgan.data.token_writer import TokenWriter, images_per_shard
-from fqgan.data.transforms import NUM_CROPS, CropKind
+from fqgan.data.transforms import NUM_CROPS
 from fqgan.data.unreadable import Omissions
 from fqgan.data.workers import load
 from fqgan.engine.distributed import World, barrier, from_main
@@ -97,17 +97,7 @@ def _extract(settings: ExtractionSettings, world: World, given: ImageSource | No
     tokenizer = load_tokenizer(settings.checkpoint, world.device, settings.weights, settings.precision)
     source = given or open_source(settings.data, settings.split, SourceOptions.of(settings))
     check_ranks(source, world.size)
-    planned = plan(
-        tokenizer,
-        source,
-        size=settings.size or tokenizer.config.image_size,
-        crops=settings.crops,
-        crop_range=settings.crop_range or (1.1 if settings.crops == "ten" else 1.0),
-        weights=find(settings.checkpoint, "tokenizer").choose(settings.weights),
-        device=world.device.type,
-        crops_per_pass=settings.crops_per_pass,
-        shard_images=settings.shard_images,
-    )
+    planned = _plan(tokenizer, source, settings, world.device)
     writer = TokenWriter(settings.out, planned, len(source))
 
     def begin() -> list[int]:
@@ -121,18 +111,7 @@ def _extract(settings: ExtractionSettings, world: World, given: ImageSource | No
         began, own = time.monotonic(), missing[world.rank :: world.size]
         total, images = (sum(len(range(*writer.ranges[i])) for i in numbers) for numbers in (own, missing))
         with image_bar("encoding", total, shown=world.is_main) as advance:
-            encode(
-                tokenizer,
-                source,
-                writer,
-                missing,
-                world,
-                batch=settings.batch,
-                workers=settings.workers,
-                max_unreadable=settings.max_unreadable,
-                advance=advance,
-                note=say,
-            )
+            _encode(tokenizer, source, writer, own, settings, world, advance)
         barrier()
         manifest = from_main(lambda: writer.finish() if missing else writer.manifest)
     finally:
@@ -140,20 +119,11 @@ def _extract(settings: ExtractionSettings, world: World, given: ImageSource | No
     return Extraction(settings.out, manifest, images, time.monotonic() - began)
 
 
-def plan(
-    tokenizer: FactorizedTokenizer,
-    source: ImageSource,
-    *,
-    size: int,
-    crops: CropKind,
-    crop_range: float,
-    weights: str,
-    device: str,
-    crops_per_pass: int = 0,
-    shard_images: int = 0,
+def _plan(
+    tokenizer: FactorizedTokenizer, source: ImageSource, settings: ExtractionSettings, device: torch.device
 ) -> StoreManifest:
-    """What a store of these codes will say of itself. 0 crops a pass: as `PASS_PIXELS` has it; 0 images a shard: as
-    `fqgan.data.token_writer.images_per_shard` has it."""
+    """What a store of these codes will say of itself."""
+    size = settings.size or tokenizer.config.image_size
     tokenizer.check_size(size, size)
     side = size // tokenizer.config.downsampling
     sizes = tuple(quantizer.codebook_size for quantizer in tokenizer.quantizers)
@@ -162,21 +132,21 @@ def plan(
         codebook_sizes=sizes,
         grid=(side, side),
         image_size=size,
-        crops=crops,
-        crop_range=crop_range,
+        crops=settings.crops,
+        crop_range=settings.crop_range or (1.1 if settings.crops == "ten" else 1.0),
         small=source.options.small,
         range=" ".join(source.options.range),
         precision=tokenizer.precision,
-        device=device,
-        crops_per_pass=crops_per_pass or max(1, PASS_PIXELS[device] // size**2),
-        images_per_shard=shard_images or images_per_shard(len(source), NUM_CROPS[crops]),
+        device=device.type,
+        crops_per_pass=settings.crops_per_pass or max(1, PASS_PIXELS[device.type] // size**2),
+        images_per_shard=settings.shard_images or images_per_shard(len(source), NUM_CROPS[settings.crops]),
     )
-    check_pictures(options.crops_per_pass, size, tokenizer.config.channels, torch.device(device))
+    check_pictures(options.crops_per_pass, size, tokenizer.config.channels, device)
     return StoreManifest(
         options,
         num_factors=len(sizes),
         num_crops=options.num_crops,
-        weights=weights,
+        weights=find(settings.checkpoint, "tokenizer").choose(settings.weights),
         source=source.name,
         data=data_fingerprint(source),
         understood=source.explain(size),
@@ -185,54 +155,43 @@ def plan(
     )
 
 
-def encode(
+def _encode(
     tokenizer: FactorizedTokenizer,
     source: ImageSource,
     writer: TokenWriter,
-    missing: list[int],
+    numbers: list[int],
+    settings: ExtractionSettings,
     world: World,
-    *,
-    batch: int,
-    workers: int,
-    max_unreadable: float,
-    advance: Callable[[int], None] = lambda images: None,
-    note: Callable[[str], None] = lambda text: None,
+    advance: Callable[[int], None],
 ) -> None:
-    """Encode this rank's share of the `missing` shards: every world.size-th one.
+    """Encode the shards of these numbers, and call `advance` with how many images were done.
 
     Neither ranks nor batches nor workers nor threads change a code: shards are ranges of the data set, and within one
     the crops go through the tokenizer in passes of a fixed size, on a CPU each on one thread.
-
-    Args:
-        batch: images that a worker reads at a time.
-        max_unreadable: share of the images that may be unreadable, of those that this rank reads in this start.
-        advance: is called with how many images were done.
-        note: is called with a line for each that were left out.
 
     Raises:
         UserError: too many pictures cannot be read, one is too small, or a worker process was killed.
         SystemExit: after Ctrl-C or SIGTERM, with the status that it stands for.
     """
     options = writer.manifest.options
-    own = missing[world.rank :: world.size]
-    ranges = [range(*writer.ranges[number]) for number in own]
-    keys = (chunk for span in ranges for chunk in _chunks(span, batch))
+    ranges = [range(*writer.ranges[number]) for number in numbers]
+    keys = (chunk for span in ranges for chunk in _chunks(span, settings.batch))
     source.reserve(1)  # every block is read once, in order
     reader = CropSet(source, options.image_size, options.crops, options.crop_range)
-    omissions = Omissions(source.name, len(source), max_unreadable, writer.folder / "manifest.json")
-    batches = load(reader.read, keys, workers, pin_memory=False)
+    omissions = Omissions(source.name, len(source), settings.max_unreadable, writer.folder / "manifest.json")
+    batches = load(reader.read, keys, settings.workers, pin_memory=False)
     # in float32 means in float32: by default convolutions on a GPU round their input to 10 bits
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     try:
         with exact, stop_requests() as stop, Passes(tokenizer, world.device, options.crops_per_pass) as passes:
-            for number, span in zip(own, ranges, strict=True):
+            for number, span in zip(numbers, ranges, strict=True):
                 kept: list[int] = []
                 unreadable: list[LeftOut] = []
-                for chunk, (crops, problems) in zip(_chunks(span, batch), batches, strict=False):
-                    _check(stop, writer, note)
+                for chunk, (crops, problems) in zip(_chunks(span, settings.batch), batches, strict=False):
+                    _check(stop, writer)
                     for index, problem in zip(chunk, problems, strict=True):
                         if problem:
-                            omissions.add(problem, note)
+                            omissions.add(problem, say)
                             unreadable.append(LeftOut(index, problem))
                     good = [i for i, problem in enumerate(problems) if not problem]
                     passes.add(crops[good].flatten(0, 1))
@@ -248,10 +207,10 @@ def _chunks(span: range, length: int) -> Iterator[list[int]]:
     return (list(span[i : i + length]) for i in range(0, len(span), length))
 
 
-def _check(stop: Stop, writer: TokenWriter, note: Callable[[str], None]) -> None:
+def _check(stop: Stop, writer: TokenWriter) -> None:
     if stop.number:
         done = len(writer.records())
-        note(f"stopped with {done} of {len(writer.ranges)} shards finished; the same command resumes")
+        say(f"stopped with {done} of {len(writer.ranges)} shards finished; the same command resumes")
         raise SystemExit(128 + stop.number)
 
 

@@ -54,7 +54,6 @@ class FactorizedTokenizer(Pretrained):
     def __init__(self, config: TokenizerConfig, entropy_temperature: float = 0.01, gradient: str = "straight-through"):
         super().__init__(config)
         config.check()
-        self.precision = "float32"
         shape = (config.channels, config.channel_multipliers, config.res_blocks, config.attention, config.stem)
         self.encoder = Encoder(*shape, config.dropout)
         self.branches = nn.ModuleList(
@@ -90,9 +89,7 @@ class FactorizedTokenizer(Pretrained):
         a GPU; a small share of the codes changes. Inputs, results and weights stay float32, and training's forward
         pass as it was. `UserError` for another precision.
         """
-        if precision not in ("float32", "bf16"):
-            raise UserError(f"precision must be float32 or bf16, got {precision!r}")
-        self.precision = precision
+        super().set_precision(precision)
         layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
         return self.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
 

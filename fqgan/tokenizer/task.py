@@ -31,9 +31,10 @@ from fqgan.engine.speed import autocast
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase
 from fqgan.metrics.usage import CodeUsage
+from fqgan.nets.features import Teacher
 from fqgan.nets.perceptual import PerceptualDistance, load_perceptual
 from fqgan.nets.sharing import sharing
-from fqgan.nets.teachers import Teacher, load_teachers
+from fqgan.nets.teachers import load_teachers
 from fqgan.tokenizer.adversary import Adversary
 from fqgan.tokenizer.losses import tokenizer_loss
 from fqgan.tokenizer.model import FactorizedTokenizer
@@ -265,9 +266,8 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
         if init and world.is_main:
             say(init.summary)
         if world.is_main:
-            announce(source, config.model.image_size)
-            if validation is not None:
-                announce(validation, config.model.image_size)
+            for each in filter(None, (source, validation)):
+                announce(each, config.model.image_size)
         task = TokenizerTask(config, world, source, validation, teachers, perceptual, init)
         train(task, run, world, len(source))
 
