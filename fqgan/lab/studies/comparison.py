@@ -16,9 +16,8 @@ from fqgan.engine.sizes import num_parameters
 from fqgan.generator.model import load_generator
 from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
-from fqgan.lab.studies.folder import study_folder
 from fqgan.lab.studies.jobs import labelled
-from fqgan.lab.studies.measurements import Measurement, OneProtocol, input_fingerprints, scores_of
+from fqgan.lab.studies.measurements import Measurement, OneProtocol, input_fingerprints, scores_of, study_folder
 from fqgan.lab.studies.results import MARK, PERCEPTUAL, Column, known_columns, may_have_taught
 from fqgan.lab.studies.settings import ComparisonOptions, GeneratorsOptions, TokenizersOptions
 from fqgan.lab.studies.tables import Table, file_stem

@@ -135,7 +135,7 @@ def check_alike(study: Study, jobs: Sequence[Job]) -> None:
         declared = {key for row in rows for key in row.changes}
         whose = f"row {job.row}, seed {job.seed}"
         if job.trained and other.trained and job.fractions[-1] == other.fractions[-1] and not declared & _LENGTHS:
-            own, theirs = (point_of(each, each.fractions[-1]).images_seen for each in (job, other))
+            own, theirs = (point_of(each, each.fractions[-1])["images_seen"] for each in (job, other))
             if own != theirs:
                 raise UserError(
                     f"{whose} has seen {own:,} images, row {other.row} {theirs:,}: declare it, or train both alike"
@@ -158,7 +158,7 @@ def check_alike(study: Study, jobs: Sequence[Job]) -> None:
 
 def _seen(job: Job) -> dict[str, Any]:
     """Fingerprint of the data that a row was trained on, or would be."""
-    return point_of(job, job.fractions[-1]).data if job.trained else data_of(job.config)
+    return point_of(job, job.fractions[-1])["data"] if job.trained else data_of(job.config)
 
 
 def _labels(job: Job) -> npt.NDArray[np.int64]:
