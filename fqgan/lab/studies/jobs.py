@@ -263,15 +263,11 @@ def _discard_samples(job: Job, line: Line) -> None:
 
 
 def labelled(networks: Sequence[str]) -> dict[str, str]:
-    """Label -> network. `UserError` where two would have one label."""
-    labels = [label_of(network) for network in networks]
+    """A short name for files and headings -> network. `UserError` where two would have one label."""
+    labels = [
+        "classifier" if network.startswith("classifier:") else re.sub(r"[^\w@.+-]+", "-", network).strip("-")
+        for network in networks
+    ]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UserError(f"two networks would be called {twice[0]} in the tables: measure with one of them")
     return dict(zip(labels, networks, strict=True))
-
-
-def label_of(network: str) -> str:
-    """A network's short name, for files and headings."""
-    if network.startswith("classifier:"):
-        return "classifier"
-    return re.sub(r"[^\w@.+-]+", "-", network).strip("-")

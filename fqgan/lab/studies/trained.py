@@ -21,15 +21,16 @@ from fqgan.lab.studies.jobs import Job, Protocol, check_measuring, labelled, poi
 from fqgan.lab.studies.measurements import input_fingerprints, study_folder
 from fqgan.lab.studies.plan import Row, Run, Study, has_setting, load_rows, settings_of, value_at
 from fqgan.lab.studies.results import (
+    DRAWN,
     MARK,
+    PERCEPTUAL,
     Column,
-    Judged,
     Numbers,
     cell,
     check_alike,
     collect,
-    columns,
-    judged,
+    contaminated,
+    known_columns,
     orderings_text,
 )
 from fqgan.lab.studies.settings import MeasureOptions, StudyOptions
@@ -107,8 +108,12 @@ _SHARED = ("limit", "kept", "batch", "workers", "precision", "small")
 def report(study: Study, jobs: Sequence[Job], out: Path) -> list[Path]:
     """Table and figure of measured jobs."""
     numbers = collect(study, jobs)
-    shown = columns(study, jobs, jobs[0].protocol.networks, numbers)
-    deciding = [column for column in shown if column.key.startswith(("psnr", "fid/", "frechet/"))]
+    networks = jobs[0].protocol.networks
+    marked = [label for label, network in networks.items() if contaminated(network, jobs)]
+    if study.kind == "tokenizer":
+        marked.append(PERCEPTUAL)  # measured with the rows' own loss
+    shown = known_columns(networks, numbers.values(), marked)
+    deciding = [column for column in shown if column.key.startswith(DRAWN)]
     seen = {line.name: point_of(job, line.fraction)["images_seen"] for job in jobs for line in job.lines}
     keys = sorted({key for scores in numbers.values() for key in scores})
     rows, data = [], list[list[object]]()
@@ -126,12 +131,12 @@ def report(study: Study, jobs: Sequence[Job], out: Path) -> list[Path]:
         rows,
         ["line", "seed", *keys, *(f"paper_{key}" for key in study.paper)],
         data,
-        _notes(study, jobs, judged(study.orderings, numbers, deciding), shown),
+        _notes(study, jobs, orderings_text(study.orderings, numbers, deciding), shown),
     )
     return [*table.write(out), *_figure(study, numbers, deciding, seen, out)]
 
 
-def _notes(study: Study, jobs: Sequence[Job], verdicts: Sequence[Judged], shown: Sequence[Column]) -> str:
+def _notes(study: Study, jobs: Sequence[Job], orderings: Sequence[str], shown: Sequence[Column]) -> str:
     parts = ["Mean ± standard deviation over the seeds; all lines of a seed share data, their order and the seed."]
     if any(MARK in column.label for column in shown):
         parts.append(
@@ -144,7 +149,7 @@ def _notes(study: Study, jobs: Sequence[Job], verdicts: Sequence[Judged], shown:
             "The paper's numbers are of ImageNet at 256 pixels, with Inception's features and the paper's own lengths: "
             "they compare with ours only where ours are of these too."
         )
-    parts += orderings_text(verdicts)
+    parts += orderings
     trained = {job.row: job.config for job in jobs}
     rows = [
         [row.name, row.parent or "the study", _declared(row, trained[row.name])]
