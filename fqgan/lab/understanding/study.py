@@ -15,9 +15,9 @@ from fqgan.engine.distributed import pick_device
 from fqgan.lab.studies.plan import check_rows
 from fqgan.lab.studies.workers import check_alone, spread
 from fqgan.lab.understanding import EXTRA
+from fqgan.lab.understanding.banks import MapKind, map_kind, network_reader, tokenizer_reader
 from fqgan.lab.understanding.captions import CaptionSet, knows_splits
 from fqgan.lab.understanding.language import digest_of, find_language_model
-from fqgan.lab.understanding.maps import MapKind, map_kind, network_reader, tokenizer_reader
 from fqgan.lab.understanding.readings import Reading, readings_of
 from fqgan.lab.understanding.report import UnderstandingResult, write_report
 from fqgan.lab.understanding.scores import require_scores

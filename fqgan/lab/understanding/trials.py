@@ -16,11 +16,9 @@ from fqgan.config import LanguageRunConfig, ProjectorRunConfig, UnderstandingSet
 from fqgan.engine.distributed import pick_device
 from fqgan.evaluation.protocol import read_result, versions, write_result
 from fqgan.lab.studies.plan import WATCHING
-from fqgan.lab.understanding.banks import BankFolder
+from fqgan.lab.understanding.banks import BankFolder, map_kind, scaled_features
 from fqgan.lab.understanding.captions import CaptionSet, open_captions
-from fqgan.lab.understanding.features import scaled_features
 from fqgan.lab.understanding.language import LanguageModel, load_language_model
-from fqgan.lab.understanding.maps import map_kind
 from fqgan.lab.understanding.projector import mean_loss, train_projector, write_captions
 from fqgan.lab.understanding.readings import Reading
 from fqgan.lab.understanding.scores import score
