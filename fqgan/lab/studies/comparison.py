@@ -245,8 +245,6 @@ def _figure(
         for c in shown
         if c.key.startswith(DRAWN)
     ]
-    return (
-        write_curves(folder, panels, "codes in all codebooks")
-        if subject == "tokenizers"
-        else write_dots(folder, panels)
-    )
+    if subject == "tokenizers":
+        return write_curves(folder, panels, "codes in all codebooks")
+    return write_dots(folder, panels)
