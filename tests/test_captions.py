@@ -35,7 +35,7 @@ def test_parquet_gives_pictures_and_captions_in_its_order(tmp_path: Path) -> Non
     test = open_captions(str(folder), "test")
     assert len(test) == 4 and test.source.read(0)[0].size == (32, 32)
     assert knows_splits(str(folder)) and not knows_splits(str(folder / "train.parquet"))
-    assert found.data_fingerprint() != test.fingerprint()
+    assert found.data_fingerprint() != test.data_fingerprint()
 
 
 def test_parquet_may_hold_texts_or_sentences(tmp_path: Path) -> None:
