@@ -33,11 +33,16 @@ from fqgan.config import (
 )
 from fqgan.data.loader import load_images
 from fqgan.lab.understanding import banks
-from fqgan.lab.understanding.banks import BankFolder, MapBank
+from fqgan.lab.understanding.banks import (
+    BankFolder,
+    MapBank,
+    MapReader,
+    ScaledFeatures,
+    scaled_features,
+    tokenizer_reader,
+)
 from fqgan.lab.understanding.captions import CaptionSet, open_captions
-from fqgan.lab.understanding.features import ScaledFeatures, scaled_features
 from fqgan.lab.understanding.language import LanguageModel, load_language_model
-from fqgan.lab.understanding.maps import MapReader, tokenizer_reader
 from fqgan.lab.understanding.projector import Projector, mean_loss, train_projector, write_captions
 from fqgan.lab.understanding.readings import orderings_of, readings_of
 from fqgan.lab.understanding.scores import score

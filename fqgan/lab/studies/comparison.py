@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fqgan.base.errors import UserError
 from fqgan.base.printing import say
@@ -16,16 +16,13 @@ from fqgan.engine.sizes import num_parameters
 from fqgan.generator.model import load_generator
 from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
-from fqgan.lab.studies.folder import study_folder
 from fqgan.lab.studies.jobs import labelled
-from fqgan.lab.studies.measurements import Measurement, OneProtocol, input_fingerprints, scores_of
-from fqgan.lab.studies.results import MARK, PERCEPTUAL, Column, known_columns, may_have_taught
+from fqgan.lab.studies.measurements import Measurement, OneProtocol, input_fingerprints, scores_of, study_folder
+from fqgan.lab.studies.results import DRAWN, MARK, PERCEPTUAL, Column, known_columns, may_have_taught
 from fqgan.lab.studies.settings import ComparisonOptions, GeneratorsOptions, TokenizersOptions
 from fqgan.lab.studies.tables import Table, file_stem
 from fqgan.models.fingerprint import weights_fingerprint
 from fqgan.tokenizer.model import load_tokenizer
-
-Evaluated = TypeVar("Evaluated", TokenizerEvaluation, GeneratorEvaluation)
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,8 @@ class Compared:
     """Its own, or that of its codes."""
 
 
+Scores = dict[str, dict[str, float]]
+"""Model -> metric -> value."""
 PaperRow = tuple[str, tuple[str, ...], Mapping[str, str]]
 """Model, its facts, and numbers by the key of a column without its network."""
 
@@ -88,21 +87,10 @@ _PAPER_COLUMNS = {
     },
 }
 """Columns for the paper's numbers that no column of ours is comparable with, such as FID without Inception."""
-TOKENIZER_FACTS, GENERATOR_FACTS = (
-    ("downsampling", "codes", "code dimension", "parameters"),
-    ("tokenizer", "parameters"),
-)
-
-
-def paper_tokenizers() -> list[PaperRow]:
-    """Table 1."""
-    return [(name, (ds, codes, dim, "–"), {"fid": fid, "psnr": psnr}) for name, ds, codes, dim, fid, psnr in TABLE_1]
-
-
-def paper_generators() -> list[PaperRow]:
-    """Table 2."""
-    keys = ("fid", "inception_score", "precision", "recall")
-    return [(name, ("–", size), dict(zip(keys, numbers, strict=True))) for name, size, *numbers in TABLE_2]
+_FACTS = {
+    "tokenizers": ("downsampling", "codes", "code dimension", "parameters"),
+    "generators": ("tokenizer", "parameters"),
+}
 
 
 def tokenizers(options: TokenizersOptions) -> list[Path]:
@@ -116,9 +104,8 @@ def tokenizers(options: TokenizersOptions) -> list[Path]:
         dims = sorted({factor.code_dim for factor in config.factors})
         facts = (str(config.downsampling), codes, ", ".join(map(str, dims)), f"{num_parameters(tokenizer) / 1e6:.1f}M")
         models.append(Compared(name, path, facts, tokenizer.fingerprint(), config))
-    settings = _settings(options, models, TokenizerEvaluation)
-    with study_folder(options.out):
-        return _compare("tokenizers", models, settings, options, paper_tokenizers() if options.paper else [])
+    paper = [(name, (ds, codes, dim, "–"), {"fid": fid, "psnr": psnr}) for name, ds, codes, dim, fid, psnr in TABLE_1]
+    return _compare("tokenizers", models, TokenizerEvaluation, options, paper)
 
 
 def generators(options: GeneratorsOptions) -> list[Path]:
@@ -132,23 +119,21 @@ def generators(options: GeneratorsOptions) -> list[Path]:
         facts = (generator.tokenizer.fingerprint()[:8], f"{num_parameters(generator) / 1e6:.1f}M")
         weights = digest([weights_fingerprint(generator.state_dict()), generator.tokenizer.fingerprint()])
         models.append(Compared(name, path, facts, weights, generator.tokenizer.config))
-    settings = _settings(options, models, GeneratorEvaluation)
-    with study_folder(options.out):
-        return _compare("generators", models, settings, options, paper_generators() if options.paper else [])
-
-
-def _settings(options: ComparisonOptions, models: Sequence[Compared], kind: type[Evaluated]) -> Evaluated:
-    """How all models are measured, but for the model and the network."""
-    names = {field.name for field in fields(kind)} & {field.name for field in fields(options)} - {"features"}
-    shared: dict[str, Any] = {name: getattr(options, name) for name in names}
-    shared["size"] = options.size or models[0].tokenizer.image_size
-    return kind(checkpoint=models[0].checkpoint, **shared)
+    keys = ("fid", "inception_score", "precision", "recall")
+    paper: list[PaperRow] = [
+        (name, ("–", size), dict(zip(keys, numbers, strict=True))) for name, size, *numbers in TABLE_2
+    ]
+    return _compare("generators", models, GeneratorEvaluation, options, paper)
 
 
 def _compare(
-    subject: str, models: Sequence[Compared], settings: Any, options: ComparisonOptions, paper: Sequence[PaperRow]
+    subject: str,
+    models: Sequence[Compared],
+    evaluation: type[TokenizerEvaluation | GeneratorEvaluation],
+    options: ComparisonOptions,
+    paper: Sequence[PaperRow],
 ) -> list[Path]:
-    """Measure what is missing under `measured` in the study's folder, and write the numbers beside the paper's.
+    """Measure what is missing in the study's folder, and write the numbers beside the paper's.
 
     Args:
         subject: `tokenizers` or `generators`.
@@ -156,20 +141,39 @@ def _compare(
     Raises:
         UserError: results that were not measured under one protocol, and networks that would share columns.
     """
-    folder, heads = options.out, TOKENIZER_FACTS if subject == "tokenizers" else GENERATOR_FACTS
     require_matplotlib()
     labels = labelled(options.features)
+    names = {field.name for field in fields(evaluation)} & {field.name for field in fields(options)} - {"features"}
+    shared: dict[str, Any] = {name: getattr(options, name) for name in names}
+    shared["size"] = options.size or models[0].tokenizer.image_size
+    settings = evaluation(checkpoint=models[0].checkpoint, **shared)
+    with study_folder(options.out):
+        scores = _measure(subject, models, settings, options, labels)
+        marked = [label for label, n in labels.items() if may_have_taught(n, [model.tokenizer for model in models])]
+        shown = known_columns(labels, scores.values(), [*marked, PERCEPTUAL])
+        table = _table(subject, models, scores, shown, paper if options.paper else [])
+        return [*table.write(options.out), *_figure(subject, models, scores, shown, options.out)]
+
+
+def _measure(
+    subject: str,
+    models: Sequence[Compared],
+    settings: TokenizerEvaluation | GeneratorEvaluation,
+    options: ComparisonOptions,
+    labels: Mapping[str, str],
+) -> Scores:
+    """Scores of all models, those under `measured` where they are there."""
     input_fingerprints.cache_clear()  # the files may have changed since an earlier study of this process
     protocol = OneProtocol(() if subject == "tokenizers" else ("samples",))
-    scores: dict[str, dict[str, float]] = {model.name: {} for model in models}
+    scores: Scores = {model.name: {} for model in models}
     for model in models:
         stem = file_stem(model.name)
         for label, network in labels.items():
-            file = folder / "measured" / f"{stem}--{label}.json"
+            file = options.out / "measured" / f"{stem}--{label}.json"
             own: dict[str, Any] = {"checkpoint": model.checkpoint, "features": network}
             if subject == "generators":
                 pictures = Measurement(replace(settings, **own), options.device).pictures()
-                own["samples"] = folder / "samples" / f"{stem}-{model.fingerprint[:8]}-{pictures}"
+                own["samples"] = options.out / "samples" / f"{stem}-{model.fingerprint[:8]}-{pictures}"
             measurement = Measurement(replace(settings, **own), options.device, model.fingerprint)
             if measurement.is_done(file):
                 say(f"{model.name} is measured already ({label})")
@@ -177,8 +181,12 @@ def _compare(
                 say(f"measuring {model.name} ({label})")
                 measurement.measure(file)
             scores[model.name] |= scores_of(protocol.read(file, label), label)
-    marked = [label for label, n in labels.items() if may_have_taught(n, [model.tokenizer for model in models])]
-    shown = known_columns(labels, scores.values(), [*marked, PERCEPTUAL])
+    return scores
+
+
+def _table(
+    subject: str, models: Sequence[Compared], scores: Scores, shown: Sequence[Column], paper: Sequence[PaperRow]
+) -> Table:
     genuine = {column.key.partition("/")[2] for column in shown if column.key.startswith("fid/")}
     ours = [_key(column, genuine) for column in shown]
     more = {key: text for key, text in _PAPER_COLUMNS[subject].items() if paper and key not in ours}
@@ -210,15 +218,15 @@ def _compare(
         notes += f" The paper's numbers are of {made} at 256 pixels: they compare with ours only where ours are, too."
         if subject == "tokenizers":
             notes += " \\* trained on OpenImages, ‡ on unknown data."
-    table = Table(
+    head = ["model", *_FACTS[subject]]
+    return Table(
         f"{subject.capitalize()} under one protocol",
-        ["model", *heads, *(c.heading for c in shown), *more.values()],
+        [*head, *(c.heading for c in shown), *more.values()],
         rows,
-        ["model", *heads, *keys],
+        [*head, *keys],
         data,
         notes,
     )
-    return [*table.write(folder), *_figure(subject, models, scores, shown, folder)]
 
 
 def _key(column: Column, genuine: Collection[str]) -> str:
@@ -228,21 +236,15 @@ def _key(column: Column, genuine: Collection[str]) -> str:
 
 
 def _figure(
-    subject: str,
-    models: Sequence[Compared],
-    scores: Mapping[str, Mapping[str, float]],
-    shown: Sequence[Column],
-    folder: Path,
+    subject: str, models: Sequence[Compared], scores: Scores, shown: Sequence[Column], folder: Path
 ) -> list[Path]:
     """Of tokenizers Fig. 1, quality over the number of codes; of generators a dot each."""
-    drawn = [column for column in shown if column.key.startswith(("psnr", "fid/", "frechet/"))]
+    codes = {m.name: sum(factor.codebook_size for factor in m.tokenizer.factors) for m in models}
+    panels = [
+        Panel(c.heading, [Series(m.name, [codes[m.name]], [[scores[m.name][c.key]]]) for m in models])
+        for c in shown
+        if c.key.startswith(DRAWN)
+    ]
     if subject == "tokenizers":
-        codes = {m.name: sum(factor.codebook_size for factor in m.tokenizer.factors) for m in models}
-        panels = [
-            Panel(c.heading, [Series(m.name, [codes[m.name]], [[scores[m.name][c.key]]]) for m in models])
-            for c in drawn
-        ]
         return write_curves(folder, panels, "codes in all codebooks")
-    return write_dots(
-        folder, [Panel(c.heading, [Series(m.name, [0], [[scores[m.name][c.key]]]) for m in models]) for c in drawn]
-    )
+    return write_dots(folder, panels)

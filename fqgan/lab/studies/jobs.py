@@ -66,6 +66,11 @@ class Job:
         """At which it is measured, rising."""
         return sorted({line.fraction for line in self.lines})
 
+    @property
+    def is_staged(self) -> bool:
+        """Whether it is measured on the way."""
+        return self.fractions != [1.0]
+
     def point(self, fraction: float) -> Path:
         """Folder of the model at a fraction of the training."""
         return self.folder / "points" / f"{fraction:.6g}"
@@ -84,24 +89,13 @@ class Job:
         return self.folder / "measured" / f"{line.name}--{network}.json"
 
 
-@dataclass(frozen=True)
-class Point:
-    """What a model was trained on."""
-
-    step: int
-    images_seen: int
-    data: dict[str, Any]
-    """Fingerprint of the data and their order."""
-
-
 def run(job: Job) -> None:
     """Train, export and measure what is missing of a job."""
     whose = f"row {job.row}, seed {job.seed}"
     check(job)
     for fraction in job.fractions:
-        fresh = not job.has(fraction)
         lines = [line for line in job.lines if line.fraction == fraction]
-        if fresh:
+        if not job.has(fraction):
             say(f"{whose}: training to {fraction:.3g} of its length")
             _train(job, fraction, lines)
         for line in lines:
@@ -118,7 +112,7 @@ def run(job: Job) -> None:
 
 def check(job: Job) -> None:
     """`UserError` where the run in the job's folder is of other settings than the study declares for it."""
-    staged = job.fractions != [1.0]
+    staged = job.is_staged
     if staged and job.config.optimizer.schedule != "constant":
         raise UserError(
             f"row {job.row} is measured on the way, and a schedule that ends somewhere else would be another training: "
@@ -135,9 +129,9 @@ def check(job: Job) -> None:
         difference = f"train.steps: {found.train.steps}, not one of {sorted(stages.values())}"
     for fraction in filter(job.has, job.fractions):
         point = point_of(job, fraction)
-        if point.step != stages.get(fraction, point.step):
-            difference = f"{job.point(fraction)} is of step {point.step}, not {stages[fraction]}"
-        if not difference and (other := changes(point.data, data_of(job.config))):
+        if point["step"] != stages.get(fraction, point["step"]):
+            difference = f"{job.point(fraction)} is of step {point['step']}, not {stages[fraction]}"
+        if not difference and (other := changes(point["data"], data_of(job.config))):
             difference = f"data: {other}"
     if difference:
         raise UserError(
@@ -216,7 +210,7 @@ def store_of(config: GeneratorRunConfig) -> TokenStore:
 def _train(job: Job, fraction: float, lines: Sequence[Line]) -> None:
     """Train to a point, drop what an earlier model scored there, and export it."""
     config = job.config
-    if job.fractions != [1.0]:
+    if job.is_staged:
         config = replace(config, train=replace(config.train, steps=_steps(job, fraction)))
     point = job.point(fraction)
     if isinstance(config, TokenizerRunConfig):
@@ -242,14 +236,13 @@ def _train(job: Job, fraction: float, lines: Sequence[Line]) -> None:
             save_tokenizer(load_tokenizer(newest), temporary)
         else:
             save_generator(load_generator(newest), temporary)
-        facts = {"step": state["step"], "images_seen": state["images_seen"], "data": state["data"]}
+        facts = {name: state[name] for name in ("step", "images_seen", "data")}
         write_text(temporary / POINT, json.dumps(facts, indent=2) + "\n")
 
 
-def point_of(job: Job, fraction: float) -> Point:
-    """What the model at a fraction of the training has seen."""
-    facts = schema.load_json(job.point(fraction) / POINT)
-    return Point(facts["step"], facts["images_seen"], facts["data"])
+def point_of(job: Job, fraction: float) -> dict[str, Any]:
+    """What the model at a fraction of the training has seen: `step`, `images_seen`, and the `data`'s fingerprint."""
+    return schema.load_json(job.point(fraction) / POINT)
 
 
 def measurement_of(job: Job, line: Line, network: str) -> Measurement:
@@ -270,15 +263,11 @@ def _discard_samples(job: Job, line: Line) -> None:
 
 
 def labelled(networks: Sequence[str]) -> dict[str, str]:
-    """Label -> network. `UserError` where two would have one label."""
-    labels = [label_of(network) for network in networks]
+    """A short name for files and headings -> network. `UserError` where two would have one label."""
+    labels = [
+        "classifier" if network.startswith("classifier:") else re.sub(r"[^\w@.+-]+", "-", network).strip("-")
+        for network in networks
+    ]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UserError(f"two networks would be called {twice[0]} in the tables: measure with one of them")
     return dict(zip(labels, networks, strict=True))
-
-
-def label_of(network: str) -> str:
-    """A network's short name, for files and headings."""
-    if network.startswith("classifier:"):
-        return "classifier"
-    return re.sub(r"[^\w@.+-]+", "-", network).strip("-")

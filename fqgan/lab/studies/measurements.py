@@ -1,10 +1,11 @@
-"""Evaluations that a study asks for: made once, and reused where settings and inputs are the same."""
+"""A study's folder and the evaluations in it: made once, and reused where settings and inputs are the same."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from fqgan.base.errors import UserError
 from fqgan.base.files import file_sha256
+from fqgan.base.folder import ResumableFolder
 from fqgan.base.printing import say, say_lines
 from fqgan.config import SamplingConfig
 from fqgan.config.evaluation import MADE_WITHOUT, GeneratorEvaluation, TokenizerEvaluation
@@ -28,6 +30,18 @@ Numbers = dict[str, float]
 _PLACES = {"checkpoint", "samples"}
 """Settings that say where something lies: of the model, `Measurement.model` says which it is."""
 _DRAWN_BY = {"num", "seed", "batch", "precision", "tokenizer", *(field.name for field in fields(SamplingConfig))}
+
+
+@contextmanager
+def study_folder(path: Path) -> Iterator[None]:
+    """Hold a study's folder. `UserError` where another process fills it, and for a folder of something else."""
+    holds = [path / name for name in ("rows", "measured", "table.md")]
+    folder = ResumableFolder(path, kind="folder of a study", known=lambda: any(each.exists() for each in holds))
+    folder.take()
+    try:
+        yield
+    finally:
+        folder.abandon()
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,7 @@ class Study:
 
     def only(self, names: Collection[str]) -> Study:
         """The rows of these names, with their lines and orderings. `UserError` for an unknown one."""
-        known = [row.name for row in self.rows]
-        for name in names:
-            if name not in known:
-                raise UserError(f"unknown row {name!r}{did_you_mean(name, known)} (rows: {', '.join(known)})")
+        check_rows(names, [row.name for row in self.rows])
         lines = tuple(line for line in self.lines if line.row in names)
         kept = {line.name for line in lines}
         orderings = tuple(o for o in self.orderings if {o.better, o.worse} <= kept)
@@ -133,6 +130,13 @@ class Study:
                 if model.row == row.parent and model.row and model.fraction == 1.0:
                     claims.append(Ordering(f"{line.label} over {model.label}", line.name, model.name))
         return dataclasses.replace(self, rows=(*self.rows, *rows), lines=tuple(lines), orderings=tuple(claims))
+
+
+def check_rows(names: Collection[str], known: Sequence[str]) -> None:
+    """`UserError` for a name that no row has."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown row {name!r}{did_you_mean(name, known)} (rows: {', '.join(known)})")
 
 
 def _declared_sampling(row: Row, models: Sequence[Line]) -> dict[str, Any]:
@@ -256,14 +260,10 @@ def _own(row: Row, parent: Run) -> Run:
     for key in row.changes:  # one of them may lack it, such as a second factor
         if not has_setting(parent, key):
             value_at(own, key)
-    own = change(own, {key: _plain(value) for key, value in _reserved(parent).items()})
+    own = change(own, {key: value_at(parent, key) for key in RESERVED})
     if difference := undeclared(parent, own, row.changes):
         raise UserError(f"{row.config} differs from {row.parent or 'the study'} in what is not declared ({difference})")
     return own
-
-
-def _reserved(config: Any) -> dict[str, Any]:
-    return {key: getattr(config.train, key.partition(".")[2]) for key in RESERVED}
 
 
 def undeclared(expected: Any, found: Any, declared: Collection[str] = (), left_out: Collection[str] = ()) -> str:

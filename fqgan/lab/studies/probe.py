@@ -9,9 +9,8 @@ import numpy as np
 from fqgan.base.errors import UserError
 from fqgan.data.fingerprint import content_sha256
 from fqgan.data.sources import ImageSource
-from fqgan.lab.studies.features import KINDS, POOLS, pick
+from fqgan.lab.studies.features import KINDS, POOLS, Encoding, factors, images_of, load_models, pick
 from fqgan.lab.studies.figures import Panel, Series, write_dots
-from fqgan.lab.studies.given import Encoding, factors, images_of, load_models
 from fqgan.lab.studies.measures import linear_probe
 from fqgan.lab.studies.settings import ProbeOptions
 from fqgan.lab.studies.tables import Table

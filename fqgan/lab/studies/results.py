@@ -23,6 +23,8 @@ from fqgan.models.find import CARRIED, model_config
 Numbers = dict[tuple[str, int], dict[str, float]]
 """(line, seed) -> metric -> value."""
 PERCEPTUAL, PACKAGED = "perceptual", "efficientnet-lite0"
+DRAWN = ("psnr", "fid/", "frechet/")
+"""How the metrics begin that figures show, and that decide on orderings."""
 MARK = "†"
 """Of a network that is a teacher or the perceptual loss of a row: its distance is contaminated."""
 
@@ -61,7 +63,6 @@ class Judgement:
     """Of the differences; above 0 where they speak for the claim."""
     error: float
     """Standard error of the mean; NaN for fewer than two."""
-    differences: tuple[float, ...]
 
 
 def judge(differences: Sequence[float]) -> Judgement:
@@ -79,7 +80,7 @@ def judge(differences: Sequence[float]) -> Judgement:
             verdict = "holds"
         elif all(difference < 0 for difference in differences):
             verdict = "fails"
-    return Judgement(verdict, mean, error, tuple(differences))
+    return Judgement(verdict, mean, error)
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -92,15 +93,6 @@ def spread(values: Sequence[float]) -> float:
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return math.nan
     return statistics.stdev(values)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """An ordering, judged by one metric."""
-
-    ordering: Ordering
-    column: Column
-    judgement: Judgement
 
 
 def collect(study: Study, jobs: Sequence[Job]) -> Numbers:
@@ -135,7 +127,7 @@ def check_alike(study: Study, jobs: Sequence[Job]) -> None:
         declared = {key for row in rows for key in row.changes}
         whose = f"row {job.row}, seed {job.seed}"
         if job.trained and other.trained and job.fractions[-1] == other.fractions[-1] and not declared & _LENGTHS:
-            own, theirs = (point_of(each, each.fractions[-1]).images_seen for each in (job, other))
+            own, theirs = (point_of(each, each.fractions[-1])["images_seen"] for each in (job, other))
             if own != theirs:
                 raise UserError(
                     f"{whose} has seen {own:,} images, row {other.row} {theirs:,}: declare it, or train both alike"
@@ -158,7 +150,7 @@ def check_alike(study: Study, jobs: Sequence[Job]) -> None:
 
 def _seen(job: Job) -> dict[str, Any]:
     """Fingerprint of the data that a row was trained on, or would be."""
-    return point_of(job, job.fractions[-1]).data if job.trained else data_of(job.config)
+    return point_of(job, job.fractions[-1])["data"] if job.trained else data_of(job.config)
 
 
 def _labels(job: Job) -> npt.NDArray[np.int64]:
@@ -201,14 +193,6 @@ def family(network: str) -> str:
     return name.partition("=")[0] if name.startswith("timm:") else name.partition(":")[0]
 
 
-def columns(study: Study, jobs: Sequence[Job], networks: Mapping[str, str], numbers: Numbers) -> list[Column]:
-    """The metrics that a study's table shows, those that are there."""
-    marked = [label for label, network in networks.items() if contaminated(network, jobs)]
-    if study.kind == "tokenizer":
-        marked.append(PERCEPTUAL)  # measured with the rows' own loss
-    return known_columns(networks, numbers.values(), marked)
-
-
 def known_columns(
     networks: Iterable[str], scores: Iterable[Mapping[str, float]], marked: Collection[str] = ()
 ) -> list[Column]:
@@ -229,42 +213,31 @@ def known_columns(
     return [column for column in found if column.key in known]
 
 
-def judged(orderings: Sequence[Ordering], numbers: Numbers, shown: Sequence[Column]) -> list[Judged]:
-    """Every ordering by each metric; the seeds in which both lines were measured are paired."""
-    found = []
-    for ordering in orderings:
-        for column in shown:
-            pairs = [
-                column.sign * (numbers[ordering.better, seed][column.key] - numbers[ordering.worse, seed][column.key])
-                for line, seed in sorted(numbers)
-                if line == ordering.better and (ordering.worse, seed) in numbers
-            ]
-            if pairs:
-                found.append(Judged(ordering, column, judge(pairs)))
-    return found
-
-
 def cell(column: Column, values: Sequence[float]) -> str:
     """Mean and, of several seeds, standard deviation."""
     mean = column.text(sum(values) / len(values))
     return f"{mean} ± {column.text(spread(values))}" if len(values) > 1 else mean
 
 
-def orderings_text(verdicts: Sequence[Judged]) -> list[str]:
-    """Paragraphs of Markdown on the orderings; none without one."""
-    if not verdicts:
+def orderings_text(orderings: Sequence[Ordering], numbers: Numbers, deciding: Sequence[Column]) -> list[str]:
+    """Paragraphs of Markdown: every ordering, judged by each metric in the seeds in which both of its lines were
+    measured; none without one."""
+    rows = []
+    for ordering in orderings:
+        for column in deciding:
+            pairs = [
+                column.sign * (numbers[ordering.better, seed][column.key] - numbers[ordering.worse, seed][column.key])
+                for line, seed in sorted(numbers)
+                if line == ordering.better and (ordering.worse, seed) in numbers
+            ]
+            if pairs:
+                found, digits = judge(pairs), column.digits
+                error = f"{found.error:.{digits + 1}f}" if len(pairs) > 1 else "–"
+                each = " ".join(f"{difference:+.{digits}f}" for difference in pairs)
+                mean = f"{found.mean:+.{digits + 1}f}"
+                rows.append([ordering.claim, column.label, mean, error, each, found.verdict])
+    if not rows:
         return []
-    rows = [
-        [
-            each.ordering.claim,
-            each.column.label,
-            f"{each.judgement.mean:+.{each.column.digits + 1}f}",
-            "–" if len(each.judgement.differences) < 2 else f"{each.judgement.error:.{each.column.digits + 1}f}",
-            " ".join(f"{d:+.{each.column.digits}f}" for d in each.judgement.differences),
-            each.judgement.verdict,
-        ]
-        for each in verdicts
-    ]
     head = ["ordering", "by", "mean difference", "its standard error", "each seed", "verdict"]
     return [
         f"## Orderings\n\nA difference above 0 speaks for the claim.\n\n{markdown(head, rows)}",

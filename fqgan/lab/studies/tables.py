@@ -25,14 +25,6 @@ def markdown(head: Sequence[str], rows: Rows) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
-def comma_separated(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """RFC 4180, with line feeds."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([head, *rows])
-    return buffer.getvalue()
-
-
 _TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
 _TEX |= {"–": "--", "†": r"$\dagger$", "λ": r"$\lambda$"} | {c: f"\\{c}" for c in "&%$#_{}"}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
@@ -62,31 +54,28 @@ def latex(head: Sequence[str], rows: Rows, caption: str) -> str:
     )
 
 
-def write_table(folder: Path, title: str, head: Sequence[str], rows: Rows, notes: str, data: str) -> list[Path]:
-    """`table.md` with notes below the table, `table.csv` with the text `data`, `table.tex`; returns them."""
-    make_folder(folder)
-    contents = {
-        "table.md": f"# {title}\n\n{markdown(head, rows)}\n\n{notes.strip()}\n",
-        "table.csv": data,
-        "table.tex": latex(head, rows, title),
-    }
-    for name, text in contents.items():
-        write_text(folder / name, text)
-    return [folder / name for name in contents]
-
-
 @dataclass(frozen=True)
 class Table:
     """What a study writes beside its pictures."""
 
     title: str
     head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Rows
     data_head: Sequence[str]
     data: Sequence[Sequence[object]]
+    """The numbers in full, under `data_head`."""
     notes: str
 
     def write(self, folder: Path) -> list[Path]:
-        """Markdown, CSV and LaTeX."""
-        data = comma_separated(self.data_head, self.data)
-        return write_table(folder, self.title, self.head, self.rows, self.notes, data)
+        """`table.md` with the notes below the table, `table.csv` with the data, `table.tex`; returns them."""
+        make_folder(folder)
+        data = io.StringIO()  # RFC 4180, with line feeds
+        csv.writer(data, lineterminator="\n").writerows([self.data_head, *self.data])
+        contents = {
+            "table.md": f"# {self.title}\n\n{markdown(self.head, self.rows)}\n\n{self.notes.strip()}\n",
+            "table.csv": data.getvalue(),
+            "table.tex": latex(self.head, self.rows, self.title),
+        }
+        for name, text in contents.items():
+            write_text(folder / name, text)
+        return [folder / name for name in contents]

@@ -17,24 +17,24 @@ from fqgan.evaluation.protocol import read_result
 from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies import jobs as work
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
-from fqgan.lab.studies.folder import study_folder
 from fqgan.lab.studies.jobs import Job, Protocol, check_measuring, labelled, point_of
-from fqgan.lab.studies.measurements import input_fingerprints
+from fqgan.lab.studies.measurements import input_fingerprints, study_folder
 from fqgan.lab.studies.plan import Row, Run, Study, has_setting, load_rows, settings_of, value_at
 from fqgan.lab.studies.results import (
+    DRAWN,
     MARK,
+    PERCEPTUAL,
     Column,
-    Judged,
     Numbers,
     cell,
     check_alike,
     collect,
-    columns,
-    judged,
+    contaminated,
+    known_columns,
     orderings_text,
 )
 from fqgan.lab.studies.settings import MeasureOptions, StudyOptions
-from fqgan.lab.studies.tables import comma_separated, markdown, write_table
+from fqgan.lab.studies.tables import Table, markdown
 from fqgan.lab.studies.workers import check_alone
 from fqgan.lab.studies.workers import spread as over_processes
 
@@ -108,70 +108,59 @@ _SHARED = ("limit", "kept", "batch", "workers", "precision", "small")
 def report(study: Study, jobs: Sequence[Job], out: Path) -> list[Path]:
     """Table and figure of measured jobs."""
     numbers = collect(study, jobs)
-    shown = columns(study, jobs, jobs[0].protocol.networks, numbers)
-    deciding = [column for column in shown if column.key.startswith(("psnr", "fid/", "frechet/"))]
-    verdicts = judged(study.orderings, numbers, deciding)
-    head = [
-        "model",
-        "images seen",
-        "seeds",
-        *(c.heading for c in shown),
-        *(f"paper: {p}" for p in study.paper.values()),
-    ]
-    seen = _images_seen(jobs)
-    rows = []
-    for line in study.lines:
-        scores = [scores for (name, _), scores in sorted(numbers.items()) if name == line.name]
-        paper = [_paper(line.paper.get(key)) for key in study.paper]
-        cells = [cell(column, [each.get(column.key, float("nan")) for each in scores]) for column in shown]
-        rows.append([line.label, f"{seen[line.name]:,}", str(len(scores)), *cells, *paper])
-    notes = _notes(study, jobs, verdicts, shown)
-    files = write_table(out, study.title, head, rows, notes, _data(study, numbers))
-    return [*files, *_figure(study, numbers, shown, seen, out)]
-
-
-def _images_seen(jobs: Sequence[Job]) -> dict[str, int]:
-    return {line.name: point_of(job, line.fraction).images_seen for job in jobs for line in job.lines}
-
-
-def _paper(value: Any) -> str:
-    return "–" if value is None else str(value)
-
-
-def _data(study: Study, numbers: Numbers) -> str:
-    """Every metric of every line and seed, and the paper's."""
+    networks = jobs[0].protocol.networks
+    marked = [label for label, network in networks.items() if contaminated(network, jobs)]
+    if study.kind == "tokenizer":
+        marked.append(PERCEPTUAL)  # measured with the rows' own loss
+    shown = known_columns(networks, numbers.values(), marked)
+    deciding = [column for column in shown if column.key.startswith(DRAWN)]
+    seen = {line.name: point_of(job, line.fraction)["images_seen"] for job in jobs for line in job.lines}
     keys = sorted({key for scores in numbers.values() for key in scores})
-    head = ["line", "seed", *keys, *(f"paper_{key}" for key in study.paper)]
-    rows = [
-        [line.name, seed, *(scores.get(key, "") for key in keys), *(line.paper.get(key, "") for key in study.paper)]
-        for line in study.lines
-        for (name, seed), scores in sorted(numbers.items())
-        if name == line.name
-    ]
-    return comma_separated(head, rows)
+    rows, data = [], list[list[object]]()
+    for line in study.lines:
+        scores = {seed: scores for (name, seed), scores in sorted(numbers.items()) if name == line.name}
+        cells = [cell(column, [each.get(column.key, float("nan")) for each in scores.values()]) for column in shown]
+        paper = [str(line.paper.get(key, "–")) for key in study.paper]
+        rows.append([line.label, f"{seen[line.name]:,}", str(len(scores)), *cells, *paper])
+        given = [line.paper.get(key, "") for key in study.paper]
+        data += [[line.name, seed, *(each.get(key, "") for key in keys), *given] for seed, each in scores.items()]
+    headings = [*(column.heading for column in shown), *(f"paper: {heading}" for heading in study.paper.values())]
+    table = Table(
+        study.title,
+        ["model", "images seen", "seeds", *headings],
+        rows,
+        ["line", "seed", *keys, *(f"paper_{key}" for key in study.paper)],
+        data,
+        _notes(study, jobs, orderings_text(study.orderings, numbers, deciding), shown),
+    )
+    return [*table.write(out), *_figure(study, numbers, deciding, seen, out)]
 
 
-def _notes(study: Study, jobs: Sequence[Job], verdicts: Sequence[Judged], shown: Sequence[Column]) -> str:
+def _notes(study: Study, jobs: Sequence[Job], orderings: Sequence[str], shown: Sequence[Column]) -> str:
     parts = ["Mean ± standard deviation over the seeds; all lines of a seed share data, their order and the seed."]
     if any(MARK in column.label for column in shown):
         parts.append(
             f"{MARK} By a network that teaches a row, or is or may have been its perceptual loss: no ground for a "
             "conclusion."
         )
-    protocol = _protocol(jobs)
-    parts.append(f"Measured on {protocol}.")
+    parts.append(f"Measured on {_protocol(jobs[0])}.")
     if study.paper:
         parts.append(
             "The paper's numbers are of ImageNet at 256 pixels, with Inception's features and the paper's own lengths: "
             "they compare with ours only where ours are of these too."
         )
-    parts += orderings_text(verdicts)
-    parts.append(f"## Rows\n\n{markdown(['row', 'parent', 'declared difference'], _declared(study, jobs))}")
+    parts += orderings
+    trained = {job.row: job.config for job in jobs}
+    rows = [
+        [row.name, row.parent or "the study", _declared(row, trained[row.name])]
+        for row in study.rows
+        if row.name in trained
+    ]
+    parts.append(f"## Rows\n\n{markdown(['row', 'parent', 'declared difference'], rows)}")
     return "\n\n".join(parts)
 
 
-def _protocol(jobs: Sequence[Job]) -> str:
-    job = jobs[0]
+def _protocol(job: Job) -> str:
     networks = []
     sides: Mapping[str, Any] = {}
     for network in job.protocol.networks:
@@ -182,21 +171,12 @@ def _protocol(jobs: Sequence[Job]) -> str:
     return f"{count}{job.protocol.settings.data} at {sides['size']} pixels; networks: {', '.join(networks)}"
 
 
-def _declared(study: Study, jobs: Sequence[Job]) -> list[list[str]]:
-    trained = {job.row: job.config for job in jobs}
-
-    def told(row: Row) -> str:
-        # of a row with a config of its own, what that has
-        own = trained[row.name]
-        values = {k: _own(own, k) if row.config else v for k, v in row.changes.items()}
-        return ", ".join(f"`{key}` = {_short(value)}" for key, value in values.items()) or "–"
-
-    return [[row.name, row.parent or "the study", told(row)] for row in study.rows if row.name in trained]
-
-
-def _own(config: Any, key: str) -> Any:
-    """What a row's config has at a key; nothing where it lacks it, such as a second factor."""
-    return value_at(config, key) if has_setting(config, key) else ()
+def _declared(row: Row, trained: Any) -> str:
+    """A row's changes; of one with a config of its own what that has, which may lack one, such as a second factor."""
+    values = dict(row.changes)
+    if row.config:
+        values = {key: value_at(trained, key) if has_setting(trained, key) else () for key in values}
+    return ", ".join(f"`{key}` = {_short(value)}" for key, value in values.items()) or "–"
 
 
 def _short(value: Any) -> str:
@@ -211,9 +191,7 @@ def _short(value: Any) -> str:
     return f"{value.name} ({codes} codes of {value.code_dim}, adapter depth {value.adapter_depth}{taught})"
 
 
-def _figure(study: Study, numbers: Numbers, shown: Sequence[Column], seen: Mapping[str, int], out: Path) -> list[Path]:
-    drawn = [column for column in shown if column.key.startswith(("psnr", "fid/", "frechet/"))]
-
+def _figure(study: Study, numbers: Numbers, drawn: Sequence[Column], seen: Mapping[str, int], out: Path) -> list[Path]:
     def values(line: str, column: Column) -> list[float]:
         return [scores[column.key] for (name, _), scores in sorted(numbers.items()) if name == line]
 

@@ -8,9 +8,8 @@ import numpy as np
 
 from fqgan.base.classes import chosen_classes
 from fqgan.base.errors import UserError
-from fqgan.lab.studies.features import KINDS, name_of, pick
+from fqgan.lab.studies.features import KINDS, Encoding, factors, images_of, load_models, name_of, pick, stem_of
 from fqgan.lab.studies.figures import Panel, Series, write_scatter
-from fqgan.lab.studies.given import Encoding, factors, images_of, load_models, stem_of
 from fqgan.lab.studies.measures import neighbour_purity, within_share
 from fqgan.lab.studies.settings import FIGURE_CLASSES, TsneOptions
 from fqgan.lab.studies.tables import Table

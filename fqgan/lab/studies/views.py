@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.data.loader import evaluation_batches
 from fqgan.data.order import evenly_spaced
-from fqgan.data.sources import ImageSource
 from fqgan.data.transforms import normalize
+from fqgan.lab.studies.features import factors, images_of, load_models, size_for, stem_of
 from fqgan.lab.studies.figures import write_picture
-from fqgan.lab.studies.given import factors, images_of, load_models, size_for, stem_of
 from fqgan.lab.studies.settings import ViewsOptions
 from fqgan.lab.studies.tables import Table
 from fqgan.metrics.psnr import psnr
-from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.pictures import grid_of, reconstruction_rows, save_picture, to_image
 
 
@@ -39,7 +35,10 @@ def views(options: ViewsOptions) -> list[Path]:
         if k > 2:
             kept += [(f"without {names[i]}", [j for j in range(k) if j != i]) for i in range(k)]
         sums, count, drawn = [0.0] * len(kept), 0, []
-        for images in _images(options, source, tokenizer):
+        device, size = next(tokenizer.parameters()).device, size_for(options, tokenizer)
+        batches = {"batch": options.batch, "limit": options.limit, "workers": options.workers}
+        for raw, _, _ in evaluation_batches(source, size=size, **batches):
+            images = normalize(raw.to(device))
             codes = tokenizer.encode(images)
             for place, (_, keep) in enumerate(kept):
                 sums[place] += psnr(images, tokenizer.decode(codes, keep)).clamp(max=100).sum().item()
@@ -64,12 +63,3 @@ def views(options: ViewsOptions) -> list[Path]:
         "What each factor draws", ["model", "from", "PSNR (dB)"], rows, ["model", "from", "psnr", "images"], data, notes
     )
     return [*table.write(options.out), *files]
-
-
-def _images(options: ViewsOptions, source: ImageSource, tokenizer: FactorizedTokenizer) -> Iterator[Tensor]:
-    """Batches of images (b, 3, H, W) in [-1, 1]."""
-    size, device = size_for(options, tokenizer), next(tokenizer.parameters()).device
-    for raw, _, _ in evaluation_batches(
-        source, size=size, batch=options.batch, limit=options.limit, workers=options.workers
-    ):
-        yield normalize(raw.to(device))

@@ -7,7 +7,8 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -18,8 +19,6 @@ from fqgan.base.files import SURROUNDINGS, reason
 from fqgan.base.printing import say
 from fqgan.base.ranks import ranks
 from fqgan.engine.stops import handling
-
-_DONE, _REFUSED, _BROKEN = "done", "refused", "broken"
 
 
 def check_alone() -> None:
@@ -45,78 +44,63 @@ def spread(call: Callable[[Any], None], jobs: Sequence[Any], processes: int, gpu
         for job in jobs:
             call(job)
         return
-    context, waiting = multiprocessing.get_context("spawn"), list(jobs)
-    workers: dict[Any, Any] = {}  # by our end of its pipe
+    context, waiting, count = multiprocessing.get_context("spawn"), list(jobs), min(processes, len(jobs))
+    threads = 0 if gpus else max(1, (os.cpu_count() or 1) // count)
+    others = multiprocessing.active_children()
     stopped: list[int] = []
+    failures: list[BaseException] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.append(number)
-        for worker in workers.values():
-            if worker.is_alive() and number == signal.SIGTERM:  # Ctrl-C reaches all processes of the terminal
-                os.kill(worker.pid, number)
+        for worker in multiprocessing.active_children():
+            if worker not in others and number == signal.SIGTERM:  # Ctrl-C reaches all processes of the terminal
+                worker.terminate()
 
-    failures: list[tuple[str, str]] = []
-    with handling(stop, (signal.SIGTERM, signal.SIGINT)):
-        for index in range(min(processes, len(jobs))):
-            ours, theirs = context.Pipe()
-            device = str(index % gpus) if gpus else ""
-            threads = 0 if gpus else max(1, (os.cpu_count() or 1) // min(processes, len(jobs)))
-            workers[ours] = context.Process(target=_work, args=(call, theirs, device, threads))
-            workers[ours].start()
-            theirs.close()
-            ours.send(waiting.pop(0))
-        busy = set(workers)
-        while busy:
-            ready: list[Any] = wait(list(busy))
-            for connection in ready:
-                try:
-                    outcome, text = connection.recv()
-                except EOFError:
-                    outcome, text = _BROKEN, "a process of the study ended before its job did"
-                if outcome != _DONE:
-                    failures.append((outcome, text))
-                    if busy - {connection} and not stopped:
-                        *_, summary = text.strip().splitlines() or ["without a word"]
+    with handling(stop, (signal.SIGTERM, signal.SIGINT)), ExitStack() as pools:
+        # a pool each: where one process is lost, the others go on
+        free = [
+            pools.enter_context(ProcessPoolExecutor(1, context, _prepare, (index % gpus if gpus else None, threads)))
+            for index in range(count)
+        ]
+        busy: dict[Future[None], ProcessPoolExecutor] = {}
+        while True:
+            while free and waiting and not failures and not stopped:
+                pool = free.pop()
+                busy[pool.submit(_work, call, waiting.pop(0))] = pool
+            if not busy:
+                break
+            for done in wait(busy, return_when=FIRST_COMPLETED).done:
+                free.append(busy.pop(done))
+                if error := done.exception():
+                    told = type(error) in (UserError, RuntimeError)
+                    failures.append(error if told else RuntimeError("a process of the study ended before its job did"))
+                    if busy and not stopped:
+                        *_, summary = str(failures[-1]).strip().splitlines() or ["without a word"]
                         say(f"a row has failed ({summary}); what is under way goes on to its end", error=True)
-                if waiting and not failures and not stopped:
-                    connection.send(waiting.pop(0))
-                else:
-                    busy.discard(connection)
-                    connection.close()
-        for worker in workers.values():
-            worker.join()
     if stopped:
         raise SystemExit(128 + stopped[0])
-    for outcome, text in failures:
-        raise UserError(text) if outcome == _REFUSED else RuntimeError(text)
+    if failures:
+        raise failures[0] from None
 
 
-def _work(call: Callable[[Any], None], connection: Connection, device: str, threads: int) -> None:
-    """One process: jobs until the other side closes."""
-    if device:
-        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(device)
+def _prepare(gpu: int | None, threads: int) -> None:
+    """A new process."""
+    if gpu is not None:
+        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[gpu] if seen else str(gpu)
     if threads and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
     # between jobs a signal means: no more of them; training has handlers of its own
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    while True:
-        try:
-            job = connection.recv()
-        except (EOFError, ConnectionResetError):
-            return
-        try:
-            call(job)
-            connection.send((_DONE, ""))
-        except UserError as error:
-            connection.send((_REFUSED, str(error)))
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in SURROUNDINGS:
-                connection.send((_REFUSED, f"{error.filename or 'a file'}: {reason(error.errno)}"))
-                continue
-            connection.send((_BROKEN, traceback.format_exc()))
 
 
-def _visible(device: str) -> str:
-    """The name of a GPU, counted among those that this process may see."""
-    seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return seen[int(device)] if seen else device
+def _work(call: Callable[[Any], None], job: Any) -> None:
+    """One job; its errors as those that can be sent to another process."""
+    try:
+        call(job)
+    except UserError as error:
+        raise UserError(str(error)) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+            raise UserError(f"{error.filename or 'a file'}: {reason(error.errno)}") from None
+        raise RuntimeError(traceback.format_exc()) from None

@@ -1,31 +1,86 @@
-"""Maps of pictures in files, made once: all networks before the projector are frozen."""
+"""What frozen networks make of pictures: maps, made once and kept in files, and scaled as a projector reads them."""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from fqgan.base import schema
 from fqgan.base.errors import UserError
 from fqgan.base.files import check_file, reading, write_text, writing
 from fqgan.base.folder import ResumableFolder
 from fqgan.base.progress import image_bar
+from fqgan.config import ProjectorConfig
+from fqgan.config.data import Small
 from fqgan.data.loader import EvaluationSet
 from fqgan.data.sources import ImageSource
 from fqgan.data.transforms import normalize
 from fqgan.data.workers import load
-from fqgan.lab.understanding.maps import MapReader
+from fqgan.nets.efficientnet import load_efficientnet_lite0
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 SAVED_EVERY = 1024
 """Pictures that an interruption costs, about, at most."""
 Rows = npt.NDArray[np.float32]
+MapKind = Literal["continuous", "discrete", "network"]
+NETWORK = "efficientnet-lite0"
+_SMALLEST = 1e-6  # deviation of a channel that says nothing
+
+
+@dataclass(frozen=True)
+class MapReader:
+    """A frozen network, and the pictures that it takes."""
+
+    kind: MapKind
+    size: int
+    """Pixels a side of the pictures."""
+    small: Small | None
+    """What becomes of smaller ones; None: as the source's options say."""
+    settings: dict[str, Any]
+    """All that the maps depend on, beside the pictures."""
+    read: Callable[[Tensor], list[Tensor]]
+    """Images (b, 3, size, size) in [-1, 1] -> maps (b, c, h, w), one a factor."""
+
+
+def map_kind(config: ProjectorConfig) -> MapKind:
+    """The maps that a projector reads; those whose shape a blind one has."""
+    return "continuous" if config.feature == "blind" else config.feature
+
+
+def tokenizer_reader(
+    kind: Literal["continuous", "discrete"], tokenizer: FactorizedTokenizer, size: int = 0, small: Small = "enlarge"
+) -> MapReader:
+    """A tokenizer's maps, one a factor: l2-normalised features before quantization, or the codes' embeddings.
+
+    Args:
+        size: pixels a side; 0: what it was trained at. `UserError` for one that its patches do not divide.
+        small: what becomes of smaller pictures; `skip` refuses them too, as every caption needs its picture.
+    """
+    size = size or tokenizer.config.image_size
+    tokenizer.check_size(size, size)
+    settings = {"kind": kind, "tokenizer": tokenizer.fingerprint(), "size": size, "small": small}
+
+    def discrete(images: Tensor) -> list[Tensor]:
+        return tokenizer.embed(tokenizer.encode(images))
+
+    return MapReader(kind, size, small, settings, tokenizer.features if kind == "continuous" else discrete)
+
+
+def network_reader(size: int = 224, device: torch.device | str = "cpu") -> MapReader:
+    """The packaged EfficientNet-Lite0's last map: 320 channels at stride 32. Smaller pictures are enlarged: it is what
+    the tokenizer is measured against, at the size that it was trained at."""
+    network = load_efficientnet_lite0().to(device)
+    settings = {"kind": "network", "network": NETWORK, "size": size, "small": "enlarge"}
+    return MapReader("network", size, "enlarge", settings, lambda images: [network.stages(images)[-1]])
 
 
 @dataclass(frozen=True)
@@ -171,3 +226,56 @@ def read_maps(
         if not all(each.isfinite().all() for each in maps):
             raise UserError(f"the {reader.kind} features of {source.name} are not finite: the model is damaged")
         yield [each.flatten(2).transpose(1, 2).float().cpu().numpy() for each in maps]
+
+
+@dataclass(frozen=True)
+class ScaledFeatures:
+    """What a projector reads of a set of pictures: some channels of a bank, each with mean 0 and deviation 1 over the
+    pictures and positions that it is trained on, so that one rate suits all rows; or zeros in the same shape."""
+
+    bank: MapBank
+    channels: list[int]
+    mean: Tensor
+    std: Tensor
+    blind: bool = False
+
+    def __len__(self) -> int:
+        return len(self.bank.values)
+
+    def take(self, pictures: Sequence[int]) -> Tensor:
+        """(b, positions, channels) float32 of some pictures."""
+        if self.blind:
+            return torch.zeros(len(pictures), self.bank.values.shape[1], len(self.channels))
+        rows = self.bank.values[np.asarray(pictures)]
+        if self.channels != list(range(rows.shape[2])):
+            rows = rows[..., self.channels]
+        return (torch.from_numpy(rows) - self.mean) / self.std
+
+
+def scaled_features(config: ProjectorConfig, bank: MapBank, trained: MapBank) -> ScaledFeatures:
+    """The features that a config names, of `bank`, scaled as those of the pictures `trained` on."""
+    channels = bank.channels(config.factors)
+    values = trained.values
+    if isinstance(values, np.memmap) and values.filename:
+        path = Path(values.filename)
+        mean, std = _moments_of(path, path.stat().st_mtime_ns)
+    else:
+        mean, std = _moments(values)
+    return ScaledFeatures(bank, channels, mean[channels], std[channels], config.feature == "blind")
+
+
+@functools.lru_cache(maxsize=8)
+def _moments_of(path: Path, written: int) -> tuple[Tensor, Tensor]:
+    """A file is gone through once, whatever number of rows reads it."""
+    return _moments(np.load(path, mmap_mode="r"))
+
+
+def _moments(values: Rows) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, in float64, without a copy of the whole."""
+    count = values.shape[0] * values.shape[1]
+    parts = range(0, len(values), 256)
+    mean = sum(values[i : i + 256].sum((0, 1), dtype=np.float64) for i in parts) / count
+    squares = sum(((values[i : i + 256] - mean) ** 2).sum((0, 1)) for i in parts) / count
+    std = np.sqrt(squares)
+    std = np.where(std > _SMALLEST, std, 1.0)
+    return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)

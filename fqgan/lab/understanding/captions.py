@@ -97,22 +97,17 @@ def _checked(source: ImageSource, captions: list[list[str]]) -> CaptionSet:
 def _annotated(path: Path, split: str, folder: Path) -> CaptionSet:
     found: _Captions = {}
     splits: set[str] = set()
-    for name, captions in _of_split(path, split, splits):
-        found.setdefault(name, []).extend(captions)
+    for own, name, captions in _entries(path):
+        own = _SPLITS.get(own, own)
+        splits.add(own)
+        if own in ("", split):
+            found.setdefault(name, []).extend(captions)
     if not found:
         known = f"; its splits: {', '.join(sorted(splits))}" if splits - {""} else ""
         raise UserError(
             f"{path} holds no captions of the split {split}{known}" if known else f"{path} holds no captions"
         )
     return _checked(*_pictured(path, found, folder))
-
-
-def _of_split(path: Path, split: str, splits: set[str]) -> Iterator[tuple[str, list[str]]]:
-    for own, name, captions in _entries(path):
-        own = _SPLITS.get(own, own)
-        splits.add(own)
-        if own in ("", split):
-            yield name, captions
 
 
 def _pictured(path: Path, captions: _Captions, folder: Path) -> tuple[FileSource, list[list[str]]]:

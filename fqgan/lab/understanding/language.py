@@ -52,7 +52,7 @@ class LanguageModel:
     @property
     def width(self) -> int:
         """Dimension of the vectors that it reads."""
-        return self.network.get_input_embeddings().weight.shape[1]  # pyright: ignore[reportCallIssue]
+        return self._embeddings.weight.shape[1]
 
     @property
     def device(self) -> torch.device:

@@ -18,8 +18,8 @@ from fqgan.engine.session import session, train
 from fqgan.engine.sizes import share_of
 from fqgan.engine.speed import autocast
 from fqgan.engine.task import Phase, Task
+from fqgan.lab.understanding.banks import ScaledFeatures
 from fqgan.lab.understanding.captions import CaptionSet
-from fqgan.lab.understanding.features import ScaledFeatures
 from fqgan.lab.understanding.language import LanguageModel
 
 NAME = "projector"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fqgan.base.errors import UserError
-from fqgan.base.schema import did_you_mean
 from fqgan.config import ProjectorConfig, TokenizerConfig
 from fqgan.lab.studies.plan import Ordering
 
@@ -64,15 +63,6 @@ def readings_of(
             readings.append(Reading(name, feature.capitalize(), _codebooks(tokenizer, factors), model, paper))
     readings.append(Reading("network", "EfficientNet-Lite0", "–", replace(base, feature="network", factors=())))
     return readings
-
-
-def only_named(readings: Sequence[Reading], names: Sequence[str]) -> list[Reading]:
-    """Those of some names, in their order; all where none is given. `UserError` for an unknown name."""
-    known = [reading.name for reading in readings]
-    for name in names:
-        if name not in known:
-            raise UserError(f"unknown row {name!r}{did_you_mean(name, known)} (rows: {', '.join(known)})")
-    return [reading for reading in readings if not names or reading.name in names]
 
 
 def orderings_of(readings: Sequence[Reading]) -> list[Ordering]:

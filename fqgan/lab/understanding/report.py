@@ -11,8 +11,8 @@ from fqgan.base.files import write_text
 from fqgan.data.order import evenly_spaced
 from fqgan.evaluation.protocol import read_result
 from fqgan.lab.report.render import Captioned, captions_page
-from fqgan.lab.studies.results import Column, Numbers, cell, judged, orderings_text
-from fqgan.lab.studies.tables import comma_separated, write_table
+from fqgan.lab.studies.results import Column, Numbers, cell, orderings_text
+from fqgan.lab.studies.tables import Table
 from fqgan.lab.understanding.readings import Reading, orderings_of
 from fqgan.lab.understanding.trials import Trial, open_test_set
 
@@ -57,12 +57,12 @@ def write_report(readings: Sequence[Reading], trials: Sequence[Trial], language:
             paper = "" if each.paper is None else each.paper
             data.append([each.name, each.feature, each.factors, seed, *values, paper])
     keys = [column.key for column in COLUMNS]
-    text = comma_separated(["row", "feature", "sub_codebook", "seed", *keys, "paper_cider"], data)
     deciding = [column for column in COLUMNS if column.key in ("cider", "loss")]
-    verdicts = judged(orderings_of(readings), numbers, deciding)
+    orderings = orderings_text(orderings_of(readings), numbers, deciding)
     protocol = results[readings[0].name, trials[0].seed]["protocol"]
-    notes = "\n\n".join([*_notes(trials, language, protocol), *orderings_text(verdicts)])
-    files = write_table(out, TITLE, head, cells, notes, text)
+    notes = "\n\n".join([*_notes(trials, language, protocol), *orderings])
+    table = Table(TITLE, head, cells, ["row", "feature", "sub_codebook", "seed", *keys, "paper_cider"], data, notes)
+    files = table.write(out)
     page = out / "captions.html"
     write_text(page, _page(readings, trials, results))
     return UnderstandingResult((*files, page), numbers)

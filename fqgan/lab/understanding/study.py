@@ -12,12 +12,13 @@ import torch
 from fqgan.base.errors import UserError
 from fqgan.config import TINY, ProjectorConfig, UnderstandingSettings
 from fqgan.engine.distributed import pick_device
+from fqgan.lab.studies.plan import check_rows
 from fqgan.lab.studies.workers import check_alone, spread
 from fqgan.lab.understanding import EXTRA
+from fqgan.lab.understanding.banks import MapKind, map_kind, network_reader, tokenizer_reader
 from fqgan.lab.understanding.captions import CaptionSet, knows_splits
 from fqgan.lab.understanding.language import digest_of, find_language_model
-from fqgan.lab.understanding.maps import MapKind, map_kind, network_reader, tokenizer_reader
-from fqgan.lab.understanding.readings import Reading, only_named, readings_of
+from fqgan.lab.understanding.readings import Reading, readings_of
 from fqgan.lab.understanding.report import UnderstandingResult, write_report
 from fqgan.lab.understanding.scores import require_scores
 from fqgan.lab.understanding.tiny import train_language_model
@@ -48,7 +49,8 @@ def study_understanding(settings: UnderstandingSettings) -> UnderstandingResult:
     settings = replace(settings, tokenizer=str(hub.local(settings.tokenizer)))
     model = ProjectorConfig(projector=settings.projector, prompt=settings.prompt)
     readings = readings_of(find(settings.tokenizer, "tokenizer").config, model, settings.subsets)
-    readings = only_named(readings, settings.only)
+    check_rows(settings.only, [reading.name for reading in readings])
+    readings = [reading for reading in readings if not settings.only or reading.name in settings.only]
     if not settings.test and not knows_splits(settings.data):
         raise UserError(f"--test is missing: {settings.data} has no split of its own to measure on")
     captions = {"train": open_training_set(settings), "test": open_test_set(settings)}

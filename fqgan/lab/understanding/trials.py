@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,9 @@ from fqgan.config import LanguageRunConfig, ProjectorRunConfig, UnderstandingSet
 from fqgan.engine.distributed import pick_device
 from fqgan.evaluation.protocol import read_result, versions, write_result
 from fqgan.lab.studies.plan import WATCHING
-from fqgan.lab.understanding.banks import BankFolder
+from fqgan.lab.understanding.banks import BankFolder, map_kind, scaled_features
 from fqgan.lab.understanding.captions import CaptionSet, open_captions
-from fqgan.lab.understanding.features import scaled_features
 from fqgan.lab.understanding.language import LanguageModel, load_language_model
-from fqgan.lab.understanding.maps import map_kind
 from fqgan.lab.understanding.projector import mean_loss, train_projector, write_captions
 from fqgan.lab.understanding.readings import Reading
 from fqgan.lab.understanding.scores import score
@@ -89,9 +88,10 @@ def run_trial(language: Path, digest: str, trial: Trial) -> None:
     """
     title = f"row {trial.reading.name}, seed {trial.seed}"
     protocol = _protocol(trial, digest)
-    if _is_measured(trial.result, protocol):
-        say(f"{title}: measured already")
-        return
+    with suppress(UserError):
+        if {**read_result(trial.result)["protocol"], "versions": None} == {**protocol, "versions": None}:
+            say(f"{title}: measured already")
+            return
     say(f"{title}: training")
     settings, config, banks = trial.settings, trial.config, bank_folder(trial.settings)
     train_bank, test_bank = (banks.open(trial.bank(side)) for side in ("train", "test"))
@@ -114,15 +114,6 @@ def run_trial(language: Path, digest: str, trial: Trial) -> None:
     result = {"subject": "understanding", "metrics": {**metrics, "loss": loss}, "protocol": protocol}
     result["captions"] = [[text, round(value, 4)] for text, value in zip(written, each, strict=True)]
     write_result(result, trial.result)
-
-
-def _is_measured(file: Path, protocol: dict[str, Any]) -> bool:
-    """Whether a trial's captions are there, made as they would be made now."""
-    try:
-        found = read_result(file)["protocol"]
-    except UserError:
-        return False
-    return {**found, "versions": None} == {**protocol, "versions": None}
 
 
 def _protocol(trial: Trial, digest: str) -> dict[str, Any]:
