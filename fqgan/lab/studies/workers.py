@@ -72,8 +72,8 @@ def spread(call: Callable[[Any], None], jobs: Sequence[Any], processes: int, gpu
             for done in wait(busy, return_when=FIRST_COMPLETED).done:
                 free.append(busy.pop(done))
                 if error := done.exception():
-                    told = type(error) in (UserError, RuntimeError)
-                    failures.append(error if told else RuntimeError("a process of the study ended before its job did"))
+                    known = type(error) in (UserError, RuntimeError)
+                    failures.append(error if known else RuntimeError("a process of the study ended before its job did"))
                     if busy and not stopped:
                         *_, summary = str(failures[-1]).strip().splitlines() or ["without a word"]
                         say(f"a row has failed ({summary}); what is under way goes on to its end", error=True)
