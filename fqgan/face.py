@@ -1,6 +1,6 @@
 """What the commands do, as Python functions: settings by their names, a result back.
 
-Each opens its process's place among the ranks, does the work as the command of its name does, and prints what goes on.
+Each does what the command of the same name does, joins torchrun's ranks if there are any, and prints its progress.
 All raise `UserError` in one line for what a user got wrong.
 """
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fqgan.base.errors import UserError
-from fqgan.base.schema import from_values, plain
+from fqgan.base.outputs import check_output
+from fqgan.base.schema import from_dict, from_values, plain, to_dict
 from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.config.evaluation import GeneratorEvaluation, TokenizerEvaluation
 from fqgan.config.verbs import Drawing, ExtractionSettings, GenerationSettings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fqgan.generator.generate import Generated
     from fqgan.tokenizer.extraction import Extraction
 
+Run = TypeVar("Run", TokenizerRunConfig, GeneratorRunConfig)
 Settings = TypeVar("Settings", bound=ExtractionSettings | Drawing | TokenizerEvaluation)
 
 
@@ -88,6 +90,8 @@ def evaluate(checkpoint: str | Path, *, data: str | Path, device: str = "auto", 
             raise UserError(f"samples is missing: {checkpoint} is no folder that the pictures could be kept in")
         settings["samples"] = hub.run_of(place) / "evaluation"
     chosen = _settings(kind, "fqgan.evaluate", checkpoint=place, data=data, **settings)
+    if isinstance(chosen, GeneratorEvaluation):
+        check_output(chosen.samples, folder=True, option="samples", inputs=[chosen.data])
     from fqgan.engine.session import running
     from fqgan.evaluation.generated import evaluate_generator
     from fqgan.evaluation.reconstructions import evaluate_tokenizer
@@ -101,11 +105,9 @@ def evaluate(checkpoint: str | Path, *, data: str | Path, device: str = "auto", 
 def train_tokenizer(config: TokenizerRunConfig, run: str | Path) -> Path:
     """Train the tokenizer of a config (`fqgan.config.presets.get` has some) in a run folder, which is returned; the
     same call goes on with it."""
-    from fqgan.base.inputs import as_kind, as_path
     from fqgan.tokenizer import task
 
-    as_kind(config, TokenizerRunConfig, "config")
-    path = Path(as_path(run, "run"))
+    config, path = _run(TokenizerRunConfig, config, run)
     task.train_tokenizer(config, path)
     return path
 
@@ -113,13 +115,19 @@ def train_tokenizer(config: TokenizerRunConfig, run: str | Path) -> Path:
 def train_generator(config: GeneratorRunConfig, run: str | Path) -> Path:
     """Train the generator of a config (`fqgan.config.presets.get_generator` has some) in a run folder, which is
     returned; the same call goes on with it."""
-    from fqgan.base.inputs import as_kind, as_path
     from fqgan.generator import task
 
-    as_kind(config, GeneratorRunConfig, "config")
-    path = Path(as_path(run, "run"))
+    config, path = _run(GeneratorRunConfig, config, run)
     task.train_generator(config, path)
     return path
+
+
+def _run(kind: type[Run], config: Run, run: str | Path) -> tuple[Run, Path]:
+    """Config and folder of a training, with the types that its fields must have."""
+    from fqgan.base.inputs import as_kind, as_path
+
+    as_kind(config, kind, "config")
+    return from_dict(kind, to_dict(config)), Path(as_path(run, "run"))
 
 
 def _settings(kind: type[Settings], call: str, **given: Any) -> Settings:

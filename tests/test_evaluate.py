@@ -153,6 +153,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(here: Path, refused: Ref
     assert "cut.safetensors cannot be read as statistics of fqgan evaluate" in line("cut.safetensors", "fake")
     assert "one: at least two readable pictures are needed" in line("real", "one")
     assert "is 20x20 pixels, below the image size 24" in line("small", "fake", "--small", "refuse")
+    assert "99999999 pixels at a time" in line("real", "fake", "--size", 99999999)
     assert "made in another way (size: 24, not 20)" in line("real.safetensors", "small")
     other = ("--features", "efficientnet-lite0:stage3@48", "--workers", "0")
     told = line("real.safetensors", "fake", fast=other)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from generators import tiny
+from sets import write_pictures
 from test_tokenizer import images, small
 from torch import Tensor
 
@@ -478,3 +481,24 @@ def test_training_takes_a_config_and_a_folder(base: TokenizerRunConfig, tmp_path
     )
     assert "config must be a GeneratorRunConfig" in message(fqgan.train_generator, base, tmp_path / "other")
     assert "run must be a path" in message(fqgan.train_tokenizer, base, 3)
+    for steps in ("2", np.int64(2)):
+        config = replace(base, train=replace(base.train, steps=steps))
+        assert "train.steps must be int" in message(fqgan.train_tokenizer, config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_evaluate_measures_what_the_command_measures(models: Path, generator: Path, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 6, 0, size=64)
+    fast: dict[str, Any] = {"features": "efficientnet-lite0:stage3@32", "workers": 0, "size": 64}
+    found = fqgan.evaluate(models / "tok", data=pictures, device="cpu", **fast)
+    found.write(str(tmp_path / "eval.json"))
+    options = ["--features", fast["features"], "--workers", "0", "--size", "64", "--device", "cpu"]
+    command = ["evaluate", "tokenizer", str(models / "tok"), "--data", str(pictures), *options]
+    assert main([*command, "--out", str(tmp_path / "other.json")]) == 0
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("eval.json", "other.json"))
+    assert one["metrics"] == two["metrics"] == found.metrics and one["protocol"] == two["protocol"]
+    made = fqgan.evaluate(generator, data=pictures, num=3, samples=tmp_path / "made", device="cpu", **fast)
+    assert made.metrics["frechet"] >= 0 and made.protocol["samples"]["count"] == 3
+    inside = message(fqgan.evaluate, generator, data=pictures, num=3, samples=pictures / "made")
+    assert inside.startswith("samples ") and "lies in the input" in inside
+    assert "num must be at least 2" in message(fqgan.evaluate, generator, data=pictures, num=1, samples=tmp_path / "s")

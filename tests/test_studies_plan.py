@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sets import write_pictures
 
 from fqgan.base import schema
 from fqgan.base.errors import UserError
 from fqgan.commands.study import command_of
 from fqgan.config import TokenizerRunConfig
 from fqgan.config.presets import child
+from fqgan.lab.studies.measurements import input_fingerprints
 from fqgan.lab.studies.plan import Line, Ordering, Row, Study, change, load_rows, settings_of, undeclared
 from fqgan.lab.studies.registry import STUDIES
 from fqgan.lab.studies.results import judge, mean_and_error, spread
@@ -229,3 +231,13 @@ def test_tables_are_escaped() -> None:
     assert markdown(["a|b"], [["1"]]) == "| a\\|b |\n|---|\n| 1 |"
     text = latex(["x_1", "PSNR ↑"], [["50 % & more", "1.0 ± 0.1"]], "Title")
     assert r"x\_1 & PSNR $\uparrow$ \\" in text and r"50 \% \& more & 1.0 $\pm$ 0.1 \\" in text
+
+
+def test_other_images_of_the_same_names_are_another_input(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "set", 3, seed=0)
+    network = "efficientnet-lite0:stage3@32"
+    before = input_fingerprints(network, str(tmp_path / "set"), "train")
+    write_pictures(tmp_path / "set", 3, seed=1)
+    input_fingerprints.cache_clear()
+    after = input_fingerprints(network, str(tmp_path / "set"), "train")
+    assert before["features"] == after["features"] and before["data"] != after["data"]

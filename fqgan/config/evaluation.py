@@ -107,3 +107,4 @@ class GeneratorEvaluation(Measuring, Drawing):
         """As of both; the generator's codebooks where they are known."""
         Measuring.check(self)
         Drawing.check(self, codebook_sizes)
+        at_least(2, num=self.num)  # a covariance has no meaning for fewer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from fqgan.data.order import evenly_spaced
 from fqgan.data.sources import ImageSource
 from fqgan.data.workers import Batches
 from fqgan.engine.distributed import World, all_reduce_sum
+from fqgan.engine.sizes import check_pictures
 from fqgan.metrics.bank import FeatureBank
 from fqgan.metrics.frechet import FeatureStatistics, Gaussian
 from fqgan.metrics.inception_score import InceptionScore
@@ -126,8 +128,10 @@ class CentreCrops:
         return evenly_spaced(len(source), self.settings.limit)
 
     def batches(self, source: ImageSource, world: World) -> Batches[tuple[Tensor, Tensor, Tensor]]:
-        """This rank's share of them: uint8 images (b, 3, size, size), labels (b,) and indices (b,)."""
+        """This rank's share of them: uint8 images (b, 3, size, size), labels (b,) and indices (b,). To be closed after
+        an error, so that no loader process is waited for. `UserError` for pictures that cannot fit into memory."""
         chosen = self.settings
+        check_pictures(chosen.batch, self.size, 3, torch.device("cpu"))
         return evaluation_batches(
             source,
             size=self.size,
@@ -150,9 +154,10 @@ def collect(
     with the number of images that this rank has seen since its last call."""
     collector = FeatureCollector(network, reading.indices(source), reading.settings.kept, world.device)
     batches = reading.batches(source, world)
-    for images, _, indices in batches:
-        collector.update(images, indices)
-        advance(len(images))
+    with closing(batches):
+        for images, _, indices in batches:
+            collector.update(images, indices)
+            advance(len(images))
     left_out = LeftUnmeasured.of(batches, source, world)
     try:
         return collector.compute(), left_out

@@ -39,7 +39,7 @@ def evaluate_generator(settings: GeneratorEvaluation, world: World, name: str = 
     planned = from_main(lambda: plan(settings, generator, world))
     if settings.labels == "uniform":
         planned = replace(planned, classes=_uniform(planned.classes, settings.num, settings.seed))
-    make(generator, planned, settings.samples, name, settings.npz, world)
+    make(generator, planned, settings.samples, name, settings.npz, world, "--samples")
     samples = open_set(str(settings.samples))
     found = compare_sets(reference, samples, network, replace(settings, size=size), world, settings.cache)
     if not world.is_main:

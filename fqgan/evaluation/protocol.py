@@ -49,9 +49,9 @@ class Evaluation:
         width = max(len(name) for name, _ in self.rows)
         return "\n".join([self.heading, *(f"  {name:<{width}}  {value}" for name, value in self.rows)])
 
-    def write(self, path: Path, **more: Any) -> None:
+    def write(self, path: str | Path, **more: Any) -> None:
         """Write an eval.json, with more entries if need be, whole or not at all. `UnwritableError` where that fails."""
-        write_result({**self.content, **more, "warnings": self.warnings}, path)
+        write_result({**self.content, **more, "warnings": self.warnings}, Path(path))
 
 
 def features_protocol(network: FeatureNetwork, size: int, options: PictureOptions) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -297,7 +297,7 @@ def write_arrays(settings: SetEvaluation, path: Path) -> None:
     indices = reading.indices(source)
     batches = reading.batches(source, World(0, 1, torch.device("cpu")))
     make_folder(path.parent)
-    with image_bar("writing", len(indices)) as advance:
+    with closing(batches), image_bar("writing", len(indices)) as advance:
 
         def pictures() -> Iterator[npt.NDArray[np.uint8]]:
             for images, _, _ in batches:

@@ -59,15 +59,24 @@ def load(options: Drawing, world: World) -> FAR:
     return load_generator(options.checkpoint, world.device, options.weights, options.precision, options.tokenizer)
 
 
-def make(generator: FAR, settings: SampleSettings, out: Path, source: str, npz: bool, world: World) -> Generated:
+def make(
+    generator: FAR,
+    settings: SampleSettings,
+    out: Path,
+    source: str,
+    npz: bool,
+    world: World,
+    option: str = "--out",
+) -> Generated:
     """Generate what is not there yet of a folder of pictures, and finish it; called by all ranks.
 
     Args:
         source: where the generator comes from.
         npz: whether samples.npz is written too.
+        option: that names the folder, for messages.
     """
     side = generator.config.grid[0] * generator.tokenizer.config.downsampling
-    folder = SampleFolder(out, settings, side, generator.label_names, source)
+    folder = SampleFolder(out, settings, side, generator.label_names, source, option)
     try:
         there = from_main(folder.begin)
         if world.is_main:

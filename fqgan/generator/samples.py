@@ -64,12 +64,22 @@ class SampleFolder:
         side: pixels of a picture's sides.
         names: of the generator's classes; may be empty.
         source: where the generator comes from; recorded, not compared.
+        option: that names the folder, for messages.
     """
 
-    def __init__(self, folder: Path, settings: SampleSettings, side: int, names: Sequence[str], source: str):
+    def __init__(
+        self,
+        folder: Path,
+        settings: SampleSettings,
+        side: int,
+        names: Sequence[str],
+        source: str,
+        option: str = "--out",
+    ):
         self.folder, self.settings, self.side, self.names, self.source = folder, settings, side, names, source
+        known = (folder / MANIFEST).exists
         self._work = ResumableFolder(
-            folder, kind="folder of generated pictures", known=(folder / MANIFEST).exists, beside=[MANIFEST]
+            folder, kind="folder of generated pictures", option=option, known=known, beside=[MANIFEST]
         )
 
     def path(self, picture: int) -> Path:

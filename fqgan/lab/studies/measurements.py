@@ -17,13 +17,12 @@ from fqgan.base.folder import ResumableFolder
 from fqgan.base.printing import say, say_lines
 from fqgan.config import SamplingConfig
 from fqgan.config.evaluation import MADE_WITHOUT, GeneratorEvaluation, TokenizerEvaluation
-from fqgan.data.fingerprint import data_fingerprint
 from fqgan.engine.session import running
 from fqgan.evaluation.generated import evaluate_generator
 from fqgan.evaluation.protocol import differences, read_result
 from fqgan.evaluation.reconstructions import evaluate_tokenizer
 from fqgan.evaluation.scores import depends_on_network
-from fqgan.evaluation.sets import open_set
+from fqgan.evaluation.sets import content_of, open_set
 from fqgan.nets.measuring import load_network
 
 Numbers = dict[str, float]
@@ -69,6 +68,7 @@ class Measurement:
 
     def measure(self, file: Path) -> None:
         """Evaluate, print the table, and write the result with what it depends on beside it."""
+        content = self.content()  # of the files as they are now
         with running(self.device) as world:
             if isinstance(self.settings, TokenizerEvaluation):
                 found = evaluate_tokenizer(self.settings, world)
@@ -77,7 +77,7 @@ class Measurement:
         say_lines(found.table())
         for warning in found.warnings:
             say(f"warning: {warning}")
-        found.write(file, request=self.content())
+        found.write(file, request=content)
 
     def pictures(self) -> str:
         """Eight letters that name the pictures which a generator's measurement draws: other real images, and another
@@ -96,12 +96,12 @@ def input_fingerprints(network: str, data: str, split: str) -> dict[str, str]:
     """What a measurement's names stand for: the weights of a network, and which images these are. A retrained
     classifier or other images are measured anew."""
     given = open_set(data, split)
+    found = {"features": str(load_network(network).describe()["weights"])}
     if given.source is not None:
-        images = json.dumps(data_fingerprint(given.source), sort_keys=True)
-    else:
-        images = file_sha256(Path(data).expanduser())
-    weights = str(load_network(network).describe()["weights"])
-    return {"features": weights, "data": hashlib.sha256(images.encode()).hexdigest()}
+        found["data"] = content_of(given.source)
+    if given.statistics is not None:  # beside images, too: the distance is taken to them
+        found["statistics"] = f"sha256:{file_sha256(Path(data).expanduser())}"
+    return found
 
 
 def scores_of(result: dict[str, Any], network: str) -> Numbers:
