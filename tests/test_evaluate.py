@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -232,3 +234,18 @@ def test_compare_wants_results(here: Path, refused: Refused) -> None:
     Path("no.json").write_text("{}")
     assert "no.json is no result of fqgan evaluate: it has no metrics" in refused("evaluate", "compare", "no.json", "x")
     assert "eval.json does not exist" in refused("evaluate", "compare", "real", "x")
+
+
+def test_an_error_in_a_loader_process_ends_the_command(here: Path) -> None:
+    """Its traceback used to hold the loader, and the command waited for the other processes without end."""
+    code = (
+        "import fqgan.data.loader as loader, torch.utils.data as data; from fqgan import cli; import sys\n"
+        "read = loader.EvaluationSet.read_or_skip\n"
+        "def full(self, key):\n"
+        "    if data.get_worker_info(): raise MemoryError('no room')\n"
+        "    return read(self, key)\n"
+        "loader.EvaluationSet.read_or_skip = full\n"
+        "sys.exit(cli.main(['evaluate', 'samples', 'real', 'fake', '--workers', '2', '--no-cache', '--out', 'o.json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "out of memory" in done.stderr and not Path("o.json").exists()

@@ -67,7 +67,9 @@ class Batches(Iterator[T]):
                 return batch
 
     def close(self) -> None:
-        self._batches = iter(())  # drops the loader's iterator, which ends the workers
+        batches, self._batches = self._batches, iter(())
+        # the loader's iterator would do so when it goes, but the traceback of an error of a worker holds it
+        getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 _open_batches: weakref.WeakSet[Batches[Any]] = weakref.WeakSet()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -128,8 +127,8 @@ class CentreCrops:
         return evenly_spaced(len(source), self.settings.limit)
 
     def batches(self, source: ImageSource, world: World) -> Batches[tuple[Tensor, Tensor, Tensor]]:
-        """This rank's share of them: uint8 images (b, 3, size, size), labels (b,) and indices (b,). To be closed after
-        an error, so that no loader process is waited for. `UserError` for pictures that cannot fit into memory."""
+        """This rank's share of them: uint8 images (b, 3, size, size), labels (b,) and indices (b,).
+        `UserError` for pictures that cannot fit into memory."""
         chosen = self.settings
         check_pictures(chosen.batch, self.size, 3, torch.device("cpu"))
         return evaluation_batches(
@@ -154,10 +153,9 @@ def collect(
     with the number of images that this rank has seen since its last call."""
     collector = FeatureCollector(network, reading.indices(source), reading.settings.kept, world.device)
     batches = reading.batches(source, world)
-    with closing(batches):
-        for images, _, indices in batches:
-            collector.update(images, indices)
-            advance(len(images))
+    for images, _, indices in batches:
+        collector.update(images, indices)
+        advance(len(images))
     left_out = LeftUnmeasured.of(batches, source, world)
     try:
         return collector.compute(), left_out

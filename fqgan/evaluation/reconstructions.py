@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 from torch import Tensor
@@ -51,8 +50,7 @@ def evaluate_tokenizer(settings: TokenizerEvaluation, world: World) -> Evaluatio
     batches = reading.batches(source, world)
 
     def shown() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        shares = -(-len(indices) // world.size)
-        with closing(batches), image_bar("evaluating", shares, shown=world.is_main) as advance:
+        with image_bar("evaluating", -(-len(indices) // world.size), shown=world.is_main) as advance:
             for batch in batches:
                 yield batch
                 advance(len(batch[0]))
