@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,11 +252,8 @@ def features_of_set(
     assert source is not None, "a set has images or statistics"
     made = features_protocol(network, reading.size, source.options)
     content = {"content": from_main(lambda: content_of(source))} if hashed or cache else {}
-    place = (
-        cache_path({**made, **content, "limit": reading.settings.limit, "kept": reading.settings.kept})
-        if cache
-        else None
-    )
+    chosen = reading.settings
+    place = cache_path({**made, **content, "limit": chosen.limit, "kept": chosen.kept}) if cache else None
     found = cached(place, made, content, network.dim, world.device) if place and place.exists() else None
     if not agree(int(found is None)) and found:  # the ranks' machines may have caches of their own
         features, side = found
@@ -297,7 +294,7 @@ def write_arrays(settings: SetEvaluation, path: Path) -> None:
     indices = reading.indices(source)
     batches = reading.batches(source, World(0, 1, torch.device("cpu")))
     make_folder(path.parent)
-    with closing(batches), image_bar("writing", len(indices)) as advance:
+    with image_bar("writing", len(indices)) as advance:
 
         def pictures() -> Iterator[npt.NDArray[np.uint8]]:
             for images, _, _ in batches:

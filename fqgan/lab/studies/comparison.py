@@ -170,11 +170,9 @@ def _measure(
         stem = file_stem(model.name)
         for label, network in labels.items():
             file = options.out / "measured" / f"{stem}--{label}.json"
-            own: dict[str, Any] = {"checkpoint": model.checkpoint, "features": network}
-            if subject == "generators":
-                pictures = Measurement(replace(settings, **own), options.device).pictures()
-                own["samples"] = options.out / "samples" / f"{stem}-{model.fingerprint[:8]}-{pictures}"
-            measurement = Measurement(replace(settings, **own), options.device, model.fingerprint)
+            own = replace(settings, checkpoint=model.checkpoint, features=network)
+            measurement = Measurement(own, options.device, model.fingerprint)
+            measurement = measurement.drawn_into(options.out / "samples", f"{stem}-{model.fingerprint[:8]}")
             if measurement.is_done(file):
                 say(f"{model.name} is measured already ({label})")
             else:

@@ -251,9 +251,8 @@ def measurement_of(job: Job, line: Line, network: str) -> Measurement:
     own: dict[str, Any] = {"checkpoint": job.point(line.fraction), "features": chosen.networks[network]}
     if isinstance(chosen.settings, GeneratorEvaluation):
         own |= {"seed": job.seed, **line.sampling}
-        drawn = Measurement(replace(chosen.settings, **own), job.config.train.device).pictures()
-        own["samples"] = job.folder / "samples" / f"{line.name}-{drawn}"
-    return Measurement(replace(chosen.settings, **own), job.config.train.device)
+    found = Measurement(replace(chosen.settings, **own), job.config.train.device)
+    return found.drawn_into(job.folder / "samples", line.name)
 
 
 def _discard_samples(job: Job, line: Line) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,14 @@ class Measurement:
             say(f"warning: {warning}")
         found.write(file, request=content)
 
-    def pictures(self) -> str:
-        """Eight letters that name the pictures which a generator's measurement draws: other real images, and another
-        network that looks at them, draw the same."""
+    def drawn_into(self, folder: Path, stem: str) -> Measurement:
+        """The same with its pictures in a folder of their own, where it is a generator's: `stem` and eight letters.
+        Measurements with other real images, or another network that looks at the pictures, draw the same."""
+        if not isinstance(self.settings, GeneratorEvaluation):
+            return self
         drawn = {name: value for name, value in _plain(self.settings).items() if name in _DRAWN_BY}
-        return hashlib.sha256(json.dumps([drawn, self.device], sort_keys=True).encode()).hexdigest()[:8]
+        letters = hashlib.sha256(json.dumps([drawn, self.device], sort_keys=True).encode()).hexdigest()[:8]
+        return replace(self, settings=replace(self.settings, samples=folder / f"{stem}-{letters}"))
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -46,9 +46,8 @@ class GivenOptions:
             raise UserError("--out is missing: the folder for table and pictures, such as --out runs/study")
         if self.names and len(self.names) != len(self.checkpoints):
             raise UserError(f"--names has {len(self.names)} name(s) for {len(self.checkpoints)} checkpoint(s)")
-        names = list(self.models)
-        called = list(self.names or map(str, self.checkpoints))
-        if twice := [name for name in called if called.count(name) > 1]:
+        names = list(self.names or map(str, self.checkpoints))
+        if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"{twice[0]} is named twice: tell them apart with --names")
         stems = [file_stem(name) for name in names]
         if alike := [name for name, stem in zip(names, stems, strict=True) if stems.count(stem) > 1]:
