@@ -1,6 +1,7 @@
 """A folder that is made with interruptions: whose it is, who is at it, and with which settings it goes on.
 
-Run folders, token stores, packed sets and generated pictures stand on it, so that each rule is written once.
+Run folders, token stores, packed sets, generated pictures, feature banks, studies and the quickstart stand on it, so
+that each rule is written once.
 """
 
 from __future__ import annotations
