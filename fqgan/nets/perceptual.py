@@ -7,7 +7,7 @@ Metric", Eq. 1): features of several stages, unit length at every position, weig
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from fqgan.base.errors import UserError
 from fqgan.base.schema import did_you_mean
-from fqgan.nets.efficientnet import STAGE_CHANNELS, load_efficientnet_lite0
+from fqgan.nets.efficientnet import STAGE_CHANNELS, EfficientNetLite0, load_efficientnet_lite0
 from fqgan.nets.weights import FrozenModule, read_weights
 
 VGG_CHANNELS = (64, 128, 256, 512, 512)
@@ -61,11 +61,14 @@ class EfficientNetDistance(PerceptualDistance):
 
     The squared differences are summed over channels, averaged over positions and averaged over the stages, which
     makes it lie in [0, 4]. Any image size leaves each stage at least one position, so all five count.
+
+    Args:
+        network: None: the packaged one.
     """
 
-    def __init__(self):
+    def __init__(self, network: EfficientNetLite0 | None = None):
         super().__init__(torch.full((channels,), 1 / len(STAGE_CHANNELS)) for channels in STAGE_CHANNELS)
-        self.network = load_efficientnet_lite0()
+        self.network = network or load_efficientnet_lite0()
         self.freeze()
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -76,16 +79,17 @@ class LPIPS(PerceptualDistance):
     """LPIPS v0.1 on VGG-16 (richzhang/PerceptualSimilarity), with its scaling layer and learned weights.
 
     Args:
-        vgg16: torchvision's ImageNet weights `vgg16-397923af.pth`.
-        linear: the learned weights `lpips/weights/v0.1/vgg.pth`, keys `lin0.model.1.weight` to `lin4.model.1.weight`.
+        vgg16: torchvision's ImageNet weights `vgg16-397923af.pth`; None: random ones.
+        linear: the learned weights `lpips/weights/v0.1/vgg.pth`, keys `lin0.model.1.weight` to `lin4.model.1.weight`;
+            None: equal ones.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, vgg16: Path, linear: Path):
-        super().__init__(_read_linear(linear))
-        self.layers = _read_vgg16(vgg16)
+    def __init__(self, vgg16: Path | None, linear: Path | None):
+        super().__init__(_read_linear(linear) if linear else (torch.full((c,), 1 / c) for c in VGG_CHANNELS))
+        self.layers = _read_vgg16(vgg16) if vgg16 else _vgg16()
         # ImageNet's mean and deviation, carried over to the range [-1, 1]
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
@@ -108,9 +112,13 @@ def _read_linear(path: Path) -> list[Tensor]:
         raise UserError(f"{path} does not hold the weights of LPIPS v0.1 for VGG-16 (lin0 to lin4)") from None
 
 
+def _vgg16() -> nn.Sequential:
+    return make_layers(cfgs["D"])[: VGG_STAGE_ENDS[-1] + 1]
+
+
 def _read_vgg16(path: Path) -> nn.Sequential:
     with torch.device("meta"):  # the file's tensors become the parameters: no initialisation, no random numbers
-        layers = make_layers(cfgs["D"])[: VGG_STAGE_ENDS[-1] + 1]
+        layers = _vgg16()
     prefix = "features."
     weights = {key.removeprefix(prefix): w for key, w in read_weights(path).items() if key.startswith(prefix)}
     try:
@@ -146,11 +154,18 @@ def _from_environment(variable: str, default: Path) -> Path:
 
 def load_perceptual(name: str) -> PerceptualDistance | None:
     """The distance of a config's `loss.perceptual`: `lpips-vgg`, `efficientnet-lite0`, or `none` (None)."""
+    return make_perceptual(name, EfficientNetDistance, lambda: LPIPS(*lpips_files()))
+
+
+def make_perceptual(
+    name: str, efficientnet: Callable[[], PerceptualDistance], lpips: Callable[[], PerceptualDistance]
+) -> PerceptualDistance | None:
+    """As `load_perceptual`, whatever makes the networks."""
     if name == "none":
         return None
     if name == "efficientnet-lite0":
-        return EfficientNetDistance()
+        return efficientnet()
     if name == "lpips-vgg":
-        return LPIPS(*lpips_files())
+        return lpips()
     known = ("lpips-vgg", "efficientnet-lite0", "none")
     raise UserError(f"unknown perceptual distance {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")

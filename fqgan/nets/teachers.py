@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from fqgan.base.errors import UserError
 from fqgan.base.schema import did_you_mean
 from fqgan.config import FactorConfig
-from fqgan.nets.efficientnet import POOLED_DIM, STAGE_CHANNELS, load_efficientnet_lite0
+from fqgan.nets.efficientnet import POOLED_DIM, STAGE_CHANNELS, EfficientNetLite0, load_efficientnet_lite0
 from fqgan.nets.features import Teacher
 from fqgan.nets.timm_teacher import load_timm
 from fqgan.nets.transformers_teacher import load_transformer
@@ -30,11 +30,12 @@ class EfficientNetTeacher(Teacher):
 
     Args:
         stage: 1 to 5 (16, 24, 40, 112 and 320 dimensions, from local to semantic); 0: the pooled feature.
+        network: None: the packaged one.
     """
 
-    def __init__(self, name: str = OFFLINE, size: int = 224, stage: int = 0):
+    def __init__(self, name: str = OFFLINE, size: int = 224, stage: int = 0, network: EfficientNetLite0 | None = None):
         super().__init__(name, STAGE_CHANNELS[stage - 1] if stage else POOLED_DIM, size)
-        self.network = load_efficientnet_lite0()
+        self.network = network or load_efficientnet_lite0()
         self.stage = stage
         self.freeze()
 
@@ -73,13 +74,26 @@ def load_teacher(name: str, precision: str = "float32", device: torch.device | N
 
     Args:
         precision: `bf16` holds the weights of networks other than the packaged one in bf16, but not where that is
-            slower (`weight_type`).
+            slower (`held`).
         device: where the teacher is going to run; None: a CPU.
 
     Raises:
         UserError: for unknown names, sizes that do not fit, and missing packages, folders and files; within about two
             seconds where there is no network.
     """
+    return make_teacher(name, precision, device, EfficientNetTeacher, load_transformer, load_timm)
+
+
+def make_teacher(
+    name: str,
+    precision: str,
+    device: torch.device | None,
+    offline: Callable[[str, int, int], Teacher],
+    transformer: Callable[[str, str, str, int, str, torch.device], Teacher],
+    timm: Callable[[str, str, int, str, torch.device], Teacher],
+) -> Teacher:
+    """As `load_teacher`, whatever makes the networks: `offline` as `EfficientNetTeacher`, `transformer` as
+    `load_transformer`, `timm` as `load_timm`."""
     parts = re.fullmatch(r"([^:@]+)(?::(.+?))?(?:@(\d{1,9}))?", name)
     family, model, size = (parts[1], parts[2] or "", int(parts[3] or 0)) if parts else ("", "", 0)
     device = device or torch.device("cpu")
@@ -88,11 +102,11 @@ def load_teacher(name: str, precision: str = "float32", device: torch.device | N
             raise UserError(f"the input must have at most {_LARGEST:,} pixels a side")
         with torch.random.fork_rng(devices=[]):
             if family == OFFLINE:
-                return EfficientNetTeacher(name, _size(size), _stage(model))
+                return offline(name, _size(size), _stage(model))
             if family in VITS and model:
-                return load_transformer(name, family, model, size, precision, device)
+                return transformer(name, family, model, size, precision, device)
             if family == "timm" and model:
-                return load_timm(name, model, size, precision, device)
+                return timm(name, model, size, precision, device)
     except UserError as error:
         raise UserError(f"teacher {name!r}: {error}") from error
     raise UserError(f"unknown teacher {name!r}{did_you_mean(name, (OFFLINE, *VITS, 'timm'))}; known: {FORMS}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fqgan.base.errors import UserError, in_one_line
 from fqgan.base.schema import did_you_mean
-from fqgan.nets.features import NetworkTeacher, weight_type
-from fqgan.nets.weights import hub_folder, require, weights_in
+from fqgan.nets.features import NetworkTeacher, held
+from fqgan.nets.weights import converted, hub_folder, require, weights_in
 
 
 def load_timm(name: str, model: str, size: int, precision: str, device: torch.device) -> NetworkTeacher:
@@ -23,6 +25,27 @@ def load_timm(name: str, model: str, size: int, precision: str, device: torch.de
             file (safetensors, or torch's) instead of those of the hub.
         size: pixels a side; 0: the size that the model was trained at.
     """
+    architecture, config, file = _parsed(model)
+    weights = _weights(Path(file).expanduser() if file else _hub_file(architecture, config))
+    size = size or config.input_size[-1]
+    network = _build(architecture, config, weights, size)
+    return _teacher(name, architecture, config, network, size, precision, device)
+
+
+def blank_timm(name: str, model: str, size: int, precision: str, device: torch.device) -> NetworkTeacher:
+    """As `load_timm`, with random weights; no file is read."""
+    architecture, config, _ = _parsed(model)
+    size = size or config.input_size[-1]
+    # timm asks for values of tensors while it builds, and fake ones have none
+    with unset_fake_temporarily() as fake, torch.device("meta") if fake else nullcontext():
+        network = _create(architecture, config, size, pretrained=False)
+    if fake:
+        converted(network, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+    return _teacher(name, architecture, config, network, size, precision, device)
+
+
+def _parsed(model: str) -> tuple[str, Any, str]:
+    """The architecture, timm's config of it, and the file of weights, if one is named."""
     require("timm")
     import timm
 
@@ -33,13 +56,16 @@ def load_timm(name: str, model: str, size: int, precision: str, device: torch.de
         config = None
     if config is None:
         raise UserError(f"timm has no model {architecture!r}{_nearest(architecture)}")
-    weights = _weights(Path(file).expanduser() if file else _hub_file(architecture, config))
-    size = size or config.input_size[-1]
-    network = _build(architecture, config, weights, size)
+    return architecture, config, file
+
+
+def _teacher(
+    name: str, architecture: str, config: Any, network: nn.Module, size: int, precision: str, device: torch.device
+) -> NetworkTeacher:
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", (1,))[0]
     if size % patch or not size:
         raise UserError(f"the size {size} is no multiple of the model's patches of {patch} pixels")
-    network = network.to(weight_type(network, precision, device)).eval()
+    network = held(network, precision, device).eval()
     try:
         with torch.no_grad():
             feature = _read(network, torch.zeros(1, 3, size, size, dtype=next(network.parameters()).dtype))
@@ -88,22 +114,24 @@ def _weights(path: Path) -> dict[str, Any]:
 
 def _build(architecture: str, config: Any, weights: dict[str, Any], size: int) -> nn.Module:
     """The model without its classifier. All other weights must be there and fit."""
-    import timm
-
     classifiers = config.classifier if isinstance(config.classifier, tuple | list) else (config.classifier,)
     for classifier in classifiers:
         for last in ("weight", "bias"):
             weights.pop(f"{classifier}.{last}", None)
     # as many classes as the model, none, let timm load strictly
     overlay = {"state_dict": weights, "num_classes": 0, "label_offset": 0}
-    options: dict[str, Any] = {"img_size": size} if config.fixed_input_size else {}
     try:
-        network: Any = timm.create_model(
-            architecture, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options
-        )
+        network = _create(architecture, config, size, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:
         raise UserError(
             f"timm's {architecture} at {size} pixels does not take these weights: {in_one_line(error)}"
         ) from error
     network.pretrained_cfg.pop("state_dict", None)  # a second copy
     return network
+
+
+def _create(architecture: str, config: Any, size: int, **options: Any) -> Any:
+    import timm
+
+    sized = {"img_size": size} if config.fixed_input_size else {}
+    return timm.create_model(architecture, num_classes=0, **sized, **options)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fqgan.base.errors import UserError, in_one_line
 from fqgan.base.schema import load_json
-from fqgan.nets.features import NetworkTeacher, weight_type
+from fqgan.nets.features import NetworkTeacher, held
 from fqgan.nets.weights import WEIGHTS, hub_folder, require, weights_in
 
 # `model_type` of a config -> the class that holds its vision tower alone
@@ -24,6 +24,36 @@ CLASSES = {
 NORMALISATION = {
     "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
     "dinov2": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
+
+
+def _shape(kind: str, width: int, depth: int, heads: int, patch: int, size: int, **others: Any) -> dict[str, Any]:
+    """A vision tower's config.json, as far as it differs from its library's defaults."""
+    shape = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "patch_size": patch}
+    return {"model_type": kind, "image_size": size, **shape, **others}
+
+
+def _dinov2(kind: str = "dinov2", infix: str = "", **others: Any) -> dict[str, dict[str, Any]]:
+    """The four sizes of DINOv2; their positions are those of 518 pixels, whatever size they are given."""
+    sizes = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "giant": (1536, 40, 24)}
+    return {
+        f"facebook/dinov2-{infix}{size}": _shape(kind, *shape, 14, 518, use_swiglu_ffn=size == "giant", **others)
+        for size, shape in sizes.items()
+    }
+
+
+# hub ids whose networks `blank_transformer` makes without asking the hub
+KNOWN = {
+    "clip": {
+        f"openai/clip-vit-{size}": _shape("clip_vision_model", *shape, intermediate_size=4 * shape[0])
+        for size, shape in {
+            "base-patch32": (768, 12, 12, 32, 224),
+            "base-patch16": (768, 12, 12, 16, 224),
+            "large-patch14": (1024, 24, 16, 14, 224),
+            "large-patch14-336": (1024, 24, 16, 14, 336),
+        }.items()
+    },
+    "dinov2": _dinov2() | _dinov2("dinov2_with_registers", "with-registers-", num_register_tokens=4),
 }
 
 
@@ -44,13 +74,54 @@ def load_transformer(
     folder = _folder(model)
     config = _read_config(folder, family)
     network = _load(folder, CLASSES[family][config["model_type"]])
-    mean, std, own_size = _preprocessing(folder, family, config)
+    return _teacher(name, family, network, _preprocessing(folder, family, config), size, precision, device)
+
+
+def blank_transformer(
+    name: str, family: str, model: str, size: int, precision: str, device: torch.device
+) -> NetworkTeacher:
+    """As `load_transformer`, with random weights: of a folder only its config is read, and of hub ids those of `KNOWN`
+    can be had."""
+    require("transformers")
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        config = _read_config(folder, family)
+    elif model in KNOWN[family]:
+        config = KNOWN[family][model]
+    else:
+        raise UserError(f"the shape of {model} is not known; known: {', '.join(KNOWN[family])}, and folders")
+    cls = getattr(transformers, CLASSES[family][config["model_type"]])
+    with no_init_weights():  # its truncated normal distribution asks for values, which not every device has
+        network = cls(cls.config_class.from_dict(config.get("vision_config", config))).eval()
+    network.apply(_randomize)
+    return _teacher(name, family, network, _preprocessing(folder, family, config), size, precision, device)
+
+
+@torch.no_grad()
+def _randomize(module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter.copy_(torch.randn_like(parameter) * 0.02)
+
+
+def _teacher(
+    name: str,
+    family: str,
+    network: Any,
+    preprocessing: tuple[list[float], list[float], int],
+    size: int,
+    precision: str,
+    device: torch.device,
+) -> NetworkTeacher:
+    mean, std, own_size = preprocessing
     size, patch = size or own_size, network.config.patch_size
     if size % patch or not size:
         raise UserError(f"the size {size} is no multiple of the model's patches of {patch} pixels")
-    network = network.to(weight_type(network, precision, device))
     read = _read_clip if family == "clip" else _read_dinov2
-    return NetworkTeacher(name, network, read, network.config.hidden_size, size, mean, std)
+    dim = network.config.hidden_size
+    return NetworkTeacher(name, held(network, precision, device), read, dim, size, mean, std)
 
 
 def _read_clip(network: nn.Module, pixels: Tensor) -> Tensor:

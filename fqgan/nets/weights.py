@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from fqgan.base.errors import UserError, in_one_line
@@ -72,6 +73,17 @@ class FrozenModule(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode; `mode` is ignored."""
         return super().train(False)
+
+
+@torch.no_grad()
+def converted(module: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """The module with each parameter and buffer changed, in place. Unlike `Module.to` it works on fake tensors."""
+    for part in module.modules():
+        for name, tensor in [*part.named_parameters(recurse=False)]:
+            setattr(part, name, nn.Parameter(change(tensor), tensor.requires_grad))
+        for name, tensor in [*part.named_buffers(recurse=False)]:
+            setattr(part, name, change(tensor))
+    return module
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
