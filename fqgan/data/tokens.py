@@ -23,6 +23,7 @@ from fqgan.data.fingerprint import digest
 from fqgan.data.remote import RemoteFolder, is_remote
 from fqgan.data.token_manifest import MANIFEST, TOKENIZER, UNFINISHED, File, StoreManifest, parse_manifest
 from fqgan.data.transforms import CENTER
+from fqgan.models.find import model_config
 
 LOOKED_AT = 64
 """Images whose codes are looked at when a store is opened; the others are when they are taken."""
@@ -118,6 +119,11 @@ class TokenStore:
         if isinstance(self.path, Path):
             return self.path / TOKENIZER
         return self.path.linked([file.name for file in self.manifest.tokenizer_files], self.tokenizer_fingerprint[:32])
+
+    @cached_property
+    def factor_names(self) -> list[str]:
+        """The names of the k factors, in their order."""
+        return [factor.name for factor in model_config(self.tokenizer_path, "tokenizer").factors]
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:

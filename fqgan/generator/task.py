@@ -34,7 +34,7 @@ from fqgan.generator.model import FAR, GeneratorLoss, load_generator
 from fqgan.generator.pictures import labelled_rows
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block
-from fqgan.models.find import CARRIED, find, model_config
+from fqgan.models.find import CARRIED, find
 from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer, load_tokenizer, save_tokenizer
 from fqgan.tokenizer.pictures import save_picture
 
@@ -71,7 +71,7 @@ class GeneratorTask(Task):
         init: FAR | None = None,
     ):
         self.config, self.world, self.store, self.validation = config, world, store, validation
-        self.names = [factor.name for factor in model_config(store.tokenizer_path, "tokenizer").factors]
+        self.names = store.factor_names
         torch.manual_seed(config.train.seed)
         model = FAR(config.model)
         if init:

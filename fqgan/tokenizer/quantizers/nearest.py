@@ -18,7 +18,7 @@ def nearest_codes(rows: Tensor, codebook: Tensor) -> Tensor:
     """
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     columns = codebook.T.contiguous()
-    for chunk in chunks(len(rows), len(codebook), rows.device):
+    for chunk in chunks(rows, len(codebook)):
         codes[chunk] = largest_entries(rows[chunk] @ columns)[1]
     return codes
 
@@ -38,8 +38,8 @@ def largest_entries(scores: Tensor) -> tuple[Tensor, Tensor]:
     return largest, block * _BLOCK + within
 
 
-def chunks(n: int, columns: int, device: torch.device) -> Iterator[slice]:
-    """Row slices whose score matrix stays in a CPU's cache or fills a GPU."""
-    elements = 2**19 if device.type == "cpu" else 2**26
-    rows = max(1, elements // columns)
-    return (slice(start, start + rows) for start in range(0, n, rows))
+def chunks(rows: Tensor, columns: int) -> Iterator[slice]:
+    """Slices of rows (n, d) whose score matrix stays in a CPU's cache or fills a GPU."""
+    elements = 2**19 if rows.is_cpu else 2**26
+    length = max(1, elements // columns)
+    return (slice(start, start + length) for start in range(0, len(rows), length))

@@ -101,7 +101,7 @@ class _SoftAssignment(torch.autograd.Function):
         scaled, columns = rows * (scale / _LN2), codebook.T.contiguous()
         codes = torch.empty(n, dtype=torch.int64, device=rows.device)
         entropies, log_sums, mean = rows.new_empty(n), rows.new_empty(n), rows.new_zeros(len(codebook))
-        for chunk in chunks(n, len(codebook), rows.device):
+        for chunk in chunks(rows, len(codebook)):
             scores = scaled[chunk] @ columns
             largest, codes[chunk] = largest_entries(scores)
             exponents = scores.sub_(largest[:, None])
@@ -124,7 +124,7 @@ class _SoftAssignment(torch.autograd.Function):
         g = (mean + _EPS).log() + mean / (mean + _EPS)
         grad_rows = torch.empty_like(scaled)
         grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
-        for chunk in chunks(len(scaled), columns.shape[1], scaled.device):
+        for chunk in chunks(scaled, columns.shape[1]):
             log_p = (scaled[chunk] @ columns).sub_(log_sums[chunk, None])  # to base 2
             p = log_p.exp2()
             centre = p @ g + entropies[chunk]  # sum_j p_nj a_nj

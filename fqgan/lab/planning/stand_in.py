@@ -1,0 +1,97 @@
+"""Tensors of the CPU without content, which stand for a GPU's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from fqgan.generator.transformer import rotary_table
+
+# functions that CUDA's autocast computes in float32, and a CPU's in the type that it gets
+_IN_FLOAT32 = frozenset(
+    "acos asin cosh cosine_similarity cumprod dist erfinv exp expm1 group_norm layer_norm log log10 log1p log2 "
+    "log_softmax logsumexp norm pow __pow__ reciprocal rsqrt sinh softmax softmin softplus tan vector_norm".split()
+)
+
+
+class AsOnGpu(TorchFunctionMode):
+    """Within, tensors of the CPU say that they are on a GPU; autocast and dropout do what they do there.
+
+    The autograd engine asks a driver about `cuda`, even for tensors without content: so a GPU's training step can be
+    followed on the CPU's only.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name == "__get__" and getattr(func, "__self__", None) in (Tensor.is_cpu, Tensor.is_cuda):
+            return func.__self__ is Tensor.is_cuda
+        if name in _IN_FLOAT32 and torch.is_autocast_enabled("cpu"):
+            args = [each.float() if _is_half(each) else each for each in args]
+            kwargs = {key: each.float() if _is_half(each) else each for key, each in kwargs.items()}
+        elif func is F.dropout:
+            return _dropout(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """As CUDA's kernel: what is kept is a byte an element."""
+    return torch.native_dropout(x, p, True)[0] if training and p else x
+
+
+class _WithoutContent(FakeTensorMode):
+    """Args:
+    values: what looks at a value gets 0; False: it fails.
+    """
+
+    def __init__(self, values: bool):
+        super().__init__()
+        self.values = values
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _WithoutContent:
+        """Copies of its tensors are its own, too."""
+        return self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.values and func is torch.ops.aten._local_scalar_dense.default:
+            return 0.0 if args[0].is_floating_point() else 0
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@contextmanager
+def without_content(gpu: bool) -> Iterator[None]:
+    """Within, tensors have a shape, a type and a storage of their size, and no memory behind it.
+
+    Args:
+        gpu: they stand for a GPU's, and looking at a value fails; otherwise for a CPU's, where all of them are 0.
+    """
+    rotary_table.cache_clear()  # tables of one kind of tensors are not left to the other
+    convert = nn.Module._apply
+    nn.Module._apply = _replaced  # torch's own swaps tensors in place, which it refuses for those without content
+    try:
+        with _WithoutContent(values=not gpu), AsOnGpu() if gpu else nullcontext():
+            yield
+    finally:
+        nn.Module._apply = convert
+        rotary_table.cache_clear()
+
+
+@torch.no_grad()
+def _replaced(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """What `Module.to` and its kind do, with new parameters and buffers in place of changed ones."""
+    for part in module.modules() if recurse else [module]:
+        for tensors in (part._parameters, part._buffers):
+            for name, old in tensors.items():
+                if old is not None and (new := change(old)) is not old:
+                    tensors[name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    return module

@@ -1,0 +1,189 @@
+"""The real training step of a run on tensors without content: what is alive at its peak, and what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
+from fqgan.data.sources import ImageSource
+from fqgan.engine.distributed import World
+from fqgan.engine.trainer import Trainer
+from fqgan.generator import task as generator_task
+from fqgan.generator.task import GeneratorTask
+from fqgan.lab.planning.stand_in import without_content
+from fqgan.lab.planning.tracking import Tracker
+from fqgan.nets.architectures import blank_networks
+from fqgan.tokenizer.task import TokenizerTask
+
+RunConfig = TokenizerRunConfig | GeneratorRunConfig
+KINDS = ("weights", "gradients", "optimizer", "average", "teachers", "activations")
+_STEPS = 2
+"""Steps that are followed: the second one finds the optimizer's state."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step of one GPU.
+
+    Attributes:
+        images: of the GPU.
+        memory: bytes of each kind when most are alive; weights are those in training, activations all the rest.
+        work: (operators of the micro-batches, 3): FLOPs, bytes moved, bytes of an element.
+        update: the same of the optimizer.
+        parameters: numbers that a GPU holds of the networks in training; all of them without FSDP.
+    """
+
+    images: int
+    memory: dict[str, int]
+    work: npt.NDArray[np.int64]
+    update: npt.NDArray[np.int64]
+    parameters: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return sum(self.memory.values())
+
+
+class _NoPictures(ImageSource):
+    labels, blocks = np.zeros(0, np.int64), []
+
+    def names(self) -> list[str]:
+        return []
+
+
+class _TokenizerTask(TokenizerTask):
+    """Its pictures have no content, and come from nowhere."""
+
+    def raw_batches(self, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        size = self.config.model.image_size
+        while True:
+            pixels = torch.zeros(self.config.train.micro_batch, 3, size, size, dtype=torch.uint8)
+            yield pixels, torch.zeros(len(pixels), dtype=torch.int64)
+
+
+class _GeneratorTask(GeneratorTask):
+    def batches(self, start_step: int) -> Iterator[generator_task.Batch]:
+        model, rows = self.config.model, self.config.train.micro_batch
+        while True:
+            codes = torch.zeros(rows, model.num_factors, *model.grid, dtype=torch.int64)
+            yield generator_task.Batch(codes, torch.zeros(rows, dtype=torch.int64))
+
+
+class _Trainer(Trainer):
+    """Takes every step for finite, and notes where the updates begin."""
+
+    before_update = 0
+    tracker: Tracker
+
+    def _not_finite(self, terms: dict[str, Tensor], norms: dict[str, Tensor]) -> str:
+        self.before_update = len(self.tracker.work)
+        return ""
+
+
+def follow(config: RunConfig, micro_batch: int, gpus: int = 1, *, accumulate: bool = False, gpu: bool = True) -> Step:
+    """Two optimizer steps on tensors without content; what the second one takes. The GAN is under way.
+
+    Args:
+        config: the run's settings, with nothing left open.
+        micro_batch: images of a GPU at a time.
+        gpus: ranks, each with its own GPU; this is the first one.
+        accumulate: whether the gradients of other micro-batches are there already.
+        gpu: False follows what happens on a CPU.
+    """
+    device = torch.device("cpu")
+    parts = 2 if accumulate else 1
+    config = _as_followed(config, micro_batch, gpus, parts, gpu)
+    with _ranks(gpus), without_content(gpu):
+        with Tracker() as tracker:
+            task = _task(config, World(0, gpus, device), gpu)
+            trainer = _Trainer(task, None, task.world, _STEPS, config.train, config.optimizer)  # pyright: ignore
+            trainer.tracker = tracker
+            batches = task.batches(0)
+            begin = 0, 0
+            for step in range(_STEPS):
+                begin = len(tracker.changes), len(tracker.work)
+                trainer._optimize(step, batches)
+        alive = tracker.alive(dict(_kinds(trainer)), KINDS[-1])
+    total = np.sum([*alive.values()], axis=0)
+    moment = begin[0] + int(total[begin[0] :].argmax())
+    work = np.array(tracker.work, dtype=np.int64)
+    return Step(
+        images=parts * micro_batch,
+        memory={name: int(numbers[moment]) for name, numbers in alive.items()},
+        work=work[begin[1] : trainer.before_update],
+        update=work[trainer.before_update :],
+        parameters=sum(p.numel() for phase in task.phases for p in map(_own, phase.module.parameters())),
+    )
+
+
+def _as_followed(config: Any, micro_batch: int, gpus: int, parts: int, gpu: bool) -> Any:
+    """A step of `parts` micro-batches, eager, with the memory layout of its device."""
+    train = {"batch": parts * gpus * micro_batch, "micro_batch": micro_batch, "compile": False}
+    if isinstance(config, TokenizerRunConfig):
+        if gpu and config.train.channels_last == "auto":
+            train["channels_last"] = "on"
+        config = replace(config, discriminator=replace(config.discriminator, start=0))
+    return replace(config, train=replace(config.train, **train))
+
+
+def _task(config: Any, world: World, gpu: bool) -> Any:
+    if isinstance(config, TokenizerRunConfig):
+        perceptual, teachers = blank_networks(config, torch.device("cuda" if gpu else "cpu"))
+        return _TokenizerTask(config, world, _NoPictures(), None, teachers, perceptual)
+    names = [str(i) for i in range(config.model.num_factors)]
+    return _GeneratorTask(config, world, SimpleNamespace(factor_names=names), None)  # pyright: ignore
+
+
+def _kinds(trainer: Trainer) -> Iterator[tuple[str, Iterable[Tensor]]]:
+    task: Any = trainer.task
+    modules = [phase.module for phase in task.phases]
+    own = [*map(_own, (each for module in modules for each in (*module.parameters(), *module.buffers())))]
+    yield KINDS[0], own
+    yield KINDS[1], [_own(p.grad) for module in modules for p in module.parameters() if p.grad is not None]
+    states = [each for phase in task.phases for state in phase.optimizer.state.values() for each in state.values()]
+    yield KINDS[2], [_own(each) for each in states if isinstance(each, Tensor)]
+    yield KINDS[3], [*map(_own, trainer.ema.module.state_dict().values())] if trainer.ema else []
+    frozen: list[nn.Module] = [*getattr(task, "teachers", {}).values(), getattr(task, "perceptual", None) or nn.Identity()]
+    yield KINDS[4], [each for module in frozen for each in (*module.parameters(), *module.buffers())]
+
+
+def _own(tensor: Any) -> Tensor:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+@contextmanager
+def _ranks(count: int) -> Iterator[None]:
+    """A process group of `count` ranks, of which only this one is there: what it sends goes nowhere."""
+    if count == 1:
+        yield
+        return
+    from torch.distributed import device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    arrange = device_mesh.init_device_mesh
+
+    def arranged(*args: Any, **kwargs: Any) -> Any:
+        with unset_fake_temporarily():  # a mesh looks at the numbers of its ranks
+            return arrange(*args, **kwargs)
+
+    dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+    device_mesh.init_device_mesh = arranged
+    try:
+        yield
+    finally:
+        device_mesh.init_device_mesh = arrange
+        dist.destroy_process_group()
