@@ -20,6 +20,7 @@ COMMANDS = {
     "train-tokenizer": "train a tokenizer from a preset, or resume a run",
     "train-generator": "train a generator on a token store, or resume a run",
     "train-classifier": "train a small classifier, whose features measure images",
+    "plan": "what a run takes on given GPUs: memory, time and disk, before it is started",
     "reconstruct": "pictures through a tokenizer and back, each factor alone",
     "extract": "a set of images as codes in a token store, for a generator's training",
     "generate": "pictures by class from a generator",

@@ -257,7 +257,7 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
         source, validation = open_data(config.data)
         check_ranks(source, world.size)
         teachers = load_teachers(config.model.factors, config.train.precision, world.device)
-        config = _with_teacher_dims(config, teachers)
+        config = with_teacher_dims(config, teachers)
         perceptual = load_perceptual(config.loss.perceptual) if config.loss.perceptual_weight else None
         _check_memory(config, world)
         check_output(path, folder=True, option="--run", inputs=[config.data.source, config.data.validation])
@@ -288,7 +288,7 @@ def _check_memory(config: TokenizerRunConfig, world: World) -> None:
     check_training(model, config.optimizer, config.train, world, rows)
 
 
-def _with_teacher_dims(config: TokenizerRunConfig, teachers: dict[str, Teacher]) -> TokenizerRunConfig:
+def with_teacher_dims(config: TokenizerRunConfig, teachers: dict[str, Teacher]) -> TokenizerRunConfig:
     """The config with each teacher's dimension written in, so that checkpoints load without the teacher."""
     factors = []
     for factor in config.model.factors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,15 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
 from fqgan.generator.transformer import rotary_table
 
 # functions that CUDA's autocast computes in float32, and a CPU's in the type that it gets
-_IN_FLOAT32 = frozenset(
-    "acos asin cosh cosine_similarity cumprod dist erfinv exp expm1 group_norm layer_norm log log10 log1p log2 "
-    "log_softmax logsumexp norm pow __pow__ reciprocal rsqrt sinh softmax softmin softplus tan vector_norm".split()
-)
+_IN_FLOAT32 = {
+    *("acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log1p", "log2", "pow", "__pow__"),
+    *("reciprocal", "rsqrt", "sinh", "tan", "softplus", "cumprod", "dist", "norm", "vector_norm"),
+    *("group_norm", "layer_norm", "softmax", "softmin", "log_softmax", "logsumexp", "cosine_similarity"),
+}
 
 
 class AsOnGpu(TorchFunctionMode):
@@ -37,6 +40,12 @@ class AsOnGpu(TorchFunctionMode):
             kwargs = {key: each.float() if _is_half(each) else each for key, each in kwargs.items()}
         elif func is F.dropout:
             return _dropout(*args, **kwargs)
+        elif func is Tensor.backward:
+            with self:  # what is called in there is no method of a tensor's, so that this mode stays on
+                seed = (torch.ones_like(args[0]),)
+                return _engine_run_backward(
+                    args[:1], seed, False, False, (), allow_unreachable=True, accumulate_grad=True
+                )
         return func(*args, **kwargs)
 
 
@@ -50,9 +59,7 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
 
 
 class _WithoutContent(FakeTensorMode):
-    """Args:
-    values: what looks at a value gets 0; False: it fails.
-    """
+    """What looks at a value gets 0 with `values`, and fails without."""
 
     def __init__(self, values: bool):
         super().__init__()
@@ -77,9 +84,11 @@ def without_content(gpu: bool) -> Iterator[None]:
     """
     rotary_table.cache_clear()  # tables of one kind of tensors are not left to the other
     convert = nn.Module._apply
-    nn.Module._apply = _replaced  # torch's own swaps tensors in place, which it refuses for those without content
+    nn.Module._apply = _replaced  # pyright: ignore[reportAttributeAccessIssue]
+    # torch's own swaps tensors in place, which it refuses for those without content
     try:
-        with _WithoutContent(values=not gpu), AsOnGpu() if gpu else nullcontext():
+        with _WithoutContent(values=not gpu), AsOnGpu() if gpu else nullcontext(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # when a module is copied
             yield
     finally:
         nn.Module._apply = convert
@@ -87,11 +96,12 @@ def without_content(gpu: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _replaced(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+def _replaced(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """What `Module.to` and its kind do, with new parameters and buffers in place of changed ones."""
-    for part in module.modules() if recurse else [module]:
-        for tensors in (part._parameters, part._buffers):
+    for part in self.modules() if recurse else [self]:
+        tables: list[dict[str, Any]] = [part._parameters, part._buffers]
+        for tensors in tables:
             for name, old in tensors.items():
-                if old is not None and (new := change(old)) is not old:
+                if old is not None and (new := fn(old)) is not old:
                     tensors[name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    return module
+    return self

@@ -13,24 +13,23 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
+from fqgan.config import GeneratorRunConfig, TokenizerConfig, TokenizerRunConfig
 from fqgan.data.sources import ImageSource
 from fqgan.engine.distributed import World
+from fqgan.engine.task import Task
 from fqgan.engine.trainer import Trainer
 from fqgan.generator import task as generator_task
 from fqgan.generator.task import GeneratorTask
 from fqgan.lab.planning.stand_in import without_content
-from fqgan.lab.planning.tracking import Tracker
+from fqgan.lab.planning.tracking import FLOAT, TF32, Tracker
 from fqgan.nets.architectures import blank_networks
-from fqgan.tokenizer.task import TokenizerTask
+from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.task import TokenizerTask, with_teacher_dims
 
 RunConfig = TokenizerRunConfig | GeneratorRunConfig
 KINDS = ("weights", "gradients", "optimizer", "average", "teachers", "activations")
-_STEPS = 2
-"""Steps that are followed: the second one finds the optimizer's state."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,21 @@ class Step:
     """One optimizer step of one GPU.
 
     Attributes:
-        images: of the GPU.
-        memory: bytes of each kind when most are alive; weights are those in training, activations all the rest.
-        work: (operators of the micro-batches, 3): FLOPs, bytes moved, bytes of an element.
+        images: of the GPU, in `parts` micro-batches.
+        memory: bytes of each of `KINDS` when most are alive. Weights are those in training, activations all the rest.
+        work: (operators of the micro-batches, 3), as `Tracker.work`.
         update: the same of the optimizer.
-        parameters: numbers that a GPU holds of the networks in training; all of them without FSDP.
+        collectives: as `Tracker.collectives`, without DDP's sum of gradients.
+        gradients: bytes of them.
     """
 
     images: int
+    parts: int
     memory: dict[str, int]
     work: npt.NDArray[np.int64]
     update: npt.NDArray[np.int64]
-    parameters: int
+    collectives: list[tuple[str, int]]
+    gradients: int
 
     @property
     def peak(self) -> int:
@@ -94,7 +96,7 @@ class _Trainer(Trainer):
 
 
 def follow(config: RunConfig, micro_batch: int, gpus: int = 1, *, accumulate: bool = False, gpu: bool = True) -> Step:
-    """Two optimizer steps on tensors without content; what the second one takes. The GAN is under way.
+    """What an optimizer step takes, followed on tensors without content. The GAN is under way with all its penalties.
 
     Args:
         config: the run's settings, with nothing left open.
@@ -103,30 +105,46 @@ def follow(config: RunConfig, micro_batch: int, gpus: int = 1, *, accumulate: bo
         accumulate: whether the gradients of other micro-batches are there already.
         gpu: False follows what happens on a CPU.
     """
-    device = torch.device("cpu")
-    parts = 2 if accumulate else 1
+    sharded = getattr(config.train, "fsdp", False) and gpus > 1
+    parts = 2 if accumulate and sharded else 1  # until the last micro-batch a rank keeps all of its gradients
     config = _as_followed(config, micro_batch, gpus, parts, gpu)
-    with _ranks(gpus), without_content(gpu):
-        with Tracker() as tracker:
-            task = _task(config, World(0, gpus, device), gpu)
-            trainer = _Trainer(task, None, task.world, _STEPS, config.train, config.optimizer)  # pyright: ignore
-            trainer.tracker = tracker
-            batches = task.batches(0)
-            begin = 0, 0
-            for step in range(_STEPS):
-                begin = len(tracker.changes), len(tracker.work)
-                trainer._optimize(step, batches)
+    with _ranks(gpus), without_content(gpu), Tracker() as tracker:
+        task = _task(config, World(0, gpus, torch.device("cpu")), gpu)
+        step = config.discriminator.r1_every if isinstance(config, TokenizerRunConfig) else 1
+        trainer = _Trainer(task, None, task.world, step + 1, config.train, config.optimizer)  # pyright: ignore
+        trainer.tracker = tracker
+        _start_optimizers(task)
+        changes, work, calls = len(tracker.changes), len(tracker.work), len(tracker.collectives)
+        trainer._optimize(step, task.batches(0))
         alive = tracker.alive(dict(_kinds(trainer)), KINDS[-1])
+    gradients = int(alive["gradients"].max())
+    if not sharded and (accumulate or gpus > 1):  # other micro-batches' are there, or DDP keeps room for them
+        alive["gradients"] = np.full_like(alive["gradients"], gradients)
     total = np.sum([*alive.values()], axis=0)
-    moment = begin[0] + int(total[begin[0] :].argmax())
-    work = np.array(tracker.work, dtype=np.int64)
+    moment = changes + int(total[changes:].argmax())
+    operators = np.array(tracker.work, dtype=np.int64)
     return Step(
         images=parts * micro_batch,
+        parts=parts,
         memory={name: int(numbers[moment]) for name, numbers in alive.items()},
-        work=work[begin[1] : trainer.before_update],
-        update=work[trainer.before_update :],
-        parameters=sum(p.numel() for phase in task.phases for p in map(_own, phase.module.parameters())),
+        work=operators[work : trainer.before_update],
+        update=operators[trainer.before_update :],
+        collectives=tracker.collectives[calls:],
+        gradients=gradients,
     )
+
+
+def follow_encoding(config: TokenizerConfig, crops: int, precision: str) -> npt.NDArray[np.int64]:
+    """The operators of one pass of `extract`, (n, 3), as `Tracker.work`."""
+    with without_content(gpu=True), torch.no_grad():
+        tokenizer = FactorizedTokenizer(config).eval()
+        tokenizer.precision = precision
+        images = torch.zeros(crops, 3, config.image_size, config.image_size)
+        with Tracker() as tracker:
+            tokenizer.encode(images, values=False)
+    work = np.array(tracker.work, dtype=np.int64)
+    work[work[:, 2] == TF32, 2] = FLOAT  # extraction computes exactly
+    return work
 
 
 def _as_followed(config: Any, micro_batch: int, gpus: int, parts: int, gpu: bool) -> Any:
@@ -142,9 +160,19 @@ def _as_followed(config: Any, micro_batch: int, gpus: int, parts: int, gpu: bool
 def _task(config: Any, world: World, gpu: bool) -> Any:
     if isinstance(config, TokenizerRunConfig):
         perceptual, teachers = blank_networks(config, torch.device("cuda" if gpu else "cpu"))
+        config = with_teacher_dims(config, teachers)
         return _TokenizerTask(config, world, _NoPictures(), None, teachers, perceptual)
     names = [str(i) for i in range(config.model.num_factors)]
     return _GeneratorTask(config, world, SimpleNamespace(factor_names=names), None)  # pyright: ignore
+
+
+def _start_optimizers(task: Task) -> None:
+    """Their state is there, as it is from the second step on."""
+    for phase in task.phases:
+        for parameter in phase.module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        phase.optimizer.step()
+        phase.optimizer.zero_grad()
 
 
 def _kinds(trainer: Trainer) -> Iterator[tuple[str, Iterable[Tensor]]]:
@@ -156,7 +184,10 @@ def _kinds(trainer: Trainer) -> Iterator[tuple[str, Iterable[Tensor]]]:
     states = [each for phase in task.phases for state in phase.optimizer.state.values() for each in state.values()]
     yield KINDS[2], [_own(each) for each in states if isinstance(each, Tensor)]
     yield KINDS[3], [*map(_own, trainer.ema.module.state_dict().values())] if trainer.ema else []
-    frozen: list[nn.Module] = [*getattr(task, "teachers", {}).values(), getattr(task, "perceptual", None) or nn.Identity()]
+    frozen: list[nn.Module] = [
+        *getattr(task, "teachers", {}).values(),
+        getattr(task, "perceptual", None) or nn.Identity(),
+    ]
     yield KINDS[4], [each for module in frozen for each in (*module.parameters(), *module.buffers())]
 
 

@@ -26,7 +26,18 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     ],
     **flop_registry,
 }
-_NO_WORK = ("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "_unsafe_view", "resize_")
+HALF, TF32, FLOAT = range(3)
+"""How an operator computes: in bf16; in float32 where convolutions may round to TF32; in float32."""
+_NO_WORK = (
+    "empty",
+    "empty_strided",
+    "empty_like",
+    "new_empty",
+    "new_empty_strided",
+    "detach",
+    "_unsafe_view",
+    "resize_",
+)
 
 
 class Tracker(TorchDispatchMode):
@@ -36,13 +47,15 @@ class Tracker(TorchDispatchMode):
 
     Attributes:
         changes: (storage, bytes) of each allocation; the negative number of bytes of each release.
-        work: (FLOPs, bytes moved, bytes of an element) of each operator that is no view.
+        work: (FLOPs, bytes moved, `HALF`, `TF32` or `FLOAT`) of each operator that is no view.
+        collectives: (name, bytes of the larger side) of each call that ranks make together.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.changes: list[tuple[int, int]] = []
         self.work: list[tuple[int, int, int]] = []
+        self.collectives: list[tuple[str, int]] = []
         self._numbers = cast("weakref.WeakKeyDictionary[Any, int]", weakref.WeakKeyDictionary())
         self._sizes: list[int] = []
         self._resize = torch.UntypedStorage.resize_
@@ -56,7 +69,7 @@ class Tracker(TorchDispatchMode):
             tracker._follow(storage)
             return result
 
-        torch.UntypedStorage.resize_ = resized
+        torch.UntypedStorage.resize_ = resized  # pyright: ignore[reportAttributeAccessIssue]
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -68,7 +81,9 @@ class Tracker(TorchDispatchMode):
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):  # a sharded tensor: its part is asked next
             return NotImplemented
         formula = _FORMULAS.get(func._overloadpacket)
-        if formula is None and func.namespace == "aten":  # a composite operator, such as a matmul of the CPU's, has parts that are counted
+        if (
+            formula is None and func.namespace == "aten"
+        ):  # a composite operator, such as a matmul of the CPU's, has parts that are counted
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -77,11 +92,15 @@ class Tracker(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor in outputs:
             self._follow(tensor.untyped_storage())
-        if not func.is_view and func._opname not in _NO_WORK:
-            flops = formula(*args, **kwargs, out_val=result) if formula else 0
-            moved = outputs + [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            width = min((each.element_size() for each in outputs if each.is_floating_point()), default=4)
-            self.work.append((flops, sum(map(_bytes, moved)), width))
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if func.namespace == "c10d":
+            self.collectives.append((func._opname, max(sum(map(_bytes, side)) for side in (inputs, outputs))))
+        if func.namespace != "aten" or func.is_view or func._opname in _NO_WORK:
+            return result
+        flops = formula(*args, **kwargs, out_val=result) if formula else 0
+        half = any(each.dtype in (torch.bfloat16, torch.float16) for each in outputs)
+        how = HALF if half else TF32 if "convolution" in func._opname else FLOAT
+        self.work.append((flops, sum(map(_bytes, inputs + outputs)), how))
         return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
