@@ -148,15 +148,15 @@ def plan(config: RunConfig, settings: PlanSettings, subject: str = "run") -> Pla
     config, images = _resolved(config, settings)
     config.check()
     share = micro_batch(replace(train, micro_batch=0), gpus)
-    memories = Memories(config, gpus, share, chosen.usable)
-    fitting = memories.largest()
-    micro = micro_batch(train, gpus) if train.micro_batch else fitting or 1
-    step, accumulated = memories.step(micro), share // micro
+    own = train.micro_batch and micro_batch(train, gpus)
+    memories = Memories(config, gpus, share, chosen.usable, own)
+    micro, fitting = memories.planned, memories.largest
+    step, accumulated = memories.steps[micro], share // micro
     computation, launches = _computation(chosen, step, accumulated)
     collectives = [*_collectives(step, accumulated, config, settings, chosen)]
     waiting = sum(each.seconds for each in collectives)
     savings = [
-        _saving(option, Memories(other, gpus, share, chosen.usable, also=micro), micro, step)
+        _saving(option, Memories(other, gpus, share, chosen.usable, micro), step)
         for option, other in _savings(config, gpus)
     ]
     return Plan(
@@ -269,10 +269,9 @@ def _savings(config: RunConfig, gpus: int) -> Iterator[tuple[str, RunConfig]]:
         yield "--train.fsdp", replace(config, train=replace(config.train, fsdp=True))
 
 
-def _saving(option: str, memories: Memories, micro: int, without: Step) -> Saving:
-    largest = memories.largest()
-    step = memories.step(micro)
-    return Saving(option, largest, step.peak, _flops(step) / _flops(without))
+def _saving(option: str, memories: Memories, without: Step) -> Saving:
+    step = memories.steps[memories.planned]
+    return Saving(option, memories.largest, step.peak, _flops(step) / _flops(without))
 
 
 def _disk(config: RunConfig, step: Step, images: int, settings: PlanSettings) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -20,8 +20,7 @@ from fqgan.data.sources import ImageSource
 from fqgan.engine.distributed import World
 from fqgan.engine.task import Task
 from fqgan.engine.trainer import Trainer
-from fqgan.generator import task as generator_task
-from fqgan.generator.task import GeneratorTask
+from fqgan.generator.task import Batch, GeneratorTask
 from fqgan.lab.planning.stand_in import without_content
 from fqgan.lab.planning.tracking import FLOAT, TF32, Tracker
 from fqgan.nets.architectures import blank_networks
@@ -69,19 +68,25 @@ class _NoPictures(ImageSource):
 class _TokenizerTask(TokenizerTask):
     """Its pictures have no content, and come from nowhere."""
 
+    micro_batch = 1
+
     def raw_batches(self, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         size = self.config.model.image_size
         while True:
-            pixels = torch.zeros(self.config.train.micro_batch, 3, size, size, dtype=torch.uint8)
+            pixels = torch.zeros(self.micro_batch, 3, size, size, dtype=torch.uint8, device=self.world.device)
             yield pixels, torch.zeros(len(pixels), dtype=torch.int64)
 
 
 class _GeneratorTask(GeneratorTask):
-    def batches(self, start_step: int) -> Iterator[generator_task.Batch]:
-        model, rows = self.config.model, self.config.train.micro_batch
+    """Its codes are zeros."""
+
+    micro_batch = 1
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        model, rows = self.config.model, self.micro_batch
         while True:
             codes = torch.zeros(rows, model.num_factors, *model.grid, dtype=torch.int64)
-            yield generator_task.Batch(codes, torch.zeros(rows, dtype=torch.int64))
+            yield self._placed(codes, torch.zeros(rows, dtype=torch.int64))
 
 
 class _Trainer(Trainer):
@@ -95,29 +100,51 @@ class _Trainer(Trainer):
         return ""
 
 
-def follow(config: RunConfig, micro_batch: int, gpus: int = 1, *, accumulate: bool = False, gpu: bool = True) -> Step:
-    """What an optimizer step takes, followed on tensors without content. The GAN is under way with all its penalties.
+def follow(
+    config: RunConfig, choose: Callable[[dict[int, Step]], int], gpus: int = 1, share: int = 1, *, gpu: bool = True
+) -> dict[int, Step]:
+    """Optimizer steps by micro-batch, followed on tensors without content. The GAN is under way with all its penalties.
 
     Args:
         config: the run's settings, with nothing left open.
-        micro_batch: images of a GPU at a time.
+        choose: of the steps so far, says the next micro-batch, images of a GPU at a time; 0 ends.
         gpus: ranks, each with its own GPU; this is the first one.
-        accumulate: whether the gradients of other micro-batches are there already.
+        share: images of a GPU in a step: smaller micro-batches find the gradients of others.
         gpu: False follows what happens on a CPU.
     """
-    sharded = getattr(config.train, "fsdp", False) and gpus > 1
-    parts = 2 if accumulate and sharded else 1  # until the last micro-batch a rank keeps all of its gradients
-    config = _as_followed(config, micro_batch, gpus, parts, gpu)
+    found: dict[int, Step] = {}
     with _ranks(gpus), without_content(gpu), Tracker() as tracker:
-        task = _task(config, World(0, gpus, torch.device("cpu")), gpu)
-        step = config.discriminator.r1_every if isinstance(config, TokenizerRunConfig) else 1
-        trainer = _Trainer(task, None, task.world, step + 1, config.train, config.optimizer)  # pyright: ignore
-        trainer.tracker = tracker
-        _start_optimizers(task)
-        changes, work, calls = len(tracker.changes), len(tracker.work), len(tracker.collectives)
-        trainer._optimize(step, task.batches(0))
-        alive = tracker.alive(dict(_kinds(trainer)), KINDS[-1])
-    gradients = int(alive["gradients"].max())
+        trainer = _trainer(config, World(0, gpus, torch.device("cpu")), gpu, tracker)
+        _start_optimizers(trainer.task)
+        while micro_batch := choose(found):
+            found[micro_batch] = _followed(trainer, micro_batch, micro_batch < share)
+    return found
+
+
+def follow_one(config: RunConfig, micro_batch: int, gpus: int = 1, *, share: int = 0, gpu: bool = True) -> Step:
+    """`follow` of one micro-batch; share 0: as large as it."""
+    return follow(config, lambda found: 0 if found else micro_batch, gpus, share or micro_batch, gpu=gpu)[micro_batch]
+
+
+def real_trainer(config: RunConfig, micro_batch: int, device: torch.device) -> Trainer:
+    """The trainer that `follow` follows, with content, to be measured: its networks have random weights, and its
+    pictures or codes are zeros."""
+    trainer = _trainer(config, World(0, 1, device), device.type != "cpu", Tracker())
+    task: Any = trainer.task
+    task.micro_batch = micro_batch
+    return trainer
+
+
+def _followed(trainer: _Trainer, micro_batch: int, accumulate: bool) -> Step:
+    task: Any = trainer.task
+    tracker, gpus = trainer.tracker, trainer.world.size
+    sharded = getattr(trainer.config, "fsdp", False) and gpus > 1
+    parts = 2 if accumulate and sharded else 1  # until the last micro-batch a rank keeps all of its gradients
+    task.micro_batch, trainer.accumulate = micro_batch, parts
+    changes, work, calls = len(tracker.changes), len(tracker.work), len(tracker.collectives)
+    trainer._optimize(trainer.steps - 1, task.batches(0))
+    alive = tracker.alive(dict(_kinds(trainer)), KINDS[-1])
+    gradients = int(alive["gradients"][changes:].max())
     if not sharded and (accumulate or gpus > 1):  # other micro-batches' are there, or DDP keeps room for them
         alive["gradients"] = np.full_like(alive["gradients"], gradients)
     total = np.sum([*alive.values()], axis=0)
@@ -147,23 +174,24 @@ def follow_encoding(config: TokenizerConfig, crops: int, precision: str) -> npt.
     return work
 
 
-def _as_followed(config: Any, micro_batch: int, gpus: int, parts: int, gpu: bool) -> Any:
-    """A step of `parts` micro-batches, eager, with the memory layout of its device."""
-    train = {"batch": parts * gpus * micro_batch, "micro_batch": micro_batch, "compile": False}
+def _trainer(config: Any, world: World, gpu: bool, tracker: Tracker) -> _Trainer:
+    """Of an eager run with the memory layout of its device."""
+    steps = 2
+    config = replace(config, train=replace(config.train, batch=world.size, micro_batch=1, compile=False))
     if isinstance(config, TokenizerRunConfig):
-        if gpu and config.train.channels_last == "auto":
-            train["channels_last"] = "on"
+        steps = config.discriminator.r1_every + 1
         config = replace(config, discriminator=replace(config.discriminator, start=0))
-    return replace(config, train=replace(config.train, **train))
-
-
-def _task(config: Any, world: World, gpu: bool) -> Any:
-    if isinstance(config, TokenizerRunConfig):
+        if gpu and config.train.channels_last == "auto":
+            config = replace(config, train=replace(config.train, channels_last="on"))
         perceptual, teachers = blank_networks(config, torch.device("cuda" if gpu else "cpu"))
         config = with_teacher_dims(config, teachers)
-        return _TokenizerTask(config, world, _NoPictures(), None, teachers, perceptual)
-    names = [str(i) for i in range(config.model.num_factors)]
-    return _GeneratorTask(config, world, SimpleNamespace(factor_names=names), None)  # pyright: ignore
+        task = _TokenizerTask(config, world, _NoPictures(), None, teachers, perceptual)
+    else:
+        names = [str(i) for i in range(config.model.num_factors)]
+        task = _GeneratorTask(config, world, SimpleNamespace(factor_names=names), None)  # pyright: ignore
+    trainer = _Trainer(task, None, world, steps, config.train, config.optimizer)  # pyright: ignore
+    trainer.tracker = tracker
+    return trainer
 
 
 def _start_optimizers(task: Task) -> None:

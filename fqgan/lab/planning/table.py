@@ -47,7 +47,7 @@ def _notes(plan: Plan) -> Iterator[tuple[str, str]]:
         (f"when most is needed; {RESERVED / GIB:g} GiB and {FRAGMENTED:.0%} are left to CUDA, NCCL and gaps"),
     )
     if not plan.fits:
-        yield "", f"warning: a micro-batch of {plan.micro_batch} too large: use what saves memory"
+        yield "", f"warning: a micro-batch of {plan.micro_batch:,} does not fit: use what saves memory"
     for saving in plan.savings:
         fits = f"up to {saving.largest:,} images at a time" if saving.largest else "no image fits"
         less = f"{_gib(saving.peak)} GiB for {plan.micro_batch:,}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -38,6 +39,9 @@ _NO_WORK = (
     "_unsafe_view",
     "resize_",
 )
+
+
+_has_kernel = lru_cache(torch._C._dispatch_has_kernel_for_dispatch_key)
 
 
 class Tracker(TorchDispatchMode):
@@ -80,10 +84,11 @@ class Tracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):  # a sharded tensor: its part is asked next
             return NotImplemented
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
         formula = _FORMULAS.get(func._overloadpacket)
-        if (
-            formula is None and func.namespace == "aten"
-        ):  # a composite operator, such as a matmul of the CPU's, has parts that are counted
+        if formula is None and func.namespace == "aten" and not _has_kernel(func.name(), "CPU"):
+            # a composite operator without gradients, such as `matmul`: its parts are what computes
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -94,7 +99,8 @@ class Tracker(TorchDispatchMode):
             self._follow(tensor.untyped_storage())
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if func.namespace == "c10d":
-            self.collectives.append((func._opname, max(sum(map(_bytes, side)) for side in (inputs, outputs))))
+            sides = ([leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor)] for each in args)
+            self.collectives.append((func._opname, max(sum(map(_bytes, side)) for side in sides)))
         if func.namespace != "aten" or func.is_view or func._opname in _NO_WORK:
             return result
         flops = formula(*args, **kwargs, out_val=result) if formula else 0
