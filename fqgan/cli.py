@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from fqgan import __version__
-from fqgan.base.errors import UserError, in_one_line, out_of_memory
+from fqgan.base.errors import UserError, in_one_line, missing_operator, out_of_memory
 from fqgan.base.files import SURROUNDINGS, reason
 from fqgan.base.printing import refuse, say, steady_streams
 from fqgan.base.ranks import ranks_or_one
@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (MemoryError, RuntimeError) as error:
+        if missing := missing_operator(error):
+            return refuse(missing)
         if not out_of_memory(error):
             raise
         return refuse(f"out of memory ({in_one_line(error)}): smaller pictures, batches or models need less")

@@ -30,7 +30,7 @@ from fqgan.models.find import find
 from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer, save_tokenizer
 from fqgan.tokenizer.passes import Passes
 
-PASS_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 21}
+_CPU_PIXELS, _GPU_PIXELS = 1 << 17, 1 << 21
 """Pixels that go through the tokenizer together, unless a number of crops is asked for: 32 crops of 64 pixels on a CPU,
 where each thread has a pass of its own; 32 of 256 pixels on a GPU."""
 
@@ -127,6 +127,7 @@ def _plan(
     tokenizer.check_size(size, size)
     side = size // tokenizer.config.downsampling
     sizes = tuple(quantizer.codebook_size for quantizer in tokenizer.quantizers)
+    pixels = _CPU_PIXELS if device.type == "cpu" else _GPU_PIXELS
     options = StoreOptions(
         tokenizer=tokenizer.fingerprint(),
         codebook_sizes=sizes,
@@ -138,7 +139,7 @@ def _plan(
         range=" ".join(source.options.range),
         precision=tokenizer.precision,
         device=device.type,
-        crops_per_pass=settings.crops_per_pass or max(1, PASS_PIXELS[device.type] // size**2),
+        crops_per_pass=settings.crops_per_pass or max(1, pixels // size**2),
         images_per_shard=settings.shard_images or images_per_shard(len(source), NUM_CROPS[settings.crops]),
     )
     check_pictures(options.crops_per_pass, size, tokenizer.config.channels, device)
