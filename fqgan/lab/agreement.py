@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fqgan.base.errors import UserError, in_one_line
+from fqgan.base.errors import in_one_line
 from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerRunConfig
 from fqgan.config.presets import child
 from fqgan.config.verbs import ExtractionSettings
@@ -136,10 +136,11 @@ def _beside(trial: Trial, device: torch.device, precision: str, what: str) -> Co
     wanted = trial.reference(what)
     # by default convolutions on CUDA round their input to 10 bits
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    here = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     try:
-        with exact:
+        with exact, here:
             own = trial.result(device, precision, what)
-    except (RuntimeError, TypeError, StoppedError, UserError) as error:
+    except Exception as error:  # whatever a device and its driver raise
         cause = in_words(error.error or error if isinstance(error, StoppedError) else error)
         return Comparison(str(device), precision, what, None, without_home(in_one_line(cause)))
     if what in _SHARES:
