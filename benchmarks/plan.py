@@ -53,7 +53,7 @@ def measured(name: str, micro_batch: int, precision: str, device: str, steps_don
     trainer = steps.real_trainer(settings(name, precision), micro_batch, torch.device(device))
     batches = trainer.task.batches(0)
     for step in range(steps_done):
-        trainer._optimize(step, batches)
+        trainer.optimize(step, batches)
     return torch.cuda.max_memory_allocated() if gpu else held() - before
 
 

@@ -113,7 +113,7 @@ class TrainingStep:
         self.images, self.step = images.contiguous(memory_format=self.task._memory_format), 0
 
     def __call__(self) -> None:
-        self.trainer._optimize(self.step, iter([Batch(self.images)]))
+        self.trainer.optimize(self.step, iter([Batch(self.images)]))
         self.step += 1
 
 

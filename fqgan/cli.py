@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from fqgan import __version__
-from fqgan.base.errors import UserError, in_one_line, out_of_memory
+from fqgan.base.errors import UserError, in_one_line, missing_operator, out_of_memory
 from fqgan.base.files import SURROUNDINGS, reason
 from fqgan.base.printing import refuse, say, steady_streams
 from fqgan.base.ranks import ranks_or_one
@@ -28,13 +28,16 @@ COMMANDS = {
     "data": "what is in a set of images; pack one into resized parquet shards",
     "evaluate": "metrics of a tokenizer, a generator or any two sets of images",
     "study": "the paper's tables and figures: train, measure and compare what they hold",
+    "doctor": "what a bug report needs; whether a device computes as the CPU does",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status (2: a user's error, told in one line)."""
+    """Run one command; returns the exit status (2: a user's error, told in one line; 1: a command's own, of doctor)."""
     argv = sys.argv[1:] if argv is None else argv
     try:
+        if sys.platform == "win32":
+            raise UserError("fqgan runs on Linux and macOS, not on Windows itself: install it in WSL 2")
         if not _is_somewhere():
             raise UserError("the current folder is gone: change to one that is there")
         if not argv or argv[0] in ("-h", "--help", "help"):
@@ -44,12 +47,14 @@ def main(argv: list[str] | None = None) -> int:
         elif argv[0] not in COMMANDS:
             raise UserError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; see fqgan --help")
         else:
-            import_module(f"fqgan.commands.{argv[0].replace('-', '_')}").main(argv[1:])
+            return import_module(f"fqgan.commands.{argv[0].replace('-', '_')}").main(argv[1:]) or 0
     except UserError as error:
         return refuse(str(error))
     except KeyboardInterrupt:
         return 130
     except (MemoryError, RuntimeError) as error:
+        if missing := missing_operator(error):
+            return refuse(missing)
         if not out_of_memory(error):
             raise
         return refuse(f"out of memory ({in_one_line(error)}): smaller pictures, batches or models need less")

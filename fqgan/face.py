@@ -70,7 +70,7 @@ def evaluate(checkpoint: str | Path, *, data: str | Path, device: str = "auto", 
     Args:
         checkpoint: a run folder, one of its checkpoints, an exported folder, a released file, or hf:org/name.
         data: images: `photos`, `cifar10`, a folder, parquet files or tars.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda` or `mps`.
         settings: any other fields of `TokenizerEvaluation` or `GeneratorEvaluation` in `fqgan.config.evaluation`, such
             as features="inception" or limit=1000; a generator's num=50_000 and samples="folder", which by default is
             `evaluation` in its run folder.

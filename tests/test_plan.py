@@ -45,7 +45,7 @@ def measured_peak(config: Any, micro_batch: int) -> int:
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         trainer, batches = real_trainer(config, micro_batch)
         for step in range(3):
-            trainer._optimize(step, batches)
+            trainer.optimize(step, batches)
     results: Any = profile.profiler.kineto_results  # pyright: ignore
     events = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
     return int(np.cumsum([size for _, size in events]).max())
@@ -74,7 +74,7 @@ def test_the_planned_arithmetic_is_that_of_real_steps(config: Any) -> None:
     trainer, batches = real_trainer(config, 2)
     steps._start_optimizers(trainer.task)
     with FlopCounterMode(display=False) as counter:
-        trainer._optimize(16, batches)
+        trainer.optimize(16, batches)
     assert planned.work[:, 0].sum() + planned.update[:, 0].sum() == counter.get_total_flops()
 
 

@@ -22,7 +22,7 @@ from fqgan.base.inputs import as_images
 from fqgan.cli import main
 from fqgan.config import SamplingConfig, TokenizerRunConfig
 from fqgan.data.transforms import normalize
-from fqgan.engine.distributed import pick_device
+from fqgan.engine.devices import pick_device
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 NAN, INF = float("nan"), float("inf")
@@ -443,7 +443,7 @@ def test_generate_writes_what_the_command_writes(generator: Path, tmp_path: Path
         ({"data": "nowhere"}, "nowhere does not exist"),
         ({"out": None}, "out must be Path, got None"),
         ({"out": "a\0b"}, "is no name of a file"),
-        ({"device": "gpu"}, "device must be one of auto, cpu, cuda; got 'gpu'"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, mps; got 'gpu'"),
     ],
 )
 def test_settings_of_extract_are_refused(

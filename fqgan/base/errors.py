@@ -1,5 +1,6 @@
 """The exceptions that stand for a user's mistake, and what others say in one line."""
 
+import re
 from typing import Any
 
 
@@ -19,6 +20,15 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error, of Python's or torch's, says that memory is used up."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def missing_operator(error: BaseException) -> str:
+    """What to say of an operator that torch lacks on Apple's GPU; empty for other errors."""
+    pattern = r"operator '(\S+?)' is not current\w* \w+ (?:for|on) the MPS|run '(\S+?)' with arguments from the 'MPS'"
+    if not isinstance(error, NotImplementedError) or not (found := re.search(pattern, str(error))):
+        return ""
+    instead = "set PYTORCH_ENABLE_MPS_FALLBACK=1, which computes it on the CPU, or choose the device cpu"
+    return f"torch has no operator {found[1] or found[2]} on the device mps: {instead}"
 
 
 def in_one_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -26,7 +25,7 @@ SURROUNDINGS = (
 WRITING = ".writing"
 """End of the hidden names of what is being written."""
 # file systems without locks: better no lock than no run
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 
 
 class UnwritableError(UserError):
@@ -164,6 +163,8 @@ def sync(path: Path) -> None:
 def lock(path: Path) -> IO[str]:
     """The open lock file `path`, held until it is closed. BlockingIOError where another process holds it,
     `UnwritableError` where the file cannot be made."""
+    import fcntl  # not there on Windows, where the command line has a sentence to say first
+
     with writing(path):
         handle = path.open("w")
     try:

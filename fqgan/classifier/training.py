@@ -18,6 +18,7 @@ from fqgan.data.loader import check_ranks
 from fqgan.data.picture_task import PictureTask
 from fqgan.data.sources import ImageSource, announce, open_data
 from fqgan.data.transforms import normalize
+from fqgan.engine.devices import exact_device, upload
 from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
@@ -50,7 +51,7 @@ class ClassifierTask(PictureTask[ClassifierRunConfig]):
             yield self._place(raw), labels.to(self.world.device)
 
     def _place(self, raw: Tensor) -> Tensor:
-        return normalize(raw.to(self.world.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+        return normalize(upload(raw, self.world.device)).contiguous(memory_format=torch.channels_last)
 
     def meters(self) -> dict[str, float]:
         return self.unreadable.compute(all_reduce_sum)
@@ -65,12 +66,12 @@ class ClassifierTask(PictureTask[ClassifierRunConfig]):
     def validate(self, model: nn.Module) -> dict[str, float]:
         if self.validation is None:
             return {}
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=exact_device(self.world.device))
         agreed = Agreed(self.validation_batches(self.validation))
         for raw, labels, _ in agreed:
             with autocast(self.world.device, self.config.train.precision):
                 hits = correct(model(self._place(raw)), labels.to(self.world.device))
-            sums += torch.stack([hits.sum(), torch.ones_like(hits).sum()])
+            sums += torch.stack([hits.sum(), torch.ones_like(hits).sum()]).to(sums.device)
         hits, seen = all_reduce_sum(sums).tolist()
         agreed.check()
         return {"accuracy": hits / seen} if seen else {}

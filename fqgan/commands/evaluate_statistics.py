@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
 from fqgan.commands.arguments import parse
+from fqgan.config.devices import Device
 from fqgan.config.evaluation import SetStatistics
 
 
@@ -19,7 +19,7 @@ class Arguments(SetStatistics):
 
     out: Path = Path()
     """File to write; its name must end in .safetensors."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
 
 def main(argv: list[str]) -> None:

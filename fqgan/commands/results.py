@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say, say_lines
+from fqgan.config.devices import Device
 
 if TYPE_CHECKING:
     from fqgan.evaluation.protocol import Evaluation
@@ -20,7 +21,7 @@ class ResultOptions:
 
     out: Path = Path()
     """File for the results and their protocol; by default eval.json beside what is evaluated."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
     def path(self, home: Path | str, *inputs: str | Path) -> Path:
         """The file to write: `out`, or eval.json in the folder `home`. `UserError` where there is no such folder, and

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
+from fqgan.config.devices import Device
 from fqgan.config.ranges import at_least
 
 TOKENIZER, GENERATOR = "photos-dual", "far-photos"
@@ -28,7 +28,7 @@ class QuickstartSettings:
     images: int = 0
     """Number of images of each class that are generated and measured, for a shorter trial. The generator then learns
     from twice as many crops of each photograph. 0: 400 images of each class, and all 2,000 crops of each photograph."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Device to train and evaluate on; auto: a GPU if there is one."""
 
     def check(self) -> None:

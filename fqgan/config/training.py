@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fqgan.base.errors import UserError
+from fqgan.config.devices import Device
 from fqgan.config.ranges import check_ranges, setting
 
 
@@ -57,7 +58,7 @@ class TrainConfig:
     ema_decay: float = setting(0.0, below=1, changeable=False)
     """Decay per step of the weights' moving average; 0: no moving average."""
     seed: int = setting(0, changeable=False)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     deterministic: bool = False
     """Use deterministic kernels on a GPU, so that a run resumes bit for bit there."""
     skip_nonfinite: int = 0

@@ -11,6 +11,7 @@ import tyro
 from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.config.data import SourceOptions
+from fqgan.config.devices import Device
 from fqgan.config.generator import SamplingConfig
 from fqgan.config.ranges import at_least
 
@@ -38,7 +39,7 @@ class ReconstructionSettings(TrainedTokenizer):
     """Folder for one PNG and one file of codes (.npz) for each picture."""
     size: int = 0
     """Side of the centre crop in pixels; 0: the size that the tokenizer was trained on."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
     def check(self) -> None:
         """Raise `UserError` where no picture is named, and for a folder that cannot be written."""
@@ -82,7 +83,7 @@ class ExtractionSettings(TrainedTokenizer, SourceOptions):
     ends if there are more (and more than ten). 0: it ends at the first one."""
     verify: bool = False
     """Check the checksums of the shards that are there already, not only their sizes. Damaged shards are made again."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
     def check(self) -> None:
         """Raise `UserError` for numbers that make no sense, and for a store that cannot be written."""
@@ -136,7 +137,7 @@ class GenerationSettings(Drawing):
 
     out: Path = Path("samples")
     """Folder for the pictures, a grid of the first ones and samples.json. The same command resumes."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
     def check(self, codebook_sizes: tuple[int, ...] = ()) -> None:
         """As of `Drawing`; and `UserError` for a folder that cannot be written."""

@@ -13,6 +13,7 @@ from fqgan.data.loader import evaluation_batches, training_batches
 from fqgan.data.sources import ImageSource
 from fqgan.data.unreadable import UnreadableMeter
 from fqgan.data.workers import Batches
+from fqgan.engine.devices import upload
 from fqgan.engine.distributed import World
 from fqgan.engine.sizes import micro_batch, share_of
 from fqgan.engine.task import Task
@@ -42,7 +43,7 @@ class PictureTask(Task, Generic[Config]):
         )
         for raw, labels in loader:
             self._seen = config.train.batch * (self.step - start_step + 1), loader.unreadable, loader.small
-            yield raw.to(device, non_blocking=True), labels
+            yield upload(raw, device), labels
 
     def validation_batches(self, validation: ImageSource) -> Batches[tuple[Tensor, Tensor, Tensor]]:
         """This rank's share of a validation."""

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fqgan.base.errors import UserError, brief, in_one_line
+from fqgan.base.errors import UserError, in_one_line
 from fqgan.base.ranks import meeting_place, ranks
+from fqgan.engine.devices import pick_device
 from fqgan.engine.sharding import sharded_parts
 
 T = TypeVar("T")
@@ -35,32 +36,12 @@ class World:
         return self.rank == 0
 
 
-def pick_device(name: str | torch.device) -> torch.device:
-    """The device of a name; `auto`: CUDA where there is one. Unknown ones, and those that are not there, raise
-    `UserError`."""
-    if isinstance(name, str) and name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type == "cpu":
-            return torch.device("cpu")
-        if device.type != "cuda":
-            torch.empty(1, device=device).item()
-    except (RuntimeError, TypeError, AssertionError, ImportError):
-        raise UserError(
-            f"device must be auto, cpu, cuda, or another that torch finds here, got {brief(name)}"
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is available: choose the device cpu or auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
-    return device
-
-
 def start(name: str = "auto") -> World:
     """Join the process group that torchrun's environment describes, if any, and pick this rank's device. `UserError`
     where the environment contradicts itself, the ranks cannot meet, or there is no GPU for this one."""
     place, device = ranks(), pick_device(name).type
+    if device not in ("cpu", "cuda") and place.size > 1:
+        raise UserError(f"{place.size} ranks cannot share the device {device}: start one, or choose the device cpu")
     chosen = torch.device(device, place.local) if device == "cuda" else torch.device(device)
     if device == "cuda":
         if place.local >= torch.cuda.device_count():

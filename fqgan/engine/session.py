@@ -61,7 +61,8 @@ def train(task: Task, run: RunFolder, world: World, images: int) -> None:
                 f"({epochs:.1f} epochs) on {world.size} x {world.device.type}, run {run.path}"
             )
             if config.train.precision == "bf16" and not has_bf16(world.device):
-                say("warning: this CPU has no bf16: --train.precision float32 is up to ten times as fast")
+                then = "is up to ten times as fast" if world.device.type == "cpu" else "is what it computes in"
+                say(f"warning: this {world.device.type.upper()} has no bf16: --train.precision float32 {then}")
         task.start(run, fresh=resume is None)
         Trainer(task, run, world, steps, config.train, config.optimizer).fit(resume)
     except UserError:

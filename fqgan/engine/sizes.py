@@ -59,6 +59,8 @@ def memory_of(device: torch.device) -> int:
     """Bytes that a device has, and that this process may use of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
         limits.append(limit)
@@ -70,7 +72,7 @@ def memory_of(device: torch.device) -> int:
 def check_memory(needed: int, what: str, device: torch.device) -> None:
     """`UserError` where `needed` bytes are more than a device has."""
     if needed > (there := memory_of(device)):
-        where = "the GPU" if device.type == "cuda" else "this machine"
+        where = "this machine" if device.type == "cpu" else "the GPU"
         raise UserError(f"{what} need at least {_readable(needed)}, and {where} has {_readable(there)}")
 
 

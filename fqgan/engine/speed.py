@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Literal
@@ -71,10 +72,18 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def has_bf16(device: torch.device) -> bool:
     """Whether a device computes in bf16. A CPU without (AVX-512 or AMX on x86) converts each operation's numbers to
-    and fro, and trains a tokenizer at a tenth of float32's speed."""
-    if device.type != "cpu":
+    and fro, and trains a tokenizer at a tenth of float32's speed. Apple's GPU has it from macOS 14 on."""
+    if device.type == "cuda":
         return True
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if device.type == "cpu":
+        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    try:
+        ones = torch.ones(2, 2, device=device)
+        with torch.autocast(device.type, torch.bfloat16), warnings.catch_warnings(action="ignore"):
+            product = ones @ ones
+        return product.dtype == torch.bfloat16 and product.sum().item() == 8
+    except (RuntimeError, TypeError):
+        return False
 
 
 def fast_precision(device: torch.device) -> Literal["bf16", "float32"]:

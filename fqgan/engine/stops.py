@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch.distributed import DistError
 
-from fqgan.base.errors import UserError, in_one_line, out_of_memory
+from fqgan.base.errors import UserError, in_one_line, missing_operator, out_of_memory
 from fqgan.engine import distributed
 
 T = TypeVar("T")
@@ -108,8 +108,10 @@ class Agreed(Iterator[T]):
 
 
 def in_words(error: Exception) -> Exception:
-    """The `UserError` that stands for too little memory or a lost rank; any other error as it is."""
+    """The `UserError` that stands for too little memory, a missing operator or a lost rank; others as they are."""
     text = str(error)
+    if missing := missing_operator(error):
+        return UserError(missing)
     if out_of_memory(error):
         return UserError(
             f"out of memory ({in_one_line(error)}): a smaller --train.micro-batch makes the same batch in parts, "

@@ -84,7 +84,7 @@ class Trainer:
             return
         batches = self.task.batches(start)
         for step in range(start, self.steps):
-            self._optimize(step, batches)
+            self.optimize(step, batches)
             self.done = done = step + 1
             log.advance()
             stop = distributed.agree(self.signal)
@@ -151,8 +151,8 @@ class Trainer:
         say(f"stopped by an error of the program{saved}")
         return error
 
-    def _optimize(self, step: int, batches: Iterator[Any]) -> None:
-        """One optimizer step over its micro-batches."""
+    def optimize(self, step: int, batches: Iterator[Any]) -> None:
+        """One optimizer step over its micro-batches; its terms are added to `window`."""
         self.task.step = step
         phases = [phase for phase in self.task.phases if step >= phase.start]
         # dropout and the like depend on the step only, not on the steps that this process has seen

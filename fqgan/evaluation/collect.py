@@ -55,7 +55,7 @@ class FeatureCollector:
         self._spatial = FeatureStatistics(network.spatial_dim, device) if network.spatial_dim else None
         self._bank = FeatureBank(count, network.dim, kept, device)
         self._score = InceptionScore(count, network.num_classes, device=device) if network.num_classes else None
-        self._broken = torch.zeros((), dtype=torch.float64, device=device)
+        self._broken = torch.zeros((), dtype=torch.int64, device=device)
 
     @torch.inference_mode()
     def update(self, images: Tensor, indices: Tensor) -> None:

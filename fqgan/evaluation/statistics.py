@@ -19,6 +19,7 @@ from fqgan.base.files import UnwritableError, check_file, make_folder, reading, 
 from fqgan.base.printing import say
 from fqgan.base.schema import FORMAT_VERSION, entry, parse_json
 from fqgan.data.sources.npz import keys, read_array
+from fqgan.engine.devices import exact_device
 from fqgan.evaluation.collect import FeatureSet
 from fqgan.metrics.frechet import Gaussian
 
@@ -75,8 +76,9 @@ def load_statistics(path: Path, device: torch.device | str = "cpu") -> tuple[Fea
         raise UserError(f"{path}: features must be (n, {len(pooled.mean)}) and finite, got {tuple(features.shape)}")
     if half is not None and half.mean.shape != pooled.mean.shape:
         raise UserError(f"{path}: pooled and half are of {len(pooled.mean)} and {len(half.mean)} dimensions")
+    exact = exact_device(device)
     placed = {
-        name: Gaussian(mean.to(device), covariance.to(device), n) for name, (mean, covariance, n) in gaussians.items()
+        name: Gaussian(mean.to(exact), covariance.to(exact), n) for name, (mean, covariance, n) in gaussians.items()
     }
     return FeatureSet(**placed, features=None if features is None else features.to(device), score=score), protocol
 
@@ -109,7 +111,8 @@ def _adm(path: Path, mean: str, covariance: str, device: torch.device | str) -> 
         mu, sigma = (torch.from_numpy(values.astype(np.float64)) for values in arrays)
     eps = float(np.finfo(arrays[1].dtype).eps) if arrays[1].dtype.kind == "f" else 0.0
     found = _gaussian(path, f"{mean} and {covariance}", mu, sigma, 0, eps)
-    return Gaussian(found.mean.to(device), found.covariance.to(device), 0)
+    exact = exact_device(device)
+    return Gaussian(found.mean.to(exact), found.covariance.to(exact), 0)
 
 
 def _gaussian(path: Path, name: str, mean: Tensor, covariance: Tensor, count: int, eps: float) -> Gaussian:

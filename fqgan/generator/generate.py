@@ -144,8 +144,8 @@ def _announce(folder: SampleFolder, done: int, world: World) -> None:
 def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range]) -> Iterator[int]:
     """Make the pictures of some batches; yields the number of every batch that is written.
 
-    On a GPU a thread decodes and writes a batch while the next one is drawn. A CPU has nothing to gain from that: both
-    want all cores.
+    On CUDA a thread decodes and writes a batch while the next one is drawn. A CPU has nothing to gain from that: both
+    want all cores. Nor has MPS, where all threads share one stream.
     """
     settings, sampler = folder.settings, None
     behind: Future[int] | None = None
@@ -153,7 +153,7 @@ def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range]) ->
         for batch in batches:
             sampler = sampler or generator.sampler(settings.batch, **vars(settings.sampling))
             codes = sampler(settings.labels(batch), settings.seed, first_image=batch.start)
-            if codes.device.type == "cpu":
+            if codes.device.type != "cuda":
                 yield _write(generator, folder, batch, codes)
                 continue
             if behind is not None:

@@ -22,6 +22,7 @@ from fqgan.data.order import evenly_spaced
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import sharding
 from fqgan.engine.checkpoint import check_fit
+from fqgan.engine.devices import exact_device, upload
 from fqgan.engine.distributed import World, all_reduce_sum, from_main
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
@@ -117,7 +118,7 @@ class GeneratorTask(Task):
         labels = labels.masked_fill(labels < 0, self.config.model.num_classes)
         if self.world.device.type == "cuda":
             codes, labels = codes.pin_memory(), labels.pin_memory()
-        return Batch(*(tensor.to(self.world.device, non_blocking=True) for tensor in (codes, labels)))
+        return Batch(*(upload(tensor, self.world.device) for tensor in (codes, labels)))
 
     def start(self, run: RunFolder, fresh: bool) -> None:
         if self.world.is_main:
@@ -154,7 +155,7 @@ class GeneratorTask(Task):
         share = evenly_spaced(len(store), count, world.rank, world.size)
         size = micro_batch(self.config.train, world.size)
         network, terms, agreed = LossFace(model), {}, Agreed(iter(()))
-        sums = torch.zeros(2 * len(self.names), dtype=torch.float64, device=world.device)
+        sums = torch.zeros(2 * len(self.names), dtype=torch.float64, device=exact_device(world.device))
         # sharded weights are put together by all ranks: each makes as many passes as the one with the largest share,
         # if need be with an image that does not count
         for start in range(0, math.ceil(count / world.size), size):
@@ -169,7 +170,7 @@ class GeneratorTask(Task):
             batch = self._placed(*taken)
             with autocast(world.device, self.config.train.precision):
                 terms = self._by_factor(network(batch.codes, batch.labels))
-            sums += len(indices) * torch.stack([*terms.values()]).double()
+            sums += len(indices) * torch.stack([*terms.values()]).to(sums.device).double()
         means = dict(zip(terms, (all_reduce_sum(sums) / count).tolist(), strict=True))
         agreed.check()
         nats = sum(means[f"{name}_loss"] for name in self.names)

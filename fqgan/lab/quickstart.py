@@ -30,6 +30,7 @@ from fqgan.data.token_manifest import MANIFEST
 from fqgan.data.tokens import TokenStore
 from fqgan.data.transforms import normalize, to_uint8
 from fqgan.engine import checkpoint
+from fqgan.engine.devices import device_name
 from fqgan.engine.distributed import World
 from fqgan.engine.run import read_stats
 from fqgan.engine.session import running
@@ -164,7 +165,7 @@ def _train_and_measure(
         config=config,
         parameters=num_parameters(tokenizer),
         training_parameters=sum(map(num_parameters, heads)),
-        device=_device_name(device),
+        device=device_name(device),
         steps=_steps(run),
         steps_before=steps_before,
         evaluation={**evaluation, "generator": generation.evaluation},
@@ -294,12 +295,6 @@ def _steps(run: Path) -> int:
     """Optimizer steps behind a run's newest checkpoint."""
     newest = checkpoint.latest(run / "checkpoints")
     return checkpoint.step_of(newest) if newest else 0
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
 
 
 def _say(step: int, text: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.base.inputs import Numbers, as_rows
+from fqgan.engine.devices import exact_device
 
 BLOCK = 2048
 """Rows of a block: 2048 x 2048 float64 are 32 MiB."""
@@ -27,8 +28,10 @@ def blocks(features: Tensor, block: int = BLOCK) -> Iterator[tuple[int, Tensor]]
 
 
 def same_dims(a: Numbers, b: Numbers) -> tuple[Tensor, Tensor]:
-    """Both as tensors on the device of the first; `UserError` unless they are (n, d) with one d, and finite."""
+    """Both as tensors on the device of the first, or on the CPU where that has no float64; `UserError` unless they are
+    (n, d) with one d, and finite."""
     a = as_rows(a, "features")
+    a = a.to(exact_device(a.device))
     b = as_rows(b, "features", device=a.device)
     if a.shape[1] != b.shape[1]:
         raise UserError(f"two sets of features (n, d) of one d are needed, got {tuple(a.shape)} and {tuple(b.shape)}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fqgan.base.inputs import Numbers, as_indices, as_rows
+from fqgan.engine.devices import exact_device
 
 
 class NearestClassMean:
@@ -13,6 +14,7 @@ class NearestClassMean:
     no trained one knows; its accuracy on real images says how far to trust it."""
 
     def __init__(self, num_classes: int, dim: int, device: torch.device | str = "cpu"):
+        device = exact_device(device)
         self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
         self._counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
 

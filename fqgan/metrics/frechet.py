@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.base.inputs import Numbers, as_rows
+from fqgan.engine.devices import exact_device
 from fqgan.metrics.sums import AllReduce
 
 
@@ -33,7 +34,7 @@ class FeatureStatistics:
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
-        self.count = 0
+        self.count, device = 0, exact_device(device)
         self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 

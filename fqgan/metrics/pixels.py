@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.base.inputs import Numbers, as_images
+from fqgan.engine.devices import exact_device
 
 
 def eight_bit(images: Tensor) -> Tensor:
@@ -14,9 +15,10 @@ def eight_bit(images: Tensor) -> Tensor:
 
 
 def eight_bit_pair(x: Numbers, y: Numbers) -> tuple[Tensor, Tensor]:
-    """`eight_bit` of two batches (b, c, H, W), floating point or uint8, on the device of the first; unequal or other
-    shapes raise `UserError`. NaN stays NaN."""
+    """`eight_bit` of two batches (b, c, H, W), floating point or uint8, on the device of the first, or on the
+    CPU where that has no float64; unequal or other shapes raise `UserError`. NaN stays NaN."""
     x = as_images(x, channels=None, values=False)
+    x = x.to(exact_device(x.device))
     y = as_images(y, x.device, channels=None, values=False)
     if x.shape != y.shape:
         raise UserError(f"two batches (b, c, H, W) of one shape are needed, got {tuple(x.shape)} and {tuple(y.shape)}")

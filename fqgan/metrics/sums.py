@@ -9,15 +9,20 @@ from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.base.inputs import as_tensor
+from fqgan.engine.devices import exact_device
 
 AllReduce = Callable[[Tensor], Tensor]
 """Sums a tensor over ranks, possibly in place, and returns it: `fqgan.engine.distributed.all_reduce_sum`."""
 
 
 class Sums:
-    """A metric whose state is one tensor of sums; adding up the states of ranks or runs merges them."""
+    """A metric whose state is one tensor of sums; adding up the states of ranks or runs merges them.
+
+    Sums in float64 of a device without it are on the CPU.
+    """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device | str):
+        device = exact_device(device) if dtype == torch.float64 else device
         self._sums = torch.zeros(size, dtype=dtype, device=device)
 
     def state(self) -> Tensor:

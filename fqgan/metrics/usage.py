@@ -29,7 +29,7 @@ class CodeUsage(Sums):
         """`usage` (share of codes used, in [0, 1]), `perplexity` (exp of the entropy, in [1, codebook_size]),
         `bits` (entropy of a position in bits) and `positions` (codes counted). Without codes it raises `UserError`.
         """
-        counts = self._total(all_reduce)
+        counts = self._total(all_reduce).cpu()
         positions = int(counts.sum())
         if not positions:
             raise UserError("code usage of no codes")

@@ -17,7 +17,7 @@ from fqgan.base.files import make_folder, write_text
 from fqgan.base.inputs import as_path
 from fqgan.base.schema import FORMAT_VERSION
 from fqgan.engine import checkpoint
-from fqgan.engine.distributed import pick_device
+from fqgan.engine.devices import pick_device
 from fqgan.engine.sizes import num_parameters
 from fqgan.models import hub
 from fqgan.models.card import model_card

@@ -174,13 +174,9 @@ def load_inception(file: str = "") -> tuple[Inception, str, bool]:
 
 def find_weights() -> Path:
     """Where the weights are; they are downloaded where they are not. `UserError` if that fails."""
-    if named := os.environ.get("FQGAN_INCEPTION"):
-        return Path(named).expanduser()
-    cache = Path(torch.hub.get_dir(), "checkpoints")
-    for name in FILES:
-        if (cache / name).is_file():
-            return cache / name
-    path = cache / FILES[0]
+    if there := weights_on_disk():
+        return there
+    path = _cache() / FILES[0]
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         raise UserError(f"{_missing(path)}; downloads are turned off (HF_HUB_OFFLINE)")
     try:
@@ -191,6 +187,18 @@ def find_weights() -> Path:
     except Exception as error:  # no network, a full disk, a wrong checksum: nothing is left behind
         raise UserError(f"{_missing(path)}; the download failed: {in_one_line(error)}") from None
     return path
+
+
+def weights_on_disk() -> Path | None:
+    """Where the weights are on this machine: the file that the environment names, which may be missing, or one in
+    torch's hub cache; None: nowhere."""
+    if named := os.environ.get("FQGAN_INCEPTION"):
+        return Path(named).expanduser()
+    return next((path for path in (_cache() / name for name in FILES) if path.is_file()), None)
+
+
+def _cache() -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints")
 
 
 def _missing(path: Path) -> str:

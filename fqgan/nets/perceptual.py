@@ -129,13 +129,8 @@ def _read_vgg16(path: Path) -> nn.Sequential:
 
 
 def lpips_files() -> tuple[Path, Path]:
-    """Paths of the VGG-16 and the LPIPS weights; they are never downloaded.
-
-    `$FQGAN_VGG16`, else torchvision's cache `<torch hub>/checkpoints/vgg16-397923af.pth`; and `$FQGAN_LPIPS`, else
-    `~/.cache/fqgan/lpips_vgg.pth`. Missing files raise `UserError`.
-    """
-    vgg16 = _from_environment("FQGAN_VGG16", Path(torch.hub.get_dir(), "checkpoints", "vgg16-397923af.pth"))
-    linear = _from_environment("FQGAN_LPIPS", Path.home() / ".cache" / "fqgan" / "lpips_vgg.pth")
+    """The files of `lpips_paths`; missing ones raise `UserError`."""
+    vgg16, linear = lpips_paths()
     missing = []
     if not vgg16.is_file():
         missing.append(f"{vgg16} (torchvision's vgg16-397923af.pth; or set FQGAN_VGG16)")
@@ -145,6 +140,16 @@ def lpips_files() -> tuple[Path, Path]:
         without = f"{OFFLINE_OPTION} to train, --perceptual efficientnet-lite0 to evaluate"
         raise UserError(f"LPIPS needs {' and '.join(missing)}; without these files: {without}")
     return vgg16, linear
+
+
+def lpips_paths() -> tuple[Path, Path]:
+    """Where the VGG-16 and the LPIPS weights have to be; they are never downloaded.
+
+    `$FQGAN_VGG16`, else torchvision's cache `<torch hub>/checkpoints/vgg16-397923af.pth`; and `$FQGAN_LPIPS`, else
+    `~/.cache/fqgan/lpips_vgg.pth`.
+    """
+    vgg16 = _from_environment("FQGAN_VGG16", Path(torch.hub.get_dir(), "checkpoints", "vgg16-397923af.pth"))
+    return vgg16, _from_environment("FQGAN_LPIPS", Path.home() / ".cache" / "fqgan" / "lpips_vgg.pth")
 
 
 def _from_environment(variable: str, default: Path) -> Path:

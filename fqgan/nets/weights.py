@@ -39,16 +39,9 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS, also: Sequence
     repository that does not exist, and a hub that gives no answer within two seconds, raise `UserError`.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    try:
-        folder = Path(snapshot_download(repository, local_files_only=True))
-        if weights_in(folder, weights):
-            return folder
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError:
-        raise UserError(f"{repository} is neither a folder nor the id of a hub repository") from None
+    if folder := cached_folder(repository, weights):
+        return folder
     absent = f"{repository} is not in the local cache of the hub"
     info = ask(lambda: HfApi().model_info(repository, timeout=SECONDS), absent, SECONDS)
     files = {sibling.rfilename for sibling in info.siblings or ()}
@@ -61,6 +54,21 @@ def hub_folder(repository: str, weights: Sequence[str] = WEIGHTS, also: Sequence
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:
         raise UserError(f"the download of {repository} failed: {in_one_line(error)}") from error
+
+
+def cached_folder(repository: str, weights: Sequence[str] = WEIGHTS) -> Path | None:
+    """The copy of a hub repository in the hub's cache on this machine; None where it or its weights are not there.
+    `UserError` for what is no repository's id."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError:
+        raise UserError(f"{repository} is neither a folder nor the id of a hub repository") from None
+    return folder if weights_in(folder, weights) else None
 
 
 class FrozenModule(nn.Module):

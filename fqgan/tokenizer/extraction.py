@@ -30,7 +30,7 @@ from fqgan.models.find import find
 from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer, save_tokenizer
 from fqgan.tokenizer.passes import Passes
 
-PASS_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 21}
+_CPU_PIXELS, _GPU_PIXELS = 1 << 17, 1 << 21
 """Pixels that go through the tokenizer together, unless a number of crops is asked for: 32 crops of 64 pixels on a CPU,
 where each thread has a pass of its own; 32 of 256 pixels on a GPU."""
 
@@ -138,7 +138,7 @@ def _plan(
         range=" ".join(source.options.range),
         precision=tokenizer.precision,
         device=device.type,
-        crops_per_pass=settings.crops_per_pass or max(1, PASS_PIXELS[device.type] // size**2),
+        crops_per_pass=settings.crops_per_pass or crops_per_pass(size, device),
         images_per_shard=settings.shard_images or images_per_shard(len(source), NUM_CROPS[settings.crops]),
     )
     check_pictures(options.crops_per_pass, size, tokenizer.config.channels, device)
@@ -153,6 +153,11 @@ def _plan(
         label_names=source.classes,
         num_classes=max(len(source.classes), int(source.labels.max()) + 1),
     )
+
+
+def crops_per_pass(size: int, device: torch.device) -> int:
+    """How many crops of `size` pixels go through the tokenizer together, where nothing else is asked for."""
+    return max(1, (_CPU_PIXELS if device.type == "cpu" else _GPU_PIXELS) // size**2)
 
 
 def _encode(

@@ -201,7 +201,7 @@ def load_tokenizer(
             FQGAN or LlamaGen, `hf:org/name[@revision]` or `hf:org/name/file.pt[@revision]`. Of a generator or a token
             store: the tokenizer that it carries.
         weights: `auto` (the moving average where there is one), `ema` or `raw`.
-        device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: CUDA where there is one.
+        device: `cpu`, `cuda`, `cuda:1`, ..., `mps`, or `auto` (`fqgan.engine.devices.pick_device`).
         precision: `float32`, or `bf16` for speed (`FactorizedTokenizer.set_precision`).
 
     On a CPU weights are mapped into memory: they are read when they are used, and pages that several processes read are

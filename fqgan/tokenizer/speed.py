@@ -18,10 +18,10 @@ _LARGE_SIDE = 64  # of the first feature map: from here on a CPU gains from chan
 def memory_format(choice: str, device: torch.device, model: TokenizerConfig) -> torch.memory_format:
     """The layout that `train.channels_last` (`auto`, `on`, `off`) means for a model on a device.
 
-    `auto` takes what measured faster: channels_last on a GPU, and on a CPU where feature maps are large. On small ones
-    GroupNorm in channels_last costs a CPU more than the convolutions gain.
+    `auto` takes what measured faster: channels_last on CUDA, and on a CPU where feature maps are large. On small ones
+    GroupNorm in channels_last costs a CPU more than the convolutions gain. MPS keeps the usual layout: nobody measured.
     """
-    large = device.type == "cuda" or model.image_size // model.stem >= _LARGE_SIDE
+    large = device.type == "cuda" or (device.type == "cpu" and model.image_size // model.stem >= _LARGE_SIDE)
     return torch.channels_last if choice == "on" or (choice == "auto" and large) else torch.contiguous_format
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fqgan.base.errors import UserError
 from fqgan.data.transforms import normalize, to_uint8
+from fqgan.engine.devices import exact_device
 from fqgan.engine.distributed import all_reduce_sum
 from fqgan.metrics.psnr import PSNR
 from fqgan.metrics.ssim import SSIM
@@ -26,11 +27,12 @@ class Mean:
     """A running mean of per-image values."""
 
     def __init__(self, device: torch.device | str):
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(2, dtype=torch.float64, device=exact_device(device))
 
     def update(self, values: Tensor) -> None:
         """Add (b,) values."""
-        self._sums += torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
+        values = values.to(self._sums.device).double()
+        self._sums += torch.stack([values.sum(), values.new_tensor(len(values))])
 
     def compute(self) -> float:
         """The mean over all ranks."""

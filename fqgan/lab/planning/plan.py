@@ -23,7 +23,7 @@ from fqgan.generator.model import FAR
 from fqgan.lab.planning.cards import BEST, LAUNCH, USUAL, Card, Collective, card, collective
 from fqgan.lab.planning.memory import Memories, Memory
 from fqgan.lab.planning.steps import RunConfig, Step, follow_encoding
-from fqgan.tokenizer.extraction import PASS_PIXELS
+from fqgan.tokenizer.extraction import crops_per_pass
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 KNOWN = {"imagenet": (1_281_167, 1000), "cifar10": (50_000, 10), "cifar100": (50_000, 100)}
@@ -289,7 +289,7 @@ def _store_size(images: int, settings: PlanSettings, codebook_sizes: tuple[int, 
 
 
 def _extraction(model: TokenizerConfig, images: int, settings: PlanSettings, chosen: Card) -> Extraction:
-    crops, a_pass = NUM_CROPS[settings.crops], max(1, PASS_PIXELS["cuda"] // model.image_size**2)
+    crops, a_pass = NUM_CROPS[settings.crops], crops_per_pass(model.image_size, torch.device("cuda"))
     passes = images * crops / a_pass / settings.gpus
     seconds: dict[str, Time] = {}
     work: npt.NDArray[np.int64] = np.zeros((0, 3), np.int64)

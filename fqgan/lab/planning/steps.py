@@ -142,7 +142,7 @@ def _followed(trainer: _Trainer, micro_batch: int, accumulate: bool) -> Step:
     parts = 2 if accumulate and sharded else 1  # until the last micro-batch a rank keeps all of its gradients
     task.micro_batch, trainer.accumulate = micro_batch, parts
     changes, work, calls = len(tracker.changes), len(tracker.work), len(tracker.collectives)
-    trainer._optimize(trainer.steps - 1, task.batches(0))
+    trainer.optimize(trainer.steps - 1, task.batches(0))
     alive = tracker.alive(dict(_kinds(trainer)), KINDS[-1])
     gradients = int(alive["gradients"][changes:].max())
     if not sharded and (accumulate or gpus > 1):  # other micro-batches' are there, or DDP keeps room for them

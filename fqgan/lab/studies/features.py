@@ -17,7 +17,7 @@ from fqgan.data.order import evenly_spaced
 from fqgan.data.sources import ImageSource, open_source
 from fqgan.data.transforms import normalize
 from fqgan.data.workers import load
-from fqgan.engine.distributed import pick_device
+from fqgan.engine.devices import pick_device
 from fqgan.engine.speed import keep_freed_memory
 from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.measures import Array, Labels

@@ -49,7 +49,7 @@ class Measurement:
 
     settings: TokenizerEvaluation | GeneratorEvaluation
     device: str
-    """`auto`, `cpu` or `cuda`."""
+    """A `fqgan.config.devices.Device`."""
     model: str = ""
     """Fingerprint of the model, where another one may come to lie at the same place."""
 

@@ -12,6 +12,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.config import GeneratorRunConfig, SamplingConfig, TokenizerRunConfig
 from fqgan.config.data import Small
+from fqgan.config.devices import Device
 from fqgan.config.ranges import at_least
 from fqgan.lab.studies.tables import file_stem
 from fqgan.models import hub
@@ -35,7 +36,7 @@ class GivenOptions:
     """Number of loader processes."""
     precision: Literal["float32", "bf16"] = "float32"
     """Precision of the models."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
     def check(self) -> None:
         """`UserError` for checkpoints or names that make no table, an output that cannot be one, and numbers that make

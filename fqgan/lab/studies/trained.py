@@ -13,6 +13,7 @@ from fqgan.base.errors import UserError
 from fqgan.config import FactorConfig, GeneratorRunConfig, TokenizerRunConfig
 from fqgan.config.evaluation import GeneratorEvaluation, TokenizerEvaluation
 from fqgan.data.sources import default_validation
+from fqgan.engine.devices import pick_device
 from fqgan.evaluation.protocol import read_result
 from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies import jobs as work
@@ -74,7 +75,7 @@ def train_study(study: Study, base: Run, options: StudyOptions) -> list[Path]:
         work.check(job)
     check_alike(study, jobs)
     check_measuring(jobs)
-    gpus = torch.cuda.device_count() if base.train.device != "cpu" else 0
+    gpus = torch.cuda.device_count() if pick_device(base.train.device).type == "cuda" else 0
     with study_folder(options.out):
         over_processes(work.run, jobs, options.processes or max(1, gpus), gpus)
         return report(chosen, jobs, options.out)

@@ -11,7 +11,7 @@ import torch
 
 from fqgan.base.errors import UserError
 from fqgan.config import TINY, ProjectorConfig, UnderstandingSettings
-from fqgan.engine.distributed import pick_device
+from fqgan.engine.devices import pick_device
 from fqgan.lab.studies.plan import check_rows
 from fqgan.lab.studies.workers import check_alone, spread
 from fqgan.lab.understanding import EXTRA
@@ -59,7 +59,7 @@ def study_understanding(settings: UnderstandingSettings) -> UnderstandingResult:
         check_run(trial.folder, trial.config)
     language = _language_folder(settings, captions["train"])
     _fill_banks(settings, readings, captions)
-    gpus = torch.cuda.device_count() if settings.train.device != "cpu" else 0
+    gpus = torch.cuda.device_count() if pick_device(settings.train.device).type == "cuda" else 0
     run = partial(run_trial, language, digest_of(language))
     spread(run, trials, settings.processes or max(1, gpus), gpus)
     return write_report(readings, trials, TINY if settings.lm == TINY else str(language))

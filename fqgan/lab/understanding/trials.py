@@ -14,7 +14,7 @@ from fqgan.base.folder import ResumableFolder
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar
 from fqgan.config import LanguageRunConfig, ProjectorRunConfig, UnderstandingSettings
-from fqgan.engine.distributed import pick_device
+from fqgan.engine.devices import pick_device
 from fqgan.evaluation.protocol import read_result, versions, write_result
 from fqgan.lab.studies.plan import WATCHING
 from fqgan.lab.understanding.banks import BankFolder, map_kind, scaled_features
