@@ -4,7 +4,7 @@ whatever would make a GPU wait for one (`.item()`, a tensor as a condition) fail
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fqgan.config import SamplingConfig, presets
 from fqgan.generator import step
@@ -22,31 +23,35 @@ from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import rotary_table
 
 BATCH = 2
+aten: Any = torch.ops.aten
 
 
-class NothingLeaves(TorchDispatchMode):
-    """Refuses copies from the GPU to the CPU, for which it would have to finish first."""
+class NothingWaits(TorchDispatchMode):
+    """Refuses copies between CPU and GPU that wait until the GPU has done all that came before: those to the CPU, and
+    those to the GPU that are not told to go on (`non_blocking`, from pinned memory)."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        came = [each for each in args if isinstance(each, Tensor) and each.device.type == "cuda"]
-        if came and isinstance(result, Tensor) and result.device.type == "cpu":
+        came = {each.device.type for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        gone = {each.device.type for each in tree_leaves(result) if isinstance(each, Tensor)}
+        if "cuda" in came and "cpu" in gone:
             raise AssertionError(f"{func} brings a tensor from the GPU")
+        patient = func in (aten._to_copy.default, aten.copy_.default) and not (kwargs or {}).get("non_blocking")
+        if patient and came | gone == {"cpu", "cuda"} and not (len(args) > 2 and args[2]):
+            raise AssertionError(f"{func} brings a tensor to the GPU and waits")
         return result
 
 
 @contextmanager
-def rehearsed(device: str = "cuda", compiling: bool = False) -> Iterator[None]:
-    """Tensors that are made here are fake ones on `device`; nothing may wait for it. Autocast on `cuda` is on without
-    one. `compiling`: with torch.compile, which refuses the mode that sees what leaves."""
+def rehearsed() -> Iterator[None]:
+    """Tensors that are made here are fake ones. Models and batches are put on `cuda` by themselves: elsewhere a tensor
+    without a device is a CPU's, as on a machine with a GPU. Autocast on `cuda` is on without one."""
     rotary_table.cache_clear()  # of an earlier rehearsal's tensors
-    with ExitStack() as stack:
-        stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
-        stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda: True))
-        stack.enter_context(FakeTensorMode())
-        stack.enter_context(torch.device(device))
-        if device == "cuda" and not compiling:
-            stack.enter_context(NothingLeaves())
+    with (
+        patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+        patch("torch.cuda.is_bf16_supported", lambda: True),
+        FakeTensorMode(),
+    ):
         yield
     rotary_table.cache_clear()
 

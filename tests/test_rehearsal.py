@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from rehearsal import BATCH, generator_of, rehearsed, sampler_of
+from rehearsal import BATCH, NothingWaits, generator_of, rehearsed, sampler_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -46,8 +46,8 @@ def source(pictures: Path) -> ImageSource:
     return open_source(str(pictures))
 
 
-def images_for(config: TokenizerRunConfig) -> Tensor:
-    return torch.zeros(BATCH, 3, config.model.image_size, config.model.image_size)
+def images_for(config: TokenizerRunConfig, device: str = "cuda") -> Tensor:
+    return torch.zeros(BATCH, 3, config.model.image_size, config.model.image_size, device=device)
 
 
 def moved(module: nn.Module, *place: Any, memory_format: torch.memory_format | None = None) -> nn.Module:
@@ -67,11 +67,11 @@ def training(name: str, source: ImageSource, device: str = "cuda") -> Iterator[t
     gan = {"start": 0, "lecam_weight": 0.1, "r1_weight": 1.0 if device == "cpu" else 0.0, "adaptive": device == "cpu"}
     config = child(config, discriminator=gan, quantizer={"restart_after": 100}, train={"channels_last": "on"})
     place = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    with rehearsed(device), patch.object(nn.Module, "to", moved):
-        perceptual, teachers = blank_networks(config, place)
-        task = TokenizerTask(config, World(0, 1, place), source, None, teachers, perceptual)
-        task.step = 100  # one of those that R1 and the search for dead codes are due at
-        yield task, Batch(images_for(config))
+    with rehearsed(), patch.object(nn.Module, "to", moved):
+        with place:
+            perceptual, teachers = blank_networks(config, place)
+            task = TokenizerTask(config, World(0, 1, place), source, None, teachers, perceptual)
+        yield task, Batch(images_for(config, device))
 
 
 def losses(task: TokenizerTask, batch: Batch) -> Iterator[Tensor]:
@@ -88,8 +88,9 @@ def losses(task: TokenizerTask, batch: Batch) -> Iterator[Tensor]:
 def test_a_tokenizer_trains_and_encodes_on_a_gpu(name: str, source: ImageSource) -> None:
     """Losses with autocast and all that follows an update but for the update, then codes of a frozen model in bf16."""
     with training(name, source) as (task, batch):
-        assert len([*losses(task, batch)]) == 2
-        task.after_step()
+        with NothingWaits():
+            assert len([*losses(task, batch)]) == 2
+            task.after_step()
         model, k, side = task.model.eval(), len(task.config.model.factors), task.config.model.grid
         for model.precision in ("float32", "bf16"):  # fake parameters cannot change in place, as `set_precision` asks
             codes = model.encode(batch.images, values=False)
@@ -112,9 +113,11 @@ def test_a_tokenizer_goes_backward(name: str, source: ImageSource) -> None:
 @pytest.mark.parametrize(("name", "k"), [("far-base", 2), ("far-large", 3)])
 def test_a_generator_learns_on_a_gpu(name: str, k: int) -> None:
     with rehearsed():
-        generator = generator_of(name, k)
-        codes, labels = torch.zeros(BATCH, k, 16, 16, dtype=torch.int64), torch.zeros(BATCH, dtype=torch.int64)
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.device("cuda"):
+            generator = generator_of(name, k)
+            codes, labels = torch.zeros(BATCH, k, 16, 16, dtype=torch.int64), torch.zeros(BATCH, dtype=torch.int64)
+        generator.rotary(codes.device)  # made once
+        with NothingWaits(), torch.autocast("cuda", torch.bfloat16):
             found = generator.loss(codes, labels)
         for each in (*found.cross_entropy, *found.accuracy):
             assert each.device.type == "cuda" and not each.shape
@@ -124,11 +127,13 @@ def test_a_generator_learns_on_a_gpu(name: str, k: int) -> None:
 def test_a_sampler_steps_on_a_gpu(name: str, k: int, precision: str) -> None:
     """Steps of both kinds, guided and not, at the first and the last position, with every way to cut the draw."""
     with rehearsed():
-        generator = generator_of(name, k).eval().requires_grad_(False).set_precision(precision)
+        with torch.device("cuda"):
+            generator = generator_of(name, k).eval().requires_grad_(False).set_precision(precision)
         sampler = sampler_of(generator, compiled=False)
-        for t in (0, 255):
-            sampler._step(CachePosition(t, t + 1), BATCH, guided=t == 0)
-            sampler._static_step(*sampler._key(t))
+        with NothingWaits():
+            for t in (0, 255):
+                sampler._step(CachePosition(t, t + 1), BATCH, guided=t == 0)
+                sampler._static_step(*sampler._key(t))
         assert sampler._codes.device.type == "cuda" and sampler._input.dtype == generator.sampling_dtype
 
 
@@ -162,7 +167,8 @@ def test_a_tensor_that_stayed_behind_is_seen() -> None:
     """What the rehearsal is for: the same passes fail with one parameter on the CPU, or one look at a value."""
     config = presets.get("dual-ds16")
     with rehearsed():
-        model, images = FactorizedTokenizer(config.model), images_for(config)
+        with torch.device("cuda"):
+            model, images = FactorizedTokenizer(config.model), images_for(config)
         name = next(name for name, _ in model.decoder.named_parameters())
         owner = model.decoder.get_submodule(name.rpartition(".")[0])
         setattr(owner, name.rpartition(".")[2], torch.nn.Parameter(torch.zeros(owner.weight.shape, device="cpu")))
@@ -170,5 +176,10 @@ def test_a_tensor_that_stayed_behind_is_seen() -> None:
             model(images)
     with rehearsed(), pytest.raises(Exception, match=r"_local_scalar_dense"):
         images_for(config).mean().item()
-    with rehearsed(), pytest.raises(AssertionError, match="from the GPU"):
-        images_for(config).cpu()
+    with rehearsed(), NothingWaits():
+        images = images_for(config)
+        with pytest.raises(AssertionError, match="from the GPU"):
+            images.cpu()
+        with pytest.raises(AssertionError, match="to the GPU"):
+            torch.zeros(2).to("cuda")
+        torch.zeros(2).to("cuda", non_blocking=True)

@@ -126,10 +126,11 @@ def look_at(model: FactorizedTokenizer, images: Tensor) -> None:
 @pytest.mark.parametrize("name", ["triple-ds16"])
 def test_a_tokenizer_of_the_paper_is_compiled_in_one_piece_on_a_gpu(name: str) -> None:
     config = presets.get(name)
-    with counted() as graphs, rehearsed(compiling=True):
-        model = FactorizedTokenizer(config.model)
+    with counted() as graphs, rehearsed():
+        with CUDA:
+            model = FactorizedTokenizer(config.model)
+            images = torch.zeros(BATCH, 3, config.model.image_size, config.model.image_size)
         compile_tokenizer(model, CUDA)
-        images = torch.zeros(BATCH, 3, config.model.image_size, config.model.image_size)
         graphs.clear()
         for _ in range(2):
             with torch.autocast("cuda", torch.bfloat16):
@@ -139,11 +140,12 @@ def test_a_tokenizer_of_the_paper_is_compiled_in_one_piece_on_a_gpu(name: str) -
 
 
 def test_a_generator_of_the_paper_is_compiled_in_one_piece_on_a_gpu() -> None:
-    with counted() as graphs, rehearsed(compiling=True):
-        generator = generator_of("far-large", 2)
+    with counted() as graphs, rehearsed():
+        with CUDA:
+            generator = generator_of("far-large", 2)
+            codes, labels = torch.zeros(BATCH, 2, 16, 16, dtype=torch.int64), torch.zeros(BATCH, dtype=torch.int64)
         compiled_blocks(generator, CUDA)
         graphs.clear()
-        codes, labels = torch.zeros(BATCH, 2, 16, 16, dtype=torch.int64), torch.zeros(BATCH, dtype=torch.int64)
         with torch.autocast("cuda", torch.bfloat16):
             generator.loss(codes, labels)
     assert len(graphs) == 2
@@ -152,8 +154,9 @@ def test_a_generator_of_the_paper_is_compiled_in_one_piece_on_a_gpu() -> None:
 
 def test_a_sampler_compiles_a_block_once_for_each_length_whatever_the_position_and_the_layer() -> None:
     """Positions 0 to 143 read 64, 128 or 144 places, and the first 72 are guided."""
-    with counted() as graphs, rehearsed(compiling=True), torch.no_grad():
-        generator = generator_of("far-tiny", 2, depth=24, **TINY).eval().requires_grad_(False).set_precision("bf16")
+    with counted() as graphs, rehearsed(), torch.no_grad():
+        with CUDA:
+            generator = generator_of("far-tiny", 2, depth=24, **TINY).eval().requires_grad_(False).set_precision("bf16")
         sampler = sampler_of(generator, compiled=True)
         found = {}
         for t in (0, 1, 63, 64, 71, 72, 127, 128, 143):
