@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,6 +21,7 @@ from fqgan.generator import step
 from fqgan.generator.model import FAR
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import rotary_table
+from fqgan.nets.weights import converted
 
 BATCH = 2
 aten: Any = torch.ops.aten
@@ -50,10 +51,23 @@ def rehearsed() -> Iterator[None]:
     with (
         patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         patch("torch.cuda.is_bf16_supported", lambda: True),
+        # what fake tensors cannot do: be pinned, and be copied with the mode that they are of
+        patch.object(Tensor, "pin_memory", lambda tensor: tensor),
+        patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True),
         FakeTensorMode(),
     ):
         yield
     rotary_table.cache_clear()
+
+
+def moved(module: nn.Module, *place: Any, memory_format: torch.memory_format | None = None) -> nn.Module:
+    """`Module.to` for fake tensors, whose own cannot."""
+    if place:
+        return converted(module, lambda tensor: tensor.to(*place))
+    assert memory_format
+    return converted(
+        module, lambda tensor: tensor.contiguous(memory_format=memory_format) if tensor.ndim == 4 else tensor
+    )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from rehearsal import BATCH, NothingWaits, generator_of, rehearsed, sampler_of
+from rehearsal import BATCH, NothingWaits, generator_of, moved, rehearsed, sampler_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -31,7 +31,6 @@ from fqgan.metrics.psnr import PSNR
 from fqgan.metrics.ssim import SSIM
 from fqgan.nets.architectures import blank_networks
 from fqgan.nets.measuring import FeatureNetwork, Features
-from fqgan.nets.weights import converted
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.task import Batch, TokenizerTask
 
@@ -48,16 +47,6 @@ def source(pictures: Path) -> ImageSource:
 
 def images_for(config: TokenizerRunConfig, device: str = "cuda") -> Tensor:
     return torch.zeros(BATCH, 3, config.model.image_size, config.model.image_size, device=device)
-
-
-def moved(module: nn.Module, *place: Any, memory_format: torch.memory_format | None = None) -> nn.Module:
-    """`Module.to` for fake tensors, whose own cannot."""
-    if place:
-        return converted(module, lambda tensor: tensor.to(*place))
-    assert memory_format
-    return converted(
-        module, lambda tensor: tensor.contiguous(memory_format=memory_format) if tensor.ndim == 4 else tensor
-    )
 
 
 @contextmanager
@@ -169,9 +158,9 @@ def test_a_tensor_that_stayed_behind_is_seen() -> None:
     with rehearsed():
         with torch.device("cuda"):
             model, images = FactorizedTokenizer(config.model), images_for(config)
-        name = next(name for name, _ in model.decoder.named_parameters())
+        name, parameter = next(model.decoder.named_parameters())
         owner = model.decoder.get_submodule(name.rpartition(".")[0])
-        setattr(owner, name.rpartition(".")[2], torch.nn.Parameter(torch.zeros(owner.weight.shape, device="cpu")))
+        setattr(owner, name.rpartition(".")[2], nn.Parameter(torch.zeros(parameter.shape)))
         with pytest.raises(RuntimeError, match="device"):
             model(images)
     with rehearsed(), pytest.raises(Exception, match=r"_local_scalar_dense"):

@@ -80,9 +80,8 @@ def all_parts(model: FactorizedTokenizer, images: Tensor) -> None:
     with torch.autocast(images.device.type, torch.bfloat16):
         output = model.train()(images, entropy=True)
     found = [output.reconstruction, *(each for each in output.predictions if each is not None)]
-    (
-        sum(each.float().square().mean() for each in found) + sum(each.commitment_loss for each in output.quantized)
-    ).backward()
+    terms = [each.float().square().mean() for each in found] + [each.commitment_loss for each in output.quantized]
+    torch.stack(terms).sum().backward()
 
 
 @pytest.mark.parametrize(("recompute", "layout"), [("none", torch.contiguous_format), ("all", torch.channels_last)])
