@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from generators import tiny as tiny_generator
 from processes import on_two_ranks
+from rehearsal import counted
 from runs import lines
 from stores import make_store
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -25,6 +26,7 @@ from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.config.presets import child, get_generator
 from fqgan.engine.checkpoint import load_tensors
 from fqgan.engine.sharding import shard, sharded_parts
+from fqgan.engine.speed import compile_parts
 from fqgan.generator.model import FAR
 from fqgan.generator.task import LossFace
 from fqgan.generator.transformer import Block
@@ -84,6 +86,25 @@ def test_bf16_halves_what_is_gathered_and_sums_in_float32(two_ranks: None) -> No
     for parameter in model.parameters():
         assert parameter.dtype == torch.float32 and parameter.grad is not None and parameter.grad.dtype == torch.float32
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_sharded_blocks_share_what_is_compiled_once(two_ranks: None, recompute: bool) -> None:
+    """Those of the backbone, and those of the head: the hooks that gather weights break no graph."""
+    with counted() as graphs:
+        model, counts = tiny_generator(depth=12).train(), []
+        blocks = [module for module in model.modules() if isinstance(module, Block)]
+        for block in blocks:
+            block.recompute = recompute
+        assert compile_parts(blocks, torch.device("cpu"))
+        shard(model, Block, torch.device("cpu"), precision="bf16", also=["loss"])
+        for _ in range(2):
+            graphs.clear()
+            with torch.autocast("cpu", torch.bfloat16):
+                found = LossFace(model)(torch.zeros(2, 3, 3, 4, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+            torch.stack(found.cross_entropy).mean().backward()
+            counts.append(len(graphs))
+    assert counts == [2, 0]
 
 
 @pytest.fixture
