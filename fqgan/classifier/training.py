@@ -48,7 +48,7 @@ class ClassifierTask(PictureTask[ClassifierRunConfig]):
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         for raw, labels in self.raw_batches(start_step):
-            yield self._place(raw), labels.to(self.world.device)
+            yield self._place(raw), labels.to(self.world.device, non_blocking=True)
 
     def _place(self, raw: Tensor) -> Tensor:
         return normalize(upload(raw, self.world.device)).contiguous(memory_format=torch.channels_last)

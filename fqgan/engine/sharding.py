@@ -13,12 +13,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def shard(module: nn.Module, blocks: type[nn.Module], device: torch.device, *, also: Sequence[str] = ()) -> None:
+def shard(
+    module: nn.Module,
+    blocks: type[nn.Module],
+    device: torch.device,
+    *,
+    precision: str = "float32",
+    also: Sequence[str] = (),
+) -> None:
     """Spread a network's weights over the ranks in place (FSDP2): each block of type `blocks`, then the rest. Names
     stay. A single rank keeps them whole.
 
-    Weights are put together for a block's forward pass, and again for its backward pass, in their own type: sums and
-    gradients are those of DDP.
+    Weights are put together for a block's forward pass, and again for its backward pass. With `bf16` they travel, and
+    take part, in bf16, for autocast, which rounds most of them anyway: half the bytes. Each rank's share, the sums of
+    gradients over the ranks and micro-batches, the update and all checkpoints stay in the weights' own type.
 
     Args:
         also: methods beside `forward` that compute with the weights.
@@ -26,12 +34,15 @@ def shard(module: nn.Module, blocks: type[nn.Module], device: torch.device, *, a
     if not dist.is_initialized():
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    gathered_in, summed_in = (torch.bfloat16, torch.float32) if precision == "bf16" else (None, None)
+    # inputs stay as they are: rotary tables and the sum that runs through the blocks are float32
+    policy = MixedPrecisionPolicy(param_dtype=gathered_in, reduce_dtype=summed_in, cast_forward_inputs=False)
     for part in [*(block for block in module.modules() if isinstance(block, blocks)), module]:
         # the root, too, is taken apart again after its forward pass: otherwise evaluation would leave it whole
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     for name in also:
         register_fsdp_forward_method(module, name)
 

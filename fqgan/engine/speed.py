@@ -18,6 +18,7 @@ from fqgan.engine.distributed import all_reduce_sum
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 _LARGEST = 2**31 - 1
+_FORMS = 256
 _LARGEST_BEFORE_2_35 = 2**25  # the threshold that older versions of glibc take; they refuse larger ones
 
 
@@ -47,9 +48,17 @@ def compile_parts(parts: Iterable[nn.Module], device: torch.device) -> bool:
         reason = problem or "it fails on another rank"
         say(f"fqgan: warning: train.compile has no effect here, torch.compile fails: {reason}", error=True)
         return False
+    allow_forms()
     for part in parts:
         part.compile()
     return True
+
+
+def allow_forms() -> None:
+    """Let torch.compile make a function in as many forms as it has shapes. torch stops at 8 for all modules of a class
+    and goes on without compiling: too few for the heads of three factors in training, evaluation and its last batch."""
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _FORMS)
 
 
 def compile_problem(device: torch.device) -> str:

@@ -200,7 +200,10 @@ class Trainer:
         self._buffers = []
 
     def _not_finite(self, terms: Terms, norms: dict[str, Tensor]) -> str:
-        """Names of the losses and gradients that are not finite, on whichever rank; empty if all are."""
+        """Names of the losses and gradients that are not finite, on whichever rank; empty if all are.
+
+        The one place of a step that waits for the GPU: no update may be made before this is known.
+        """
         named = {**terms, **{f"gradient of the {name}": norm for name, norm in norms.items()}}
         finite = torch.isfinite(torch.stack([value.float() for value in named.values()]))
         bad = distributed.all_reduce_sum((~finite).float())

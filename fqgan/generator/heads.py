@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fqgan.config import GeneratorConfig
 from fqgan.generator.step import BlockStep, CachePosition, Norm, Product
-from fqgan.generator.transformer import Block, rotary_table
+from fqgan.generator.transformer import Block, RMSNorm, rotary_table
 
 
 class Head(nn.Module):
@@ -19,7 +19,7 @@ class Head(nn.Module):
 
     def __init__(self, config: GeneratorConfig, width: int):
         super().__init__()
-        self.norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.norm = RMSNorm(config.width, config.norm_eps)
         self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in config.codebook_sizes)
 
     @abstractmethod

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fqgan.engine.speed import allow_forms
 from fqgan.generator.transformer import Block, rotate
 
 _PACK_ROWS = 4
@@ -152,11 +153,7 @@ class BlockStep:
 
     def __call__(self, x: Tensor, rotary: Tensor, place: CachePosition) -> Tensor:
         """`rotary`: this position's row of the table, (hd / 2, 2)."""
-        if not self.compiled:
-            return self.compute(x, rotary, place)
-        # every length, batch and head position is a shape of its own
-        with torch._dynamo.config.patch(recompile_limit=256):  # pyright: ignore
-            return _compiled()(self, x, rotary, place)
+        return _compiled()(self, x, rotary, place) if self.compiled else self.compute(x, rotary, place)
 
     def compute(self, x: Tensor, rotary: Tensor, place: CachePosition) -> Tensor:
         """The step itself."""
@@ -173,6 +170,7 @@ class BlockStep:
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[[BlockStep, Tensor, Tensor, CachePosition], Tensor]:
+    allow_forms()  # every length, batch and head position is a shape of its own
     return torch.compile(BlockStep.compute, dynamic=False, fullgraph=True)
 
 

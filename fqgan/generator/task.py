@@ -87,7 +87,7 @@ class GeneratorTask(Task):
         self._average = copy.deepcopy(model) if config.train.ema_decay else None
         if config.train.fsdp:
             for module in filter(None, (model, self._average)):
-                sharding.shard(module, Block, world.device, also=["loss"])
+                sharding.shard(module, Block, world.device, precision=config.train.precision, also=["loss"])
         optimizer = make_optimizer(model, config.optimizer)
         self.phases = [Phase("generator", model, optimizer, self._loss, face=LossFace)]
 

@@ -57,6 +57,15 @@ def _attend_short(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (p.flatten(2, 3) @ v).reshape(b, heads, n, hd)
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in the wider type of input and weight. torch has no fused kernel for two types, which meet in bf16: by
+    autocast in front of QK-norm, and where sharded weights are gathered in it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.rms_norm(x.to(dtype), self.normalized_shape, self.weight.to(dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and, if wanted, grouped keys and values and QK-norm."""
 
@@ -66,7 +75,7 @@ class Attention(nn.Module):
         self.head_dim = config.width // config.heads
         self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
-        norm = (lambda: nn.RMSNorm(self.head_dim, config.norm_eps)) if config.qk_norm else nn.Identity
+        norm = (lambda: RMSNorm(self.head_dim, config.norm_eps)) if config.qk_norm else nn.Identity
         self.q_norm, self.k_norm = norm(), norm()
 
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
@@ -85,9 +94,9 @@ class Block(Recomputing):
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=False)
         self.down = nn.Linear(config.mlp_width, config.width, bias=False)
         self.dropout = config.dropout

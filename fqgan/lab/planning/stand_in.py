@@ -15,6 +15,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
 from fqgan.generator.transformer import rotary_table
+from fqgan.nets.weights import converted
 
 # functions that CUDA's autocast computes in float32, and a CPU's in the type that it gets
 _IN_FLOAT32 = {
@@ -84,7 +85,7 @@ def without_content(gpu: bool) -> Iterator[None]:
     """
     rotary_table.cache_clear()  # tables of one kind of tensors are not left to the other
     convert = nn.Module._apply
-    nn.Module._apply = _replaced  # pyright: ignore[reportAttributeAccessIssue]
+    nn.Module._apply = _converted  # pyright: ignore[reportAttributeAccessIssue]
     # torch's own swaps tensors in place, which it refuses for those without content
     try:
         with _WithoutContent(values=not gpu), AsOnGpu() if gpu else nullcontext(), warnings.catch_warnings():
@@ -96,12 +97,5 @@ def without_content(gpu: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _replaced(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """What `Module.to` and its kind do, with new parameters and buffers in place of changed ones."""
-    for part in self.modules() if recurse else [self]:
-        tables: list[dict[str, Any]] = [part._parameters, part._buffers]
-        for tensors in tables:
-            for name, old in tensors.items():
-                if old is not None and (new := fn(old)) is not old:
-                    tensors[name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    return self
+def _converted(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    return converted(self, fn)

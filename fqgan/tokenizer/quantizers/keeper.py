@@ -124,7 +124,9 @@ class CodebookKeeper:
     def _restart(self, step: int) -> None:
         """Dead codes, in order, become the features that a permutation puts first; a mask, as nothing may wait."""
         rows = in_order(self._rows, self.interleaved)
-        order = torch.randperm(len(rows), generator=_generator(*self.seed, step)).to(rows.device)
+        order = torch.randperm(len(rows), generator=_generator(*self.seed, step))
+        if rows.is_cuda:  # a copy from other memory waits for the GPU
+            order = order.pin_memory().to(rows.device, non_blocking=True)
         dead = all_reduce_min(self._ages) >= self.restart_after  # each rank counts from its own last use
         place = dead.cumsum(0) - 1
         chosen = dead & (place < len(rows))
