@@ -37,12 +37,17 @@ def running(device: str) -> Iterator[World]:
 @contextmanager
 def session(config: TrainConfig) -> Iterator[World]:
     """This process's place in a training run. `UserError` where the batch does not split over the ranks."""
+    before = torch.are_deterministic_algorithms_enabled()
     with running(config.device) as world:
-        if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
-            torch.use_deterministic_algorithms(True)
         micro_batch(config, world.size)
-        yield world
+        if config.deterministic:
+            # without it cuBLAS refuses to be deterministic; it is read once, by a process's first product on a GPU
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        try:
+            yield world
+        finally:
+            torch.use_deterministic_algorithms(before)
 
 
 def train(task: Task, run: RunFolder, world: World, images: int) -> None:
