@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ class Runner:
 
     def __init__(self, options: argparse.Namespace, parts: dict[str, Part]):
         self.options = options
-        self.parts = {name: part for name, part in parts.items() if name in options.parts}
+        self.parts = {name: part for name, part in parts.items() if name in (*options.parts, "machine")}
         if options.fresh:
             options.out.unlink(missing_ok=True)
         self.results = Results(options.out)
@@ -141,21 +142,23 @@ class Runner:
         command = [sys.executable, __file__, "--part", name, "--module", part.module, "--until", str(until)]
         command += ["--out", str(options.out), "--device", options.device, *["--small"] * options.small]
         path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
-        # what a failed allocation needs is often there, in pieces
-        environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ, "PYTHONPATH": path}
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         with self._log(name).open("a") as log:
             return subprocess.Popen(command, stderr=log, env=environment, start_new_session=True)
 
     def _watch(self, process: subprocess.Popen[bytes], name: str, until: float) -> str:
         """Wait for a process; ends it, and says why, where its row or its part takes too long."""
-        while process.poll() is None:
-            time.sleep(0.1)
-            now, (_, due) = time.time(), self.results.under_way(name)
-            if now > min(due, until):
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+                now, (_, due) = time.time(), self.results.under_way(name)
+                if now > min(due, until):
+                    return "the row took too long" if now > due else "the part's time was over"
+            return ""
+        finally:  # the runner may have been stopped, too
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                return "the row took too long" if now > due else "the part's time was over"
-        return ""
+            process.wait()
 
     def _tell(self, part: str, name: str, row: dict[str, Any]) -> None:
         self.results.put(part, name, row)

@@ -6,10 +6,10 @@ import argparse
 import gc
 import os
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 from sampler import timed
@@ -30,7 +30,11 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, part: str, until: float):
         self.results, self.part, self.until = Results(options.out), part, until
+        self._began = time.time()
         self.device, self.small = torch.device(options.device), options.small
+        if self.small:  # small networks on more threads than free cores are many times as slow; C++ takes minutes
+            torch.set_num_threads(1)
+            torch.compile = partial(torch.compile, backend="aot_eager")
 
     @property
     def rows(self) -> dict[str, Row]:
@@ -62,16 +66,18 @@ class Bench:
 
     def start(self, name: str, limit: float) -> None:
         """A row is under way."""
+        self._began = time.time()
         self.results.put(self.part, name, {"until": time.time() + limit})
 
     def derived(self, name: str, values: Row, aim: str = "") -> None:
         """A row that follows from others, so that it is never out of date."""
+        self._began = time.time()
         self._put(name, {"values": values}, aim)
 
     def _put(self, name: str, row: Row, aim: str) -> Row | None:
-        row |= {"aim": aim} if aim else {}
+        row |= ({"aim": aim} if aim else {}) | {"took": round(time.time() - self._began, 1)}
         self.results.put(self.part, name, row)
-        print(f"{self.part}: {name}: {in_words(row)}", flush=True)
+        print(f"{self.part}: {name}: {in_words(row)} ({row['took']:.0f} s)", flush=True)
         return row.get("values")
 
     def _leave_if_broken(self) -> None:
@@ -116,6 +122,14 @@ class Bench:
             raise MemoryError(f"not even a batch of {first} fits")
         return fits
 
+    def shrunk(self, run: Callable[[int], object], size: int) -> int:
+        """`size`, or what is left of it after quarters are taken off until `run` works; each try may compile anew."""
+        while self._fits(run, size) is None:
+            if size < 2:
+                raise MemoryError("not even a batch of 1 fits")
+            size = size * 3 // 4
+        return size
+
     def _fits(self, run: Callable[[int], object], size: int) -> float | None:
         """Seconds of a call; None where memory does not suffice."""
         try:
@@ -155,8 +169,3 @@ def free() -> None:
     if torch.cuda.is_available():
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
-
-
-def log(text: str) -> None:
-    """To the part's log."""
-    print(text, file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_parts.bench import Bench
+from gpu_parts.results import PASSED
 
 SECONDS = 90.0
 """A test may take."""
@@ -36,7 +37,7 @@ class Recorder:
             self.bad = "skipped"
             self._put(name, {"skipped": str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else "")})
         if report.when == "teardown" and self.bad != "skipped":
-            self._put(name, {"error": self.bad} if self.bad else {"values": {"": "passed"}})
+            self._put(name, {"error": self.bad} if self.bad else {"values": PASSED})
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:

@@ -28,7 +28,7 @@ def run(bench: Bench) -> None:
 
 
 def training(bench: Bench, preset: str, variant: str, size: int) -> Row:
-    """Steps of `benchmarks/generator.py` at a size; 0: at the largest one that fits. A token is a position."""
+    """Steps at a size, or the largest below it that fits; 0: at the largest of all. A token is a position."""
     small = bench.small
     arguments = argparse.Namespace(
         preset=preset,
@@ -48,7 +48,7 @@ def training(bench: Bench, preset: str, variant: str, size: int) -> Row:
         step.resize(count)
         step()
 
-    size = size or bench.largest(run, 2 if small else 16, 1024)
+    size = bench.shrunk(run, size) if size else bench.largest(run, 2 if small else 16, 1024)
     with bench.memory() as peak:
         run(size)
         seconds = bench.seconds(step, 4)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+PASSED: Row = {"": "passed"}
+"""Values of a test; the table only counts those."""
 
 
 class Results:
@@ -82,11 +84,17 @@ def table(results: Results) -> str:
     """Everything as one table in Markdown, under lines that say where it was measured."""
     machine = results.machine
     dry = " **A dry run with tiny models on a CPU: no figure here says anything about a GPU.**" if _dry(machine) else ""
-    facts = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("card", "date", "small"))
+    shown = {name: value for name, value in machine.items() if value and name not in ("card", "date", "small")}
+    facts = ", ".join(f"{name} {value}" for name, value in shown.items())
     head = f"{machine.get('card', 'unknown card')}, {facts}; {machine.get('date', time.strftime('%Y-%m-%d'))}.{dry}"
     lines = [head, "", "| what | measured | aim |", "|---|---|---|"]
     for part, rows in results.rows.items():
+        passed = [name for name, row in rows.items() if row.get("values") == PASSED]
+        if passed:
+            lines.append(f"| {part} | {len(passed)} passed | |")
         for name, row in rows.items():
+            if row.get("values") == PASSED:
+                continue
             cells = (f"{part}: {name}", in_words(row), row.get("aim", ""))
             lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines)

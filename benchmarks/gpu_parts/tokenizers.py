@@ -55,7 +55,7 @@ def run(bench: Bench) -> None:
 
         def measure(options: dict[str, Any] = options, name: str = name) -> Row:
             size = int((steps.get(EAGER) or {}).get("images a micro-batch", 0)) if name in (COMPILED, TUNED) else 0
-            with torch.backends.cudnn.flags(benchmark=name == TUNED, allow_tf32=True):
+            with torch.backends.cudnn.flags(enabled=True, benchmark=name == TUNED, allow_tf32=True):
                 return training(bench, configured(config, options), frozen, flops, size)
 
         aim = ">= 1.5 x plain" if name == COMPILED else ""
@@ -69,13 +69,13 @@ def run(bench: Bench) -> None:
 
 
 def preset(bench: Bench) -> TokenizerRunConfig:
-    """dual-ds16 with every loss from the first step on; in a dry run with a tenth of its width and two levels."""
+    """dual-ds16 with every loss from the first step on; in a dry run with one narrow level."""
     config = presets.get("dual-ds16")
     factors = tuple(replace(f, teacher_dim=teacher_dim(f) if f.teacher else 0) for f in config.model.factors)
     model: dict[str, Any] = {"factors": factors}
     if bench.small:
         small = (replace(f, codebook_size=64, adapter_depth=1, teacher_dim=32 if f.teacher else 0) for f in factors)
-        model |= {"image_size": 32, "channels": 32, "channel_multipliers": (1, 2), "res_blocks": 1}
+        model |= {"image_size": 16, "stem": 2, "channels": 32, "channel_multipliers": (1,), "res_blocks": 1}
         model |= {"z_channels": 32, "adapter_head_dim": 32, "feature_head_depth": 1, "factors": tuple(small)}
     gan = {"start": 0} | ({"channels": 16, "layers": 2} if bench.small else {})
     return presets.child(config, model=model, discriminator=gan)
@@ -127,14 +127,14 @@ def images(bench: Bench, config: TokenizerRunConfig, count: int) -> Tensor:
 
 
 def training(bench: Bench, config: TokenizerRunConfig, frozen: Frozen, flops: Row | None, size: int) -> Row:
-    """Steps at a size; 0: at the largest one that fits."""
+    """Steps at a size, or the largest below it that fits; 0: at the largest of all."""
     step = frozen.step(config, images(bench, config, 1))
 
     def run(count: int) -> None:
         step.show(images(bench, config, count))
         step()
 
-    size = size or bench.largest(run, 2 if bench.small else 8, 512)
+    size = bench.shrunk(run, size) if size else bench.largest(run, 2 if bench.small else 8, 512)
     with bench.memory() as peak:
         run(size)
         seconds = bench.seconds(step, 4)
