@@ -153,12 +153,12 @@ def test_a_deterministic_run_resumes_to_the_bit(
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"cfg_scale": 1.0}, {"cfg_interval": (0.0, 0.5)}, {"top_k": 4, "top_p": 0.9}, {"temperature": 0}],
+    [{}, {"cfg_scale": 1.0}, {"cfg_interval": (0.0, 0.5)}, {"top_k": [0, 4, 3], "top_p": 0.9}, {"temperature": 0}],
     ids=["guided", "not guided", "guided at first", "cut", "greedy"],
 )
 def test_graphs_draw_what_eager_steps_draw(options: dict[str, Any], device: torch.device) -> None:
     """Positions of two lengths; then replays for other and for fewer labels."""
-    model = tiny_generator(grid=(7, 10)).to(device)
+    model = tiny_generator(grid=(7, 10), codebook_sizes=(5000, 11, 5)).to(device)
     eager, static = (model.sampler(6, static=s, compiled=False, **options) for s in (False, True))
     for labels in ([0, 5, 2, 2, 1, 4], [1, 3, 3]):
         assert_same_images(static(labels, seed=1), eager(labels, seed=1))
@@ -308,7 +308,9 @@ class Refusals(TorchDispatchMode):
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
         self.seen.add(name)
         weighted = name == "bincount" and (len(args) > 1 or kwargs.get("weights") is not None)
-        if self.NAMES.fullmatch(name) or weighted or str(func) == "aten.median.dim":
+        # of rows of probabilities: refused by torch 2.11's manual, later slow
+        summed = name == "cumsum" and args[0].is_floating_point() and torch.are_deterministic_algorithms_enabled()
+        if self.NAMES.fullmatch(name) or weighted or summed or str(func) == "aten.median.dim":
             self.refused.add(name)
         return func(*args, **kwargs)
 
@@ -321,10 +323,11 @@ def test_no_operator_of_a_training_refuses_to_be_deterministic(
     gan: dict[str, Any], everything: TokenizerRunConfig, far: GeneratorRunConfig, tmp_path: Path
 ) -> None:
     """Losses, both networks' gradients, updates, validation and pictures, of both kinds of training."""
-    config = child(everything, discriminator=gan, quantizer={"kmeans_iterations": 2})
+    config = child(everything, discriminator=gan, quantizer={"kmeans_iterations": 2}, train={"deterministic": True})
     with Refusals() as mode:
         train_tokenizer(config, tmp_path / "tokenizer")
         if not gan:
+            far = child(far, train={"deterministic": True})
             train_generator(replace(far, validation=far.data), tmp_path / "generator")
     assert mode.refused == set()
     assert {"convolution_backward", "native_group_norm_backward", "index_add_", "scatter_add_"} <= mode.seen
