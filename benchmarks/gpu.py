@@ -46,11 +46,11 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "machine": Part("gpu_parts.machine", 20),
-    "tests": Part("gpu_parts.checks", 110),
-    "sampler": Part("gpu_parts.sampling", 150),
-    "tokenizer": Part("gpu_parts.tokenizers", 160),
-    "generator": Part("gpu_parts.generators", 70),
+    "machine": Part("gpu_parts.machine", 15),
+    "tests": Part("gpu_parts.checks", 130),
+    "sampler": Part("gpu_parts.sampling", 145),
+    "tokenizer": Part("gpu_parts.tokenizers", 155),
+    "generator": Part("gpu_parts.generators", 65),
     "quantizer": Part("gpu_parts.quantizers", 25),
 }
 

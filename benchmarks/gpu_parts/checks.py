@@ -21,7 +21,10 @@ class Recorder:
         self.bench, self.stdout, self.bad = bench, stdout, ""
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items[:] = [item for item in items if _name(item.nodeid) not in self.bench.rows]
+        missing = [item for item in items if _name(item.nodeid) not in self.bench.rows]
+        items[:] = sorted(
+            missing, key=lambda item: "compiled" in item.name or "defaults" in item.name
+        )  # slow ones last
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.bad = ""

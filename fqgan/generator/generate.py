@@ -25,6 +25,8 @@ from fqgan.models.find import find
 from fqgan.models.fingerprint import weights_fingerprint
 from fqgan.tokenizer.pictures import save_picture
 
+_DECODED = 64  # pictures at a time: a batch may be as large as its caches allow, which are smaller than feature maps
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -169,7 +171,8 @@ def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range]) ->
 def _write(generator: FAR, folder: SampleFolder, batch: range, codes: Tensor, side: torch.cuda.Stream | None) -> int:
     """Decode and write one batch, on a GPU on the stream `side`."""
     with torch.inference_mode(), torch.cuda.stream(side):
-        images = generator.tokenizer.decode(codes, values=False).cpu()
+        parts = [generator.tokenizer.decode(part, values=False).cpu() for part in codes.split(_DECODED)]
+    images = torch.cat(parts)
     for picture, image in zip(batch, images, strict=True):
         save_picture(image, folder.path(picture))
     return len(batch)
