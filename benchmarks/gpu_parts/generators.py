@@ -48,7 +48,7 @@ def training(bench: Bench, preset: str, variant: str, size: int) -> Row:
         step.resize(count)
         step()
 
-    size = bench.shrunk(run, size) if size else bench.largest(run, 2 if small else 16, 1024)
+    size = bench.shrunk(run, size or bench.largest(run, 2 if small else 16, 1024))
     with bench.memory() as peak:
         run(size)
         seconds = bench.seconds(step, 4)

@@ -36,7 +36,10 @@ def facts(small: bool, device: torch.device) -> Row:
 
 
 def run(bench: Bench) -> None:
-    """Ends the process with status 4 where the results are another machine's."""
+    """Ends the process with status 4 where there is no such device, or the results are another machine's."""
+    if bench.device.type == "cuda" and not torch.cuda.is_available():
+        print("there is no CUDA device here; a dry run is --device cpu --small")
+        sys.exit(4)
     found, old = facts(bench.small, bench.device), bench.results.machine
     if odd := [name for name in ("card", "torch", "small") if old and old.get(name) != found[name]]:
         print(f"{bench.results.path} has results of another {odd[0]}, {old[odd[0]]!r}: --fresh starts again")

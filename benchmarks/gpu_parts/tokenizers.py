@@ -36,7 +36,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "bf16, channels_last, tuned by cuDNN": {"channels_last": "on"},
     "bf16, channels_last, transformers recomputed": {"channels_last": "on", "activation_checkpointing": "transformer"},
     "bf16, channels_last, all recomputed": {"channels_last": "on", "activation_checkpointing": "all"},
-    "float32, plain": {"channels_last": "off", "precision": "float32"},
+    "float32 with TF32 convolutions, plain": {"channels_last": "off", "precision": "float32"},
 }
 PLAIN, EAGER, COMPILED, TUNED = list(STEPS)[:4]
 
@@ -134,7 +134,7 @@ def training(bench: Bench, config: TokenizerRunConfig, frozen: Frozen, flops: Ro
         step.show(images(bench, config, count))
         step()
 
-    size = bench.shrunk(run, size) if size else bench.largest(run, 2 if bench.small else 8, 512)
+    size = bench.shrunk(run, size or bench.largest(run, 2 if bench.small else 8, 512))
     with bench.memory() as peak:
         run(size)
         seconds = bench.seconds(step, 4)
