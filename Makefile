@@ -8,7 +8,10 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2]
 # versions that were tried together; on another Python pip resolves for itself
 CONSTRAINTS := $(wildcard constraints/py$(VERSION).txt)
 
-.PHONY: quickstart test lint clean
+# options of the measurements on a GPU; a dry run without one: make gpu GPU='--device cpu --small'
+GPU ?=
+
+.PHONY: quickstart test lint gpu clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/fqgan quickstart $(QUICKSTART)
@@ -20,6 +23,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+
+gpu: $(VENV)/installed
+	$(BIN)/python benchmarks/gpu.py $(GPU)
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -78,7 +78,8 @@ class Step:
     def __init__(self, arguments: argparse.Namespace, device: torch.device, plain: bool):
         config = child(presets.get_generator(arguments.preset), optimizer={"lr": 1e-4})
         sizes, grid = (arguments.codebook,) * arguments.factors, (arguments.grid, arguments.grid)
-        self.model = FAR(config.model.resolved(sizes, grid, 1000)).to(device).train()
+        with device:  # a GPU draws hundreds of millions of weights at once
+            self.model = FAR(config.model.resolved(sizes, grid, 1000)).train()
         for block in self.model.modules():
             if isinstance(block, Block):
                 block.recompute = arguments.recompute
@@ -87,8 +88,14 @@ class Step:
         self.ema = Ema(copy.deepcopy(self.model), 0.9999)
         self.optimizer, self.plain = make_optimizer(self.model, config.optimizer), plain
         self.device, self.precision, self.clip = device, arguments.precision, config.optimizer.clip
-        self.codes = torch.randint(arguments.codebook, (arguments.batch, len(sizes), *grid), device=device)
-        self.labels = torch.randint(1000, (arguments.batch,), device=device)
+        self.codebook = arguments.codebook
+        self.resize(arguments.batch)
+
+    def resize(self, batch: int) -> None:
+        """Go on with batches of another size."""
+        shape = (batch, self.model.config.num_factors, *self.model.config.grid)
+        self.codes = torch.randint(self.codebook, shape, device=self.device)
+        self.labels = torch.randint(1000, (batch,), device=self.device)
 
     def loss(self) -> Tensor:
         with autocast(self.device, self.precision):

@@ -44,17 +44,21 @@ def held_bytes(device: torch.device, peak: bool = False) -> int:
     return int(status["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
 
 
-def measure(which: str, rows: int, codes: int, dim: int, repeats: int) -> dict[str, float]:
+def measure(
+    which: str, rows: int, codes: int, dim: int, repeats: int, device: torch.device | None = None
+) -> dict[str, float]:
     """Best time of a forward and backward pass, and the peak of the memory beyond what was held before (Linux).
 
     That counts the gradients, all temporaries, and what the allocator keeps between repeats.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     quantizer = VectorQuantizer(codes, dim).to(device)
     z = torch.randn(rows // 256, dim, 16, 16, device=device, requires_grad=True)
     small = VectorQuantizer(64, dim).to(device)  # libraries and threads are loaded before the first reading
     (ours(z[:1], small) + plain(z[:1], small.codebook)).backward()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     before, times = held_bytes(device), []
     for _ in range(repeats):
         began = time.perf_counter()

@@ -66,7 +66,8 @@ class Llama(nn.Module):
                 max_position_embeddings=positions,
                 rms_norm_eps=config.norm_eps,
             )
-            return LlamaModel(shape).to(device, dtype).eval()
+            with device:
+                return LlamaModel(shape).to(dtype).eval()
 
         d = config.width
         self.config, self.batch, self.device, self.dtype = config, batch, device, dtype

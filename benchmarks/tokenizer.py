@@ -18,32 +18,28 @@ import math
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tokenizer_step import TrainingStep
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fqgan.config import TokenizerConfig, TokenizerRunConfig, presets
 from fqgan.data.sources import open_source
 from fqgan.data.transforms import normalize, resize_shorter, to_tensor
-from fqgan.engine.distributed import World, pick_device
-from fqgan.engine.run import RunFolder
+from fqgan.engine.distributed import pick_device
 from fqgan.engine.speed import keep_freed_memory
-from fqgan.engine.trainer import Trainer
 from fqgan.metrics.psnr import psnr
 from fqgan.nets.perceptual import load_perceptual
 from fqgan.nets.teachers import load_teacher
 from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
 from fqgan.tokenizer.quantizers.base import Quantized
 from fqgan.tokenizer.quantizers.vector import VectorQuantizer
-from fqgan.tokenizer.task import Batch, TokenizerTask
 
 TEACHER = "efficientnet-lite0"  # ships in a package
 JOBS = ("encode", "decode", "train")
@@ -99,22 +95,14 @@ def tokenizer(options: argparse.Namespace, config: TokenizerConfig, device: torc
     return model.eval().set_precision("bf16" if options.path == "fast" else "float32")
 
 
-class TrainingStep:
-    """One optimizer step of the real training loop, on fixed images."""
-
-    def __init__(self, options: argparse.Namespace, device: torch.device):
-        config = run_config(options)
-        teachers = {name: load_teacher(name) for name in {f.teacher for f in config.model.factors} if name}
-        world, source = World(0, 1, device), open_source("photos", "train")
-        self.task = TokenizerTask(config, world, source, None, teachers, load_perceptual(config.loss.perceptual))
-        run = RunFolder(Path(tempfile.gettempdir(), "fqgan-benchmark-that-writes-nothing"), config)
-        self.trainer = Trainer(self.task, run, world, 10**6, config.train, config.optimizer)
-        images = photographs(options.batch, options.size).to(device)
-        self.images, self.step = images.contiguous(memory_format=self.task._memory_format), 0
-
-    def __call__(self) -> None:
-        self.trainer.optimize(self.step, iter([Batch(self.images)]))
-        self.step += 1
+def packaged_step(options: argparse.Namespace, device: torch.device) -> TrainingStep:
+    """A step with networks and pictures that ship in packages."""
+    config = run_config(options)
+    teachers = {name: load_teacher(name) for name in {f.teacher for f in config.model.factors} if name}
+    images = photographs(options.batch, options.size).to(device)
+    return TrainingStep(
+        config, open_source("photos", "train"), teachers, load_perceptual(config.loss.perceptual), images
+    )
 
 
 def synchronize(device: torch.device) -> None:
@@ -133,7 +121,7 @@ def peak_bytes(device: torch.device) -> int:
 def job_of(options: argparse.Namespace, device: torch.device) -> Callable[[], object]:
     """What a job repeats."""
     if options.job == "train":
-        return TrainingStep(options, device)
+        return packaged_step(options, device)
     model = tokenizer(options, run_config(options).model, device)
     if options.job == "encode":
         images = photographs(options.batch, options.size).to(device)
@@ -212,7 +200,7 @@ class Parts:
 
 def profile(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Where a training step's time goes, and the machine's peak on large products in the same type."""
-    step = TrainingStep(options, device)
+    step = packaged_step(options, device)
     task, parts = step.task, Parts(device)
     assert task.perceptual is not None and task.adversary is not None
     parts.wrap(task.model.encoder, "forward", "encoder")

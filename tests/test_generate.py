@@ -241,3 +241,20 @@ def test_fewer_pictures_than_ranks_are_refused(
     world = distributed.World(0, 9, torch.device("cpu"))
     monkeypatch.setattr(distributed, "start", lambda name: world)
     assert "--num 7 is less than the 9 ranks" in refused(*command(folder, tmp_path / "out"))
+
+
+def test_large_batches_are_decoded_in_parts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feature maps of a whole batch may not fit where its codes do."""
+    sizes: list[int] = []
+    decode = FactorizedTokenizer.decode
+
+    def counted(self: FactorizedTokenizer, codes: torch.Tensor, **options: bool) -> torch.Tensor:
+        sizes.append(len(codes))
+        return decode(self, codes, **options)
+
+    monkeypatch.setattr(FactorizedTokenizer, "decode", counted)
+    for most in (64, 2):
+        monkeypatch.setattr("fqgan.generator.generate._DECODED", most)
+        assert main(command(folder, tmp_path / str(most), "--batch", 5)) == 0
+    assert sizes == [5, 2, 2, 2, 1, 2]
+    assert sums(tmp_path / "64") == sums(tmp_path / "2")

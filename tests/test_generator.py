@@ -189,6 +189,15 @@ def test_chunked_cross_entropy_has_the_values_and_gradients_of_the_plain_one(chu
         torch.testing.assert_close(own, plain, atol=1e-6, rtol=1e-6)
 
 
+def test_a_model_that_was_used_in_inference_mode_first_can_be_trained() -> None:
+    """Rotary rows are kept from its first pass."""
+    rotary_table.cache_clear()
+    model = tiny()
+    with torch.inference_mode():
+        model(*inputs(model.config))
+    torch.stack(model.loss(*inputs(model.config)).cross_entropy).sum().backward()
+
+
 def test_untrained_every_code_is_equally_likely() -> None:
     model = FAR(TINY)
     losses = model.loss(*inputs(TINY)).cross_entropy

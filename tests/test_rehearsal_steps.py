@@ -187,9 +187,9 @@ def steps_on_a_gpu(task: Task, config: Any) -> None:
     trainer = Trainer(task, run, GPU, 100, config.train, config.optimizer)
     batches = task.batches(18)
     with patch.object(Trainer, "_not_finite", lambda *given: ""), patch.object(Tensor, "backward", gradients(task)):
-        trainer._optimize(18, batches)
+        trainer.optimize(18, batches)
         with NothingWaits():
-            trainer._optimize(19, batches)  # looks for dead codes
+            trainer.optimize(19, batches)  # looks for dead codes
     assert trainer.window and all(each.device.type == "cuda" for each in trainer.window.values())
 
 

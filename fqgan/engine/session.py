@@ -38,11 +38,23 @@ def running(device: str) -> Iterator[World]:
 def session(config: TrainConfig) -> Iterator[World]:
     """This process's place in a training run. `UserError` where the batch does not split over the ranks."""
     with running(config.device) as world:
-        if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
-            torch.use_deterministic_algorithms(True)
         micro_batch(config, world.size)
-        yield world
+        if config.deterministic:
+            # without it cuBLAS refuses to be deterministic; it is read once, by a process's first product on a GPU
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        with deterministic_mode(config.deterministic or torch.are_deterministic_algorithms_enabled()):
+            yield world
+
+
+@contextmanager
+def deterministic_mode(on: bool) -> Iterator[None]:
+    """Within, torch's deterministic mode is on or off."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def train(task: Task, run: RunFolder, world: World, images: int) -> None:

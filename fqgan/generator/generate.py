@@ -25,6 +25,8 @@ from fqgan.models.find import find
 from fqgan.models.fingerprint import weights_fingerprint
 from fqgan.tokenizer.pictures import save_picture
 
+_DECODED = 64  # pictures at a time: a batch may be as large as its caches allow, which are smaller than feature maps
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -148,27 +150,29 @@ def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range]) ->
     want all cores. Nor has MPS, where all threads share one stream.
     """
     settings, sampler = folder.settings, None
+    device = generator.class_embedding.weight.device
+    # one for all batches: the memory that a stream has freed serves no other
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
     behind: Future[int] | None = None
     with ThreadPoolExecutor(1) as pool:
         for batch in batches:
             sampler = sampler or generator.sampler(settings.batch, **vars(settings.sampling))
             codes = sampler(settings.labels(batch), settings.seed, first_image=batch.start)
-            if codes.device.type != "cuda":
-                yield _write(generator, folder, batch, codes)
+            if device.type != "cuda":
+                yield _write(generator, folder, batch, codes, side)
                 continue
             if behind is not None:
                 yield behind.result()
-            behind = pool.submit(_write, generator, folder, batch, codes.cpu())
+            behind = pool.submit(_write, generator, folder, batch, codes.cpu(), side)
         if behind is not None:
             yield behind.result()
 
 
-def _write(generator: FAR, folder: SampleFolder, batch: range, codes: Tensor) -> int:
-    """Decode and write one batch, on a CUDA stream of its own."""
-    device = generator.class_embedding.weight.device
-    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+def _write(generator: FAR, folder: SampleFolder, batch: range, codes: Tensor, side: torch.cuda.Stream | None) -> int:
+    """Decode and write one batch, on a GPU on the stream `side`."""
     with torch.inference_mode(), torch.cuda.stream(side):
-        images = generator.tokenizer.decode(codes.to(device), values=False).cpu()
+        parts = [generator.tokenizer.decode(part, values=False).cpu() for part in codes.split(_DECODED)]
+    images = torch.cat(parts)
     for picture, image in zip(batch, images, strict=True):
         save_picture(image, folder.path(picture))
     return len(batch)

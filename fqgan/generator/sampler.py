@@ -98,6 +98,8 @@ class Sampler:
         self._codes = torch.zeros(self.positions, batch, k, dtype=torch.int64, device=device)
         self._now = torch.zeros(1, dtype=torch.int64, device=device)
         self._runs: dict[tuple[int, bool], Callable[[], object]] = {}
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
 
     @torch.no_grad()
     def __call__(self, labels: Numbers, seed: int | Sequence[int] = 0, first_image: int = 0) -> Tensor:
@@ -189,8 +191,10 @@ class Sampler:
         step = partial(self._static_step, length, guided)
         if self.device.type != "cuda":
             return step
-        # compilation, tuning and workspaces come before the capture, on another stream as it asks for
-        stream = torch.cuda.Stream(self.device)
+        # compilation, tuning and workspaces come before the capture, on a stream of its own as it asks for. Nothing in
+        # a graph's memory outlives its replay, so all graphs share one pool; and what other threads do meanwhile must
+        # not spoil the capture
+        stream = self._stream = self._stream or torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(3):
@@ -199,6 +203,7 @@ class Sampler:
         torch.cuda.current_stream(self.device).wait_stream(stream)
         self._now.zero_()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
             step()
+        self._pool = graph.pool()
         return graph.replay

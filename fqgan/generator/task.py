@@ -26,7 +26,7 @@ from fqgan.engine.devices import exact_device, upload
 from fqgan.engine.distributed import World, all_reduce_sum, from_main
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
-from fqgan.engine.session import session, train
+from fqgan.engine.session import deterministic_mode, session, train
 from fqgan.engine.sizes import check_training, micro_batch, share_of
 from fqgan.engine.speed import autocast, compile_parts
 from fqgan.engine.stops import Agreed
@@ -192,7 +192,9 @@ class GeneratorTask(Task):
         model.set_precision(config.train.precision)
         sampler = Sampler(model, len(labels), config.sampling, static=False, compiled=False)
         tokenizer = load_tokenizer(path.parent.parent / CARRIED, self.world.device, precision=config.train.precision)
-        with torch.inference_mode():
+        # training does not depend on what is drawn; and the deterministic sum over a row of probabilities is refused by
+        # some versions of torch, and takes memory by the square of the codebook in others
+        with torch.inference_mode(), deterministic_mode(False):
             images = tokenizer.decode(sampler(labels, config.train.seed)).split(columns)
         known = self.store.label_names
         save_picture(labelled_rows(images, [known[c] if c < len(known) else str(c) for c in classes]), path)

@@ -26,14 +26,15 @@ def rotary_table(grid: tuple[int, int], head_dim: int, base: float, legacy: bool
     zero, as in the released models.
     """
     h, w = grid
-    frequencies = base ** (-torch.arange(0, head_dim, 4, dtype=torch.float32) / head_dim)
-    cells = torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(h * w, 2)
-    cells = torch.cat([torch.full((1, 2), -1), cells]).float()
-    angles = (cells[:, :, None] * frequencies).flatten(1)
-    table = torch.stack([angles.cos(), angles.sin()], -1)
-    if legacy:
-        table[0] = 0
-    return table.to(device)
+    with torch.inference_mode(False):  # it is kept, and training may need it later
+        frequencies = base ** (-torch.arange(0, head_dim, 4, dtype=torch.float32) / head_dim)
+        cells = torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(h * w, 2)
+        cells = torch.cat([torch.full((1, 2), -1), cells]).float()
+        angles = (cells[:, :, None] * frequencies).flatten(1)
+        table = torch.stack([angles.cos(), angles.sin()], -1)
+        if legacy:
+            table[0] = 0
+        return table.to(device)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
