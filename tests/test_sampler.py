@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_bf16_stays_close(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_guidance_1_is_conditional_and_runs_one_half() -> None:
     model = tiny()
     sampler = model.sampler(4, cfg_scale=1.0)
-    assert sampler.guided == 0
+    assert sampler.rule and sampler.rule.guided == 0
     assert len(sampler._input) == 4
     codes = sampler(LABELS[:4], seed=3)
     assert torch.equal(codes, model.sampler(4, cfg_scale=[1.0, 1.0, 1.0], cfg_interval=(0.5, 0.5))(LABELS[:4], 3))
@@ -110,9 +111,9 @@ def test_the_second_half_ends_with_the_guided_positions() -> None:
     """Leaving it out changes nothing."""
     model = tiny()
     sampler = model.sampler(4, cfg_scale=4.0, cfg_interval=(0.0, 0.5))
-    assert sampler.guided == 6
+    assert sampler.rule and sampler.rule.guided == 6
     codes = sampler(LABELS[:4])
-    sampler.guided = 12
+    sampler.rule = replace(sampler.rule, guided=12)
     assert torch.equal(sampler(LABELS[:4]), codes)
 
 

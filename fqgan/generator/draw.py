@@ -63,6 +63,21 @@ def draw(logits: Tensor, u: Tensor, temperature: float = 1.0, top_k: int = 0, to
     return torch.searchsorted(sums, (u * sums[:, -1])[:, None], right=True)[:, 0]
 
 
+def draw_each(logits: Tensor, u: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """`draw` with settings of its own for each row, all (n,), in one shape whatever they are, as a CUDA graph wants it:
+    all logits are sorted."""
+    size = logits.shape[1]
+    sharp = temperature < _GREEDY
+    values, codes = (logits / temperature.masked_fill(sharp, 1)[:, None]).sort(1, descending=True)
+    limit = top_k.masked_fill((top_k <= 0) | (top_k >= size), size).masked_fill(sharp, 1)
+    beyond = torch.arange(size, device=logits.device) >= limit[:, None]
+    p = values.masked_fill(beyond, -torch.inf).softmax(1)
+    p = p.masked_fill((p.cumsum(1) - p >= top_p.clamp(min=_TINY)[:, None]) & (top_p < 1)[:, None], 0)
+    sums = torch.zeros_like(logits).scatter_(1, codes, p).cumsum(1)
+    drawn = torch.searchsorted(sums, (u * sums[:, -1])[:, None], right=True)[:, 0]
+    return drawn.masked_fill(logits.isnan().any(1), size)
+
+
 def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """(n, K): what codes are drawn from, up to a factor. Temperature, then top-k, then top-p of what that leaves.
 

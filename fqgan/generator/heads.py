@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fqgan.config import GeneratorConfig
-from fqgan.generator.step import BlockStep, CachePosition, Norm, Product
+from fqgan.generator.step import BlockStep, Norm, Product, together
 from fqgan.generator.transformer import Block, RMSNorm, rotary_table
 
 
@@ -107,7 +107,7 @@ class AutoregressiveHead(Head):
 
         def step(i: int, x: Tensor) -> Tensor:
             for block in blocks:
-                x = block(x, rotary[i], CachePosition(i, i + 1))
+                x = block(x, rotary[i], together(len(x), i))
             return norm(x)
 
         return step

@@ -200,11 +200,30 @@ class FAR(Pretrained):
         """Embeddings of each factor's codes (..., k): k tensors (..., d)."""
         return [table(codes[..., i]) for i, table in enumerate(self.code_embeddings)]
 
-    def rotary(self, device: torch.device) -> Tensor:
+    def check_grid(self, grid: Sequence[int] | None) -> tuple[int, int]:
+        """A grid to sample at, height and width in positions; None: the one that the generator was trained at.
+
+        `UserError` for what is no grid, and for another one where rotary rows are those of the released models.
+        """
+        own = self.config.grid[0], self.config.grid[1]
+        if grid is None:
+            return own
+        if len(grid) != 2:
+            raise UserError(f"a grid is a height and a width in positions, got {len(grid)} number(s)")
+        height, width = (as_count(each, "grid", 1, 2**15) for each in grid)
+        if self.config.legacy and (height, width) != own:
+            raise UserError(
+                f"a generator with model.legacy samples at its own grid of {own[0]} x {own[1]} positions alone: its "
+                "rotary rows of the class and of the head's first position are zero"
+            )
+        return height, width
+
+    def rotary(self, device: torch.device, grid: tuple[int, int] | None = None) -> Tensor:
         """Rotary rows of the input sequence: the class and all positions but the last, (h * w, hd / 2, 2)."""
         c = self.config
-        table = rotary_table((c.grid[0], c.grid[1]), c.width // c.heads, c.rope_base, c.legacy, device)
-        return table[: c.num_positions]
+        grid = grid or (c.grid[0], c.grid[1])
+        table = rotary_table(grid, c.width // c.heads, c.rope_base, c.legacy, device)
+        return table[: grid[0] * grid[1]]
 
     def _head_vectors(self, codes: Tensor, labels: Tensor) -> list[Tensor]:
         """The head's k vectors of every position, each (b * h * w, width)."""

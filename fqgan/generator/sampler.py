@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,21 +14,51 @@ from fqgan.base.inputs import Numbers, as_count, as_kind, as_labels, as_streams
 from fqgan.base.printing import say
 from fqgan.config import SamplingConfig
 from fqgan.engine.speed import compile_problem
-from fqgan.generator.draw import draw, guidance_scales, uniforms
-from fqgan.generator.step import BlockStep, CachePosition, Product
+from fqgan.generator.draw import draw, draw_each, uniforms
+from fqgan.generator.rows import Draw, Given, Rule, Slots, index, runs
+from fqgan.generator.step import BlockStep, Fixed, Product, Run
 
 if TYPE_CHECKING:
     from fqgan.generator.model import FAR
 
+Draws = Sequence[tuple[slice | Tensor, tuple[Draw, ...]]]
 _BUCKET = 64  # positions: with static shapes, attention reads a multiple of it
+
+
+class _Key(NamedTuple):
+    """What the shapes and operators of a static step depend on."""
+
+    length: int
+    guided: bool
+    some_held: bool
+    all_held: bool
+
+
+class _Step(NamedTuple):
+    """The rows of a step: those with their class, then the guided ones of them with the null class.
+
+    Attributes:
+        rows: of the batch.
+        guided: which of `rows` are guided; None: none of them.
+        at: (position, row) of each: where tables are read and written.
+        draws: for groups of `rows`; empty: the tables of settings say it.
+        key: what is given.
+    """
+
+    rows: slice | Tensor
+    guided: slice | Tensor | None
+    at: tuple[Any, Any]
+    draws: Draws
+    key: _Key
 
 
 class Sampler:
     """Draws codes from a generator's weights as they are now, `batch` images at a time.
 
-    Caches, buffers and prepared weights (copies) are allocated here, once. Position after position, both halves of the
-    batch (with the class, and with the null class for guidance) go on from the same guided code. Without guidance there
-    is one half; after the last guided position the second is left out.
+    Caches, buffers and prepared weights (copies) are allocated here, once. Each image has a row, and where it is guided
+    a second one for the null class; both go on from the same guided code. After its last guided position the second is
+    left out. Rows stand at positions of their own: `join` starts images beside others that are under way, and `step`
+    moves all of them on by a position. Calling the sampler does both.
 
     Guidance acts on the vectors in front of the output matrices: these are linear, so that half of the products gives
     the guided logits.
@@ -36,29 +66,31 @@ class Sampler:
     Args:
         generator: in eval mode, on the device to sample on.
         batch: images at a time.
-        config: how to draw; `UserError` for what is impossible.
+        config: how to draw; None: whoever joins says it. `UserError` for what is impossible.
+        grid: height and width in positions; None: the generator's. Rotary positions go on beyond it; `UserError` for
+            a generator with `legacy`.
         static: steps of one shape with positions as tensors, captured as CUDA graphs on CUDA. None: there only.
         compiled: torch.compile the blocks; packed products, a CPU's, don't compile. None: on CUDA, where it works.
 
-    In float32 on a CPU an image's codes depend on its label, seed and index alone. On a GPU, where a batch is always
-    filled up, they hold at a fixed `batch`, whatever the neighbours.
+    In float32 on a CPU an image's codes depend on its label, seed, index, settings and given codes alone, whoever its
+    neighbours are and wherever they stand. On a GPU, where a batch is always filled up, they hold at a fixed `batch`.
     """
 
     def __init__(
         self,
         generator: FAR,
         batch: int,
-        config: SamplingConfig,
+        config: SamplingConfig | None,
         *,
+        grid: Sequence[int] | None = None,
         static: bool | None = None,
         compiled: bool | None = None,
     ):
         batch = as_count(batch, "batch", 1, 2**31 - 1)
-        as_kind(config, SamplingConfig, "config")
         model = generator.config
-        config.check(model.codebook_sizes)
-        self.batch, self.config = batch, config
-        self.positions, self.factors, self.grid = model.num_positions, model.num_factors, model.grid
+        self.batch, self.sizes = batch, model.codebook_sizes
+        self.grid = generator.check_grid(grid)
+        self.positions, self.factors = self.grid[0] * self.grid[1], model.num_factors
         self.null_class = generator.null_class
         device, dtype = generator.class_embedding.weight.device, generator.sampling_dtype
         self.device = device
@@ -71,20 +103,11 @@ class Sampler:
         self.compiled = bool(compiled)
 
         k = self.factors
-        scales = guidance_scales(config, self.positions, k)
-        self._scales = scales.to(device)
-        # positions from here on need no guidance any more
-        self.guided = max((t + 1 for t, row in enumerate(scales) if (row != 1).any()), default=0)
-        rows = 2 * batch if self.guided else batch
-
-        def each(values: tuple[Any, ...]) -> tuple[Any, ...]:
-            return values * k if len(values) == 1 else values
-
-        draws = zip(each(config.temperature), each(config.top_k), each(config.top_p), strict=True)
-        self._draws = [(float(temperature), int(top_k), float(top_p)) for temperature, top_k, top_p in draws]
-
+        self.rule = None if config is None else self._rule(config)
+        rows = batch if self.rule and not self.rule.guided else 2 * batch
+        self.slots = Slots(batch, self.positions)
         with torch.no_grad():
-            self._rotary = generator.rotary(device)
+            self._rotary = generator.rotary(device, self.grid)
             make = partial(BlockStep, rows=rows, positions=self.positions, dtype=dtype, compiled=self.compiled)
             self._blocks = [make(block) for block in generator.blocks]  # pyright: ignore
             self._head = generator.head.stepper(rows, dtype, self.compiled)
@@ -94,15 +117,26 @@ class Sampler:
             self._codes_of = [table.weight.detach().to(dtype) for table in generator.code_embeddings]  # pyright: ignore
             self._aggregate = Product.of(generator.aggregate, dtype)
         self._input = torch.zeros(rows, model.width, dtype=dtype, device=device)
-        self._uniforms = torch.zeros(self.positions, batch, k, device=device)
-        self._codes = torch.zeros(self.positions, batch, k, dtype=torch.int64, device=device)
-        self._now = torch.zeros(1, dtype=torch.int64, device=device)
-        self._runs: dict[tuple[int, bool], Callable[[], object]] = {}
+        self._uniforms, self._scales = torch.zeros(2, self.positions, batch, k, device=device)
+        self._codes, self._given = torch.zeros(2, self.positions, batch, k, dtype=torch.int64, device=device)
+        self._held = torch.zeros(self.positions, batch, k, dtype=torch.bool, device=device)
+        self._settings = torch.zeros(3, batch, k, device=device)
+        """Temperature, top-k and top-p, for static steps whose rows bring their own."""
+        self._now = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._every = torch.arange(rows, device=device)
+        self._runs: dict[_Key, Callable[[], object]] = {}
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
 
-    @torch.no_grad()
-    def __call__(self, labels: Numbers, seed: int | Sequence[int] = 0, first_image: int = 0) -> Tensor:
+    def __call__(
+        self,
+        labels: Numbers,
+        seed: int | Sequence[int] = 0,
+        first_image: int = 0,
+        *,
+        given: Numbers | None = None,
+        mask: Numbers | None = None,
+    ) -> Tensor:
         """Codes (n, k, h, w) int64 of n images, `batch` at a time; n may be 0.
 
         Args:
@@ -110,100 +144,249 @@ class Sampler:
             seed: image i draws from the stream (seed, first_image + i); of several seeds, one for each image, from
                 (seed[i], 0): the first image of that seed.
             first_image: index of the first image.
+            given, mask: codes (n, k, h, w) that are taken as they stand where the mask is true: any of them, and what
+                comes later sees them. Both may be of shapes that repeat to it. The random numbers of the others are
+                those that they have without.
 
         Raises:
-            UserError: labels that are no classes; seeds or indices that are no whole numbers from 0 to 2^64 - 1; logits
-                that are not numbers.
+            UserError: labels that are no classes; seeds or indices that are no whole numbers from 0 to 2^64 - 1; given
+                codes that are none; images under way, or logits that are not numbers.
         """
+        if self.slots.active:
+            raise UserError("images that joined are still under way: let them finish, or make another sampler")
         labels = as_labels(labels, self.null_class)
         streams = as_streams(seed, first_image, len(labels))
-        parts = [
-            self._sample(labels[i : i + self.batch], streams[i : i + self.batch])
-            for i in range(0, len(labels), self.batch)
-        ]
-        codes = torch.cat(parts) if parts else self._codes.new_zeros((0, self.positions, self.factors))
-        return codes.transpose(1, 2).unflatten(2, self.grid).contiguous()
+        kept = self._as_given(given, mask, len(labels))
+        parts = []
+        for start in range(0, len(labels), self.batch):
+            images = slice(start, start + self.batch)
+            self._begin(labels[images], streams[images], self.rule, kept and kept.part(images))
+            done: list[int] = []
+            while not done:
+                done, codes = self.step()
+                parts += [codes] * bool(done)
+        return (
+            check_drawn(torch.cat(parts), self.sizes) if parts else self._codes.new_zeros((0, self.factors, *self.grid))
+        )
 
-    def _sample(self, labels: Tensor, streams: list[tuple[int, int]]) -> Tensor:
-        """Codes (n, positions, k) of up to `batch` images."""
-        images = n = len(labels)
-        numbers = torch.stack([uniforms(*stream, self.positions, self.factors) for stream in streams], 1)
-        if self.static:
-            n = self.batch  # rows that nobody asked for repeat the last label
-            labels = torch.cat([labels, labels[-1:].expand(n - images)])
-            for run in {self._key(t) for t in range(self.positions)} - self._runs.keys():
-                self._runs[run] = self._prepared(*run)
-        self._uniforms[:, :images] = numbers.to(self.device)
-        both = torch.cat([labels, torch.full_like(labels, self.null_class)]) if self.guided else labels
-        self._input[: len(both)] = self._classes[both.to(self.device)].to(self._input.dtype)
-        self._now.zero_()
-        for t in range(self.positions):
-            if self.static:
-                self._runs[self._key(t)]()
-            else:
-                self._step(CachePosition(t, t + 1), n, t < self.guided)
-        codes = self._codes[:, :images].transpose(0, 1).clone()
-        if (codes >= codes.new_tensor([len(table) for table in self._codes_of])).any():
+    def join(
+        self,
+        labels: Numbers,
+        seed: int | Sequence[int] = 0,
+        first_image: int = 0,
+        config: SamplingConfig | None = None,
+        *,
+        given: Numbers | None = None,
+        mask: Numbers | None = None,
+    ) -> list[int]:
+        """Start images beside those that are under way; returns the rows that they take, of which `free` are left.
+
+        Args:
+            config: how to draw; None: as the sampler does. Others as in `__call__`.
+
+        Raises:
+            UserError: as `__call__`; more images than rows are free; no config here and none of the sampler's, or two.
+        """
+        labels = as_labels(labels, self.null_class)
+        if (config is None) == (self.rule is None):
             raise UserError(
-                "the generator's logits are not numbers: its weights are spoilt, or bf16 is too narrow for it"
+                "a sampler without a config takes one from whoever joins, and a sampler with one takes none"
             )
-        return codes
+        rule = self.rule if config is None else self._rule(config)
+        if len(labels) > self.free:
+            raise UserError(f"{len(labels)} images cannot join: {self.free} of {self.batch} rows are free")
+        streams = as_streams(seed, first_image, len(labels))
+        return self._begin(labels, streams, rule, self._as_given(given, mask, len(labels)))
 
-    def _step(self, place: CachePosition, n: int, guided: bool) -> None:
-        """Draw one position's codes of n images into the buffer, and make the next position's input of them."""
-        x = self._input[: 2 * n if guided else n]
-        rotary = place.take(self._rotary)
+    @property
+    def free(self) -> int:
+        """Rows that nobody has taken."""
+        return len(self.slots.free)
+
+    def leave(self, rows: Sequence[int]) -> None:
+        """Give up images that are under way."""
+        self.slots.at[list(rows)] = -1
+
+    def so_far(self, row: int) -> Tensor:
+        """Codes (k, t) of the t positions that an image under way has."""
+        return self._codes[: max(0, int(self.slots.at[row])), row].T
+
+    @torch.no_grad()
+    def step(self) -> tuple[list[int], Tensor]:
+        """Move all images on by a position. Returns the rows that are done, which are free now, and their codes
+        (m, k, h, w); a code as large as its codebook stands for logits that were not numbers (`check_drawn`)."""
+        active = self.slots.active
+        if active:
+            guided = self.slots.needs_guidance(active)
+            if self.static:
+                key = self._key(active, guided)
+                if key not in self._runs:
+                    self._runs[key] = self._prepared(key)
+                self._runs[key]()
+            else:
+                self._dynamic_step(active, guided)
+        done = self.slots.advance(active) if active else []
+        codes = self._codes[:, done].permute(1, 2, 0).unflatten(2, self.grid)
+        return done, codes.contiguous()
+
+    def _rule(self, config: SamplingConfig) -> Rule:
+        as_kind(config, SamplingConfig, "config")
+        config.check(self.sizes)
+        return Rule.of(config, self.positions, self.factors)
+
+    def _as_given(self, given: Numbers | None, mask: Numbers | None, n: int) -> Given | None:
+        if (given is None) != (mask is None):
+            raise UserError("given and mask belong together: codes, and which of them are taken")
+        return None if given is None or mask is None else Given.of(given, mask, self.sizes, self.grid, n)
+
+    @torch.no_grad()
+    def _begin(
+        self, labels: Tensor, streams: list[tuple[int, int]], rule: Rule | None, given: Given | None
+    ) -> list[int]:
+        slots = self.slots.free[: len(labels)]
+        if not slots:
+            return slots
+        assert rule
+        self.slots.take(slots, rule, given)
+        place = index(slots, self.device)
+        numbers = torch.stack([uniforms(*stream, self.positions, self.factors) for stream in streams], 1)
+        self._uniforms[:, place] = numbers.to(self.device)
+        self._scales[:, place] = rule.scales[:, None].to(self.device)
+        self._settings[:, place] = torch.tensor(rule.draws).T[:, None].to(self.device)
+        self._held[:, place] = False
+        if given:
+            self._given[:, place], self._held[:, place] = given.codes.to(self.device), given.held.to(self.device)
+        self._now[place] = 0
+        halves = self._input.view(-1, self.batch, self._input.shape[1])
+        for half, classes in zip(halves, (labels, torch.full_like(labels, self.null_class)), strict=False):
+            half[place] = self._classes[classes.to(self.device)].to(half.dtype)
+        return slots
+
+    def _dynamic_step(self, active: list[int], guided: list[int]) -> None:
+        """A step of the rows that are under way, each group of which sees its own positions alone."""
+        at, batch = self.slots.at, self.batch
+        standing = at[[*active, *guided]].tolist()
+        layout = runs([*active, *(batch + slot for slot in guided)], standing)
+        rows = index(active, self.device)
+        which = None
+        if guided:
+            whole = len(guided) == len(active)
+            which = slice(None) if whole else index([active.index(slot) for slot in guided], self.device)
+        place: tuple[Any, Any] = standing[0], rows
+        rotary = self._rotary[standing[0]]
+        if len(set(standing)) > 1:
+            place = torch.tensor(standing[: len(active)], device=self.device), torch.tensor(active, device=self.device)
+            rotary = self._rotary[standing][:, None]
+        groups: dict[tuple[Draw, ...], list[int]] = {}
+        for row, slot in enumerate(active):
+            rule = self.slots.rules[slot]
+            assert rule
+            groups.setdefault(rule.draws, []).append(row)
+        draws = [(index(own, self.device), settings) for settings, own in groups.items()]
+        key = _Key(0, bool(guided), *self.slots.how_held(active))
+        self._step(_Step(rows, which, place, draws, key), rotary, layout)
+
+    def _key(self, active: list[int], guided: list[int]) -> _Key:
+        """Which of the static steps: how many positions it reads, whether any row is guided, and what is given."""
+        furthest = int(self.slots.at[active].max()) + 1
+        length = min(-(-furthest // _BUCKET) * _BUCKET, self.positions)
+        return _Key(length, bool(guided), *self.slots.how_held(active))
+
+    def _static_step(self, key: _Key) -> None:
+        """The step of all rows at positions `_now`, which it moves on. Every shape depends on the key alone."""
+        now = self._now.repeat(2) if key.guided else self._now
+        seen = torch.arange(key.length, device=self.device) <= now[:, None]
+        mask = torch.zeros(seen.shape, dtype=self._input.dtype, device=self.device).masked_fill(~seen, -torch.inf)
+        every = self._every[: self.batch]
+        draws = [(slice(None), self.rule.draws)] if self.rule else []
+        step = _Step(slice(0, self.batch), slice(None) if key.guided else None, (self._now, every), draws, key)
+        self._step(step, self._rotary[now][:, None], Fixed(self._every[: len(now)], now, mask))
+        self._now.add_(1).clamp_(max=self.positions - 1)  # rows that are done, or nobody's, stay where they are
+
+    def _step(self, step: _Step, rotary: Tensor, places: tuple[Run, ...] | Fixed) -> None:
+        """Draw one position's codes of the rows into the buffer, and make their next input of them."""
+        halves = self._input.view(-1, self.batch, self._input.shape[1])
+        x = own = halves[0][step.rows]
+        if step.guided is not None:
+            both = isinstance(step.rows, slice) and len(own) == self.batch and isinstance(step.guided, slice)
+            x = self._input if both else torch.cat([own, halves[1][step.rows][step.guided]])
         for block in self._blocks:
-            x = block(x, rotary, place)
-        numbers, scales = place.take(self._uniforms), place.take(self._scales)
+            x = block(x, rotary, places)
+        codes, embeddings = self._given_codes(step) if step.key.all_held else self._drawn(step, x)
+        self._codes[step.at] = codes
+        aggregated = self._aggregate(torch.cat(embeddings, 1))
+        halves[0][step.rows] = aggregated
+        if step.guided is not None:
+            halves[1][step.rows] = aggregated
+
+    def _given_codes(self, step: _Step) -> tuple[Tensor, list[Tensor]]:
+        codes = self._given[step.at]
+        return codes, [table[codes[:, i]] for i, table in enumerate(self._codes_of)]
+
+    def _drawn(self, step: _Step, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Codes (n, k) of the backbone's vectors x of all rows, and their embeddings."""
         codes: list[Tensor] = []
         embeddings: list[Tensor] = []
+        numbers, scales = self._uniforms[step.at], self._scales[step.at]
+        n, chosen = len(numbers), step.guided
         for i, output in enumerate(self._outputs):
             if i and self._sees_codes:
-                x = torch.cat([embeddings[-1]] * 2) if guided else embeddings[-1]
+                last = embeddings[-1]
+                x = last if chosen is None else torch.cat([last, last[chosen]])
             vector = self._head(i, x)
-            if guided:
+            if chosen is not None:
                 # lerp: u + scale * (c - u), and c itself at scale 1
-                c, u = vector.float().chunk(2)
-                vector = torch.lerp(u, c, scales[i].type_as(c)).to(vector.dtype)
-            codes.append(draw(output(vector).float(), numbers[:n, i], *self._draws[i]))
+                c, u = vector[:n].float(), vector[n:].float()
+                guided = torch.lerp(u, c[chosen], scales[chosen, i, None].type_as(c)).to(vector.dtype)
+                vector = guided if len(u) == n else vector[:n].index_copy(0, self._numbers_of(chosen), guided)
+            logits = output(vector).float()
+            code = self._draw(logits, numbers[:, i], i, step.draws)
+            if step.key.some_held:
+                code = torch.where(self._held[step.at][:, i], self._given[step.at][:, i], code)
+            codes.append(code)
             table = self._codes_of[i]
-            embeddings.append(table[codes[-1].clamp(max=len(table) - 1)])
-        place.put(self._codes[:, :n], torch.stack(codes, 1))
-        aggregated = self._aggregate(torch.cat(embeddings, 1))
-        self._input[:n] = aggregated
-        if guided:
-            self._input[n : 2 * n] = aggregated
+            embeddings.append(table[code.clamp(max=len(table) - 1)])
+        return torch.stack(codes, 1), embeddings
 
-    def _key(self, t: int) -> tuple[int, bool]:
-        """Which of the static steps is position t's: how many positions it reads, and whether it is guided."""
-        return min(-(-(t + 1) // _BUCKET) * _BUCKET, self.positions), t < self.guided
+    def _numbers_of(self, chosen: slice | Tensor) -> Tensor:
+        return self._every[chosen] if isinstance(chosen, slice) else chosen
 
-    def _static_step(self, length: int, guided: bool) -> None:
-        """The step at position `_now`, which it moves on. Every shape depends on the arguments alone."""
-        seen = torch.arange(length, device=self.device) <= self._now
-        mask = torch.zeros(length, dtype=self._input.dtype, device=self.device).masked_fill(~seen, -torch.inf)
-        self._step(CachePosition(self._now, length, mask), self.batch, guided)
-        self._now.add_(1)
+    def _draw(self, logits: Tensor, u: Tensor, i: int, draws: list[tuple[slice | Tensor, tuple[Draw, ...]]]) -> Tensor:
+        if not draws:
+            return draw_each(logits, u, *self._settings[:, :, i])
+        if len(draws) == 1:
+            return draw(logits, u, *draws[0][1][i])
+        codes = torch.empty(len(u), dtype=torch.int64, device=u.device)
+        for rows, settings in draws:
+            codes[rows] = draw(logits[rows], u[rows], *settings[i])
+        return codes
 
-    def _prepared(self, length: int, guided: bool) -> Callable[[], object]:
+    def _prepared(self, key: _Key) -> Callable[[], object]:
         """A static step; on CUDA replayed from a graph, without its launches."""
-        step = partial(self._static_step, length, guided)
+        step = partial(self._static_step, key)
         if self.device.type != "cuda":
             return step
         # compilation, tuning and workspaces come before the capture, on a stream of its own as it asks for. Nothing in
         # a graph's memory outlives its replay, so all graphs share one pool; and what other threads do meanwhile must
-        # not spoil the capture
+        # not spoil the capture. What the trial runs write is put back: images may be under way
+        kept = [(tensor, tensor.clone()) for tensor in (self._input, self._codes, self._now)]
         stream = self._stream = self._stream or torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(3):
-                self._now.zero_()
                 step()
+                for tensor, before in kept:
+                    tensor.copy_(before)
         torch.cuda.current_stream(self.device).wait_stream(stream)
-        self._now.zero_()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
             step()
         self._pool = graph.pool()
         return graph.replay
+
+
+def check_drawn(codes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Codes (n, k, h, w) as they are; `UserError` where logits were not numbers."""
+    if (codes >= codes.new_tensor(sizes).view(-1, 1, 1)).any():
+        raise UserError("the generator's logits are not numbers: its weights are spoilt, or bf16 is too narrow for it")
+    return codes

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +18,33 @@ _PACK_ROWS = 4
 _PLAIN_ROWS = 8
 
 
-@dataclass(frozen=True)
-class CachePosition:
-    """Where a step stands in the caches, and how far it looks.
+class Run(NamedTuple):
+    """Consecutive rows of a step that stand at one position and beside each other in the caches."""
 
-    With an int as index, caches are cut to what is there. With a tensor (1,) all shapes stay the same from step to
-    step, as a CUDA graph wants it: `length` positions are read, and `mask` (length,) is -inf at those to come.
-    """
+    rows: slice
+    slots: slice
+    position: int
 
-    index: int | Tensor
-    length: int
-    mask: Tensor | None = None
 
-    def take(self, table: Tensor) -> Tensor:
-        """This position's row of a table."""
-        return table[self.index] if isinstance(self.index, int) else table.index_select(0, self.index)[0]
+class Fixed(NamedTuple):
+    """Where the rows of a step stand, one by one, in shapes that stay the same from step to step as a CUDA graph
+    wants it."""
 
-    def put(self, table: Tensor, row: Tensor, dim: int = 0) -> None:
-        """Write this position's row of a table."""
-        if isinstance(self.index, int):
-            table.select(dim, self.index).copy_(row)
-        else:
-            table.index_copy_(dim, self.index, row.to(table.dtype).unsqueeze(dim))
+    rows: Tensor
+    """0, 1, ... (n,): the first rows of the caches."""
+    index: Tensor
+    """Positions (n,)."""
+    mask: Tensor
+    """(n, length): 0 at the positions that a row sees, -inf at those to come."""
+
+
+Places = tuple[Run, ...] | Fixed
+"""Where the rows of a step stand in the caches."""
+
+
+def together(n: int, position: int) -> tuple[Run]:
+    """The first n rows at one position."""
+    return (Run(slice(0, n), slice(0, n), position),)
 
 
 class KeyValueCache:
@@ -51,25 +56,39 @@ class KeyValueCache:
         # zeros: what a masked softmax multiplies by nothing must be finite
         self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, place: CachePosition) -> Tensor:
-        """Take in one position's keys and values (n, kv_heads, hd); what its queries (n, heads, hd) see of all
-        positions so far, (n, heads, hd). Rows beyond n stay as they are."""
-        n, kv_heads, hd = k.shape
-        keys, values = self.keys[:n], self.values[:n]
-        place.put(keys, k, 2)
-        place.put(values, v, 2)
-        keys, values = keys[:, :, : place.length], values[:, :, : place.length]
-        # the queries that share a key are rows of one product
-        q = q.reshape(n, kv_heads, -1, hd)
-        if q.is_cuda:
-            mask = None if place.mask is None else place.mask.expand(n, kv_heads, q.shape[2], -1)
-            return F.scaled_dot_product_attention(q, keys, values, mask).reshape(n, -1, hd)
-        # on a CPU torch's fused kernel, made for many queries, takes up to ten times as long for one; and keys on the
-        # left are not copied on the way
-        scores = (keys @ (q * hd**-0.5).transpose(2, 3)).transpose(2, 3)
-        if place.mask is not None:
-            scores = scores + place.mask
-        return (scores.softmax(-1) @ values).reshape(n, -1, hd)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, places: Places) -> Tensor:
+        """Take in the keys and values (n, kv_heads, hd) of a position of each row; what its queries (n, heads, hd) see
+        of all positions so far, (n, heads, hd)."""
+        if not isinstance(places, Fixed):
+            parts = [self._attend_run(q[run.rows], k[run.rows], v[run.rows], run) for run in places]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.keys[places.rows, :, places.index] = k.to(self.keys.dtype)
+        self.values[places.rows, :, places.index] = v.to(self.values.dtype)
+        n, length = places.mask.shape
+        return _attend(q, self.keys[:n, :, :length], self.values[:n, :, :length], places.mask)
+
+    def _attend_run(self, q: Tensor, k: Tensor, v: Tensor, run: Run) -> Tensor:
+        keys, values = self.keys[run.slots], self.values[run.slots]
+        keys[:, :, run.position], values[:, :, run.position] = k, v
+        seen = run.position + 1
+        return _attend(q, keys[:, :, :seen], values[:, :, :seen])
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Queries (n, heads, hd) of one position each, keys and values (n, kv_heads, length, hd), mask (n, length)."""
+    n, kv_heads, _, hd = keys.shape
+    q = q.reshape(n, kv_heads, -1, hd)  # the queries that share a key are rows of one product
+    if mask is not None:
+        mask = mask[:, None, None]
+    if q.is_cuda:
+        mask = None if mask is None else mask.expand(n, kv_heads, q.shape[2], -1)
+        return F.scaled_dot_product_attention(q, keys, values, mask).reshape(n, -1, hd)
+    # on a CPU torch's fused kernel, made for many queries, takes up to ten times as long for one; and keys on the left
+    # are not copied on the way
+    scores = (keys @ (q * hd**-0.5).transpose(2, 3)).transpose(2, 3)
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(-1) @ values).reshape(n, -1, hd)
 
 
 class Product:
@@ -132,7 +151,8 @@ class Norm:
 
 
 class BlockStep:
-    """What a `Block` does to one position, (n, d) -> (n, d), for up to `rows` rows and positions 0, 1, ... in turn.
+    """What a `Block` does to a position of each row, (n, d) -> (n, d), for up to `rows` rows, whose positions 0, 1, ...
+    come in turn.
 
     The caches are a few megabytes a row; the weights are copies of the block's, in the type of sampling. `compiled`
     steps go through torch.compile, once for all blocks of a shape; packed products don't compile.
@@ -151,16 +171,16 @@ class BlockStep:
         self.down = Product.of(block.down, dtype)
         self.cache = KeyValueCache(block, rows, positions, dtype, block.down.weight.device)
 
-    def __call__(self, x: Tensor, rotary: Tensor, place: CachePosition) -> Tensor:
-        """`rotary`: this position's row of the table, (hd / 2, 2)."""
-        return _compiled()(self, x, rotary, place) if self.compiled else self.compute(x, rotary, place)
+    def __call__(self, x: Tensor, rotary: Tensor, places: Places) -> Tensor:
+        """`rotary`: the positions' rows of the table, (n, 1, hd / 2, 2) or, of one position, (hd / 2, 2)."""
+        return _compiled()(self, x, rotary, places) if self.compiled else self.compute(x, rotary, places)
 
-    def compute(self, x: Tensor, rotary: Tensor, place: CachePosition) -> Tensor:
+    def compute(self, x: Tensor, rotary: Tensor, places: Places) -> Tensor:
         """The step itself."""
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = self.qkv(self.attention_norm(x)).view(len(x), -1, self.head_dim).split(sizes, 1)
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
-        x = self.out.plus(self.cache.attend(q, k, v, place).flatten(1), x)
+        x = self.out.plus(self.cache.attend(q, k, v, places).flatten(1), x)
         h = self.mlp_norm(x)
         if len(self.gate_up) == 1:
             gate, up = self.gate_up[0](h).chunk(2, -1)
@@ -169,7 +189,7 @@ class BlockStep:
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Callable[[BlockStep, Tensor, Tensor, CachePosition], Tensor]:
+def _compiled() -> Callable[[BlockStep, Tensor, Tensor, Places], Tensor]:
     allow_forms()  # every length, batch and head position is a shape of its own
     return torch.compile(BlockStep.compute, dynamic=False, fullgraph=True)
 
