@@ -145,12 +145,17 @@ def without_cache(model: FAR, batch: int, dtype: torch.dtype, device: torch.devi
     return total
 
 
-def shorten(sampler: Any, positions: int) -> Any:
-    """Let a sampler stop early, for quick runs."""
-    if positions < sampler.positions:
-        sampler.positions, sampler.grid = positions, (1, positions)
-        sampler._codes, sampler._uniforms = sampler._codes[:positions], sampler._uniforms[:positions]
-    return sampler
+class Shortened:
+    """A sampler that stops early, for quick runs."""
+
+    def __init__(self, sampler: Any, positions: int):
+        self.sampler, self.positions = sampler, min(positions, sampler.positions)
+
+    def __call__(self, labels: Any, seed: int = 0) -> None:
+        rows = self.sampler.join(labels, seed)
+        for _ in range(self.positions):
+            self.sampler.step()
+        self.sampler.leave(rows)
 
 
 def work(config: GeneratorConfig, batch: int, positions: int, size: int) -> tuple[float, float]:
@@ -222,7 +227,7 @@ def compare(options: argparse.Namespace, model: FAR, device: torch.device) -> di
     for name in options.precisions:
         dtype = DTYPES[name]
         began = time.perf_counter()
-        sampler = shorten(model.set_precision(name).sampler(options.batch, cfg_scale=SCALE), n)
+        sampler = Shortened(model.set_precision(name).sampler(options.batch, cfg_scale=SCALE), n)
         prepared = time.perf_counter() - began
         first = timed(lambda sampler=sampler: sampler(labels), device)
         print(f"cold start {name}: {prepared:.2f} s to prepare, {first:.2f} s for the first batch", flush=True)
@@ -283,7 +288,7 @@ def limit_of(
 
 def alone(options: argparse.Namespace, model: FAR, batch: int, device: torch.device) -> None:
     """Ours at another batch: the median and the 95th percentile of some calls."""
-    sampler = shorten(model.set_precision("bf16").sampler(batch, cfg_scale=SCALE), options.positions)
+    sampler = Shortened(model.set_precision("bf16").sampler(batch, cfg_scale=SCALE), options.positions)
     labels = [i % 1000 for i in range(batch)]
     sampler(labels)
     seconds = torch.tensor([timed(lambda: sampler(labels), device) for _ in range(20)])
@@ -301,7 +306,7 @@ def grow(options: argparse.Namespace, config: GeneratorConfig, device: torch.dev
     for k in options.ks:
         gc.collect()
         model = build(replace(config, codebook_sizes=(16384,) * k), device).set_precision(name)
-        sampler = shorten(model.sampler(options.batch, cfg_scale=SCALE), positions)
+        sampler = Shortened(model.sampler(options.batch, cfg_scale=SCALE), positions)
         sampler([0] * options.batch)
         call = partial(sampler, [0] * options.batch)
         pace = min(timed(call, device) for _ in range(options.rounds)) / positions

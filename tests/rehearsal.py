@@ -117,5 +117,14 @@ class Scales:
 def sampler_of(generator: FAR, compiled: bool) -> Sampler:
     """A sampler that guides half of the positions and cuts draws in every way."""
     options = SamplingConfig(cfg_scale=(2.0,), cfg_interval=(0.0, 0.5), top_k=(16,), top_p=(0.9,))
-    with patch("fqgan.generator.sampler.guidance_scales", Scales):
+    with patch("fqgan.generator.rows.guidance_scales", Scales):
         return Sampler(generator, BATCH, options, static=True, compiled=compiled)
+
+
+def under_way(sampler: Sampler, t: int) -> tuple[list[int], list[int]]:
+    """All rows at a position; returns them, and those that are guided."""
+    rows = list(range(sampler.batch))
+    assert sampler.rule
+    sampler.slots.take(rows, sampler.rule, None)
+    sampler.slots.at[rows] = t
+    return rows, sampler.slots.needs_guidance(rows)

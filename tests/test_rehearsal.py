@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from rehearsal import BATCH, NothingWaits, generator_of, moved, rehearsed, sampler_of
+from rehearsal import BATCH, NothingWaits, generator_of, moved, rehearsed, sampler_of, under_way
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -26,7 +26,6 @@ from fqgan.config.presets import child
 from fqgan.data.sources import ImageSource, open_source
 from fqgan.engine.distributed import World
 from fqgan.evaluation.collect import FeatureCollector
-from fqgan.generator.step import CachePosition
 from fqgan.metrics.psnr import PSNR
 from fqgan.metrics.ssim import SSIM
 from fqgan.nets.architectures import blank_networks
@@ -121,8 +120,10 @@ def test_a_sampler_steps_on_a_gpu(name: str, k: int, precision: str) -> None:
         sampler = sampler_of(generator, compiled=False)
         with NothingWaits():
             for t in (0, 255):
-                sampler._step(CachePosition(t, t + 1), BATCH, guided=t == 0)
-                sampler._static_step(*sampler._key(t))
+                rows, guided = under_way(sampler, t)
+                assert bool(guided) == (t == 0)
+                sampler._dynamic_step(rows, guided)
+                sampler._static_step(sampler._key(rows, guided))
         assert sampler._codes.device.type == "cuda" and sampler._input.dtype == generator.sampling_dtype
 
 

@@ -79,7 +79,7 @@ class ValuesAsked(TorchDispatchMode):
 def steps_watched() -> Iterator[list[list[str]]]:
     """Who asked for values, of each step of the trainings in here."""
     found: list[list[str]] = []
-    original = Trainer._optimize
+    original = Trainer.optimize
 
     def watched(trainer: Trainer, step: int, batches: Iterator[Any]) -> None:
         batch = [next(batches) for _ in range(trainer.accumulate)]  # their making is the loader's
@@ -87,7 +87,7 @@ def steps_watched() -> Iterator[list[list[str]]]:
             original(trainer, step, iter(batch))
         found.append(asked.by)
 
-    with patch.object(Trainer, "_optimize", watched):
+    with patch.object(Trainer, "optimize", watched):
         yield found
 
 
@@ -141,7 +141,7 @@ def test_a_samplers_steps_ask_for_none(static: bool) -> None:
     sampler: Sampler = tiny_generator().sampler(2, static=static, cfg_scale=2.0, top_k=3, top_p=0.9)
     with ValuesAsked() as asked:
         sampler([0, 1, 2])
-    assert asked.by == ["_sample"] * 2  # a look at each batch of finished codes
+    assert asked.by == ["check_drawn"]  # a look at what is finished
 
 
 def test_a_value_that_is_asked_for_is_seen(generator_config: GeneratorRunConfig, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from sampler import SCALE, Llama, build, limit_of, shorten, timed
+from sampler import SCALE, Llama, Shortened, build, limit_of, timed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fqgan.config import GeneratorConfig, presets
@@ -81,7 +81,7 @@ class Part:
         made: list[Any] = []
 
         def first() -> None:
-            made.append(shorten(model.sampler(batch, cfg_scale=SCALE, **switches), positions))
+            made.append(Shortened(model.sampler(batch, cfg_scale=SCALE, **switches), positions))
             made[0](labels)
 
         labels = [i % 1000 for i in range(batch)]

@@ -158,12 +158,13 @@ class FAR(Pretrained):
         """A `Sampler` of the weights as they are now, for `batch` images at a time.
 
         Args:
-            options: fields of `SamplingConfig`, each for all factors or, as a list, one for each; `static`, `compiled`.
+            options: fields of `SamplingConfig`, each for all factors or, as a list, one for each; `grid`, `static`,
+                `compiled`.
 
         Raises:
             UserError: unknown options, or impossible values.
         """
-        switches = {name: options.pop(name) for name in ("static", "compiled") if name in options}
+        switches = {name: options.pop(name) for name in ("grid", "static", "compiled") if name in options}
         return Sampler(self, batch, SamplingConfig.of(**options), **switches)
 
     def generate(
@@ -177,6 +178,8 @@ class FAR(Pretrained):
         *,
         first_image: int = 0,
         batch: int = 32,
+        given: Numbers | None = None,
+        mask: Numbers | None = None,
         **options: Any,
     ) -> Tensor:
         """Codes (n, k, h, w) int64 of n images of the classes `labels`.
@@ -185,16 +188,20 @@ class FAR(Pretrained):
 
         Args:
             labels: (n,) whole numbers from 0 to num_classes (the null class), in a list, a tensor or an array.
-            cfg_scale, temperature, top_k, top_p, options: as in `SamplingConfig`; several values: one a factor.
+            cfg_scale, temperature, top_k, top_p, other options: as in `SamplingConfig`; several values: one a factor.
             seed, first_image: of the random streams, as in `Sampler`.
             batch: images at a time.
+            given, mask: codes (n, k, h, w) that are taken as they stand where the mask is true, as in `Sampler`.
+            grid: height and width in positions, if not the generator's.
 
         Raises:
-            UserError: impossible settings or labels.
+            UserError: impossible settings, labels or given codes.
         """
         labels, batch = as_labels(labels, self.null_class), as_count(batch, "batch", 1)
         settings = {"cfg_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **options}
-        return self.sampler(max(1, min(batch, len(labels))), **settings)(labels, seed, first_image)
+        return self.sampler(max(1, min(batch, len(labels))), **settings)(
+            labels, seed, first_image, given=given, mask=mask
+        )
 
     def embed(self, codes: Tensor) -> list[Tensor]:
         """Embeddings of each factor's codes (..., k): k tensors (..., d)."""

@@ -21,6 +21,7 @@ from fqgan.generator.step import BlockStep, Fixed, Product, Run
 if TYPE_CHECKING:
     from fqgan.generator.model import FAR
 
+_ALL = slice(None)
 Draws = Sequence[tuple[slice | Tensor, tuple[Draw, ...]]]
 _BUCKET = 64  # positions: with static shapes, attention reads a multiple of it
 
@@ -226,8 +227,8 @@ class Sampler:
             else:
                 self._dynamic_step(active, guided)
         done = self.slots.advance(active) if active else []
-        codes = self._codes[:, done].permute(1, 2, 0).unflatten(2, self.grid)
-        return done, codes.contiguous()
+        codes = self._codes[:, index(done, self.device) if done else slice(0)]
+        return done, codes.permute(1, 2, 0).unflatten(2, self.grid).clone(memory_format=torch.contiguous_format)
 
     def _rule(self, config: SamplingConfig) -> Rule:
         as_kind(config, SamplingConfig, "config")
@@ -271,7 +272,7 @@ class Sampler:
         which = None
         if guided:
             whole = len(guided) == len(active)
-            which = slice(None) if whole else index([active.index(slot) for slot in guided], self.device)
+            which = _ALL if whole else index([active.index(slot) for slot in guided], self.device)
         place: tuple[Any, Any] = standing[0], rows
         rotary = self._rotary[standing[0]]
         if len(set(standing)) > 1:
@@ -299,7 +300,7 @@ class Sampler:
         mask = torch.zeros(seen.shape, dtype=self._input.dtype, device=self.device).masked_fill(~seen, -torch.inf)
         every = self._every[: self.batch]
         draws = [(slice(None), self.rule.draws)] if self.rule else []
-        step = _Step(slice(0, self.batch), slice(None) if key.guided else None, (self._now, every), draws, key)
+        step = _Step(slice(0, self.batch), _ALL if key.guided else None, (self._now, every), draws, key)
         self._step(step, self._rotary[now][:, None], Fixed(self._every[: len(now)], now, mask))
         self._now.add_(1).clamp_(max=self.positions - 1)  # rows that are done, or nobody's, stay where they are
 
@@ -308,7 +309,7 @@ class Sampler:
         halves = self._input.view(-1, self.batch, self._input.shape[1])
         x = own = halves[0][step.rows]
         if step.guided is not None:
-            both = isinstance(step.rows, slice) and len(own) == self.batch and isinstance(step.guided, slice)
+            both = isinstance(step.rows, slice) and len(own) == self.batch and step.guided is _ALL
             x = self._input if both else torch.cat([own, halves[1][step.rows][step.guided]])
         for block in self._blocks:
             x = block(x, rotary, places)
@@ -351,7 +352,7 @@ class Sampler:
     def _numbers_of(self, chosen: slice | Tensor) -> Tensor:
         return self._every[chosen] if isinstance(chosen, slice) else chosen
 
-    def _draw(self, logits: Tensor, u: Tensor, i: int, draws: list[tuple[slice | Tensor, tuple[Draw, ...]]]) -> Tensor:
+    def _draw(self, logits: Tensor, u: Tensor, i: int, draws: Draws) -> Tensor:
         if not draws:
             return draw_each(logits, u, *self._settings[:, :, i])
         if len(draws) == 1:

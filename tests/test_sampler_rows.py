@@ -1,0 +1,228 @@
+"""Sampling beside others: given codes, rows at positions of their own, other grids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from generators import tiny
+from test_sampler import LABELS, forced_logits, products  # noqa: F401
+from torch import Tensor
+
+from fqgan.base.errors import UserError
+from fqgan.config import SamplingConfig
+from fqgan.generator import sampler as sampler_module
+from fqgan.generator.draw import draw, draw_each, uniforms
+from fqgan.generator.model import FAR
+from fqgan.generator.sampler import Sampler
+
+SIZES = (7, 11, 5)
+MASKS = ("nothing", "all", "prefix", "region", "a factor", "all but a factor", "here and there")
+
+
+def codes_of(model: FAR, n: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = model.config.codebook_sizes
+    return torch.stack([torch.randint(0, size, (n, *model.config.grid), generator=generator) for size in sizes], 1)
+
+
+def mask_of(kind: str, shape: torch.Size) -> Tensor:
+    mask = torch.zeros(shape, dtype=torch.bool)
+    if kind == "all":
+        mask[:] = True
+    elif kind == "prefix":
+        mask.flatten(2)[:, :, :5] = True
+    elif kind == "region":
+        mask[:, :, 1:, 1:3] = True
+    elif kind == "a factor":
+        mask[:, -1] = True
+    elif kind == "all but a factor":
+        mask[:, 1:] = True
+    elif kind == "here and there":
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(5)) < 0.4
+    return mask
+
+
+def by_full_passes(model: FAR, labels: list[int], given: Tensor, mask: Tensor, scale: float, seed: int) -> Tensor:
+    """Codes by a full forward pass for each code that is drawn."""
+    n, k = given.shape[:2]
+    codes = torch.where(mask, given, 0).flatten(2)
+    numbers = torch.stack([uniforms(seed, i, codes.shape[2], k) for i in range(n)]).double()
+    for t in range(codes.shape[2]):
+        for i in range(k):
+            logits = forced_logits(model, codes.unflatten(2, model.config.grid), labels, scale)[i][:, t]
+            drawn = draw(logits.double(), numbers[:, t, i])
+            codes[:, i, t] = torch.where(mask.flatten(2)[:, i, t], codes[:, i, t], drawn)
+    return codes.unflatten(2, model.config.grid)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "ar"])
+@pytest.mark.parametrize("kind", MASKS)
+def test_given_codes_stay_and_the_others_are_those_of_full_passes(head: str, kind: str, in_float64: None) -> None:
+    model = tiny(head=head, codebook_sizes=SIZES, depth=1, head_depth=1)
+    given = codes_of(model, 3)
+    mask = mask_of(kind, given.shape)
+    expected = by_full_passes(model, LABELS[:3], given, mask, 2.0, 4)
+    for static in (False, True):
+        sampler = model.sampler(2, static=static, compiled=False)  # 3 images in batches of 2
+        codes = sampler(LABELS[:3], 4, given=given, mask=mask)
+        assert torch.equal(codes[mask], given[mask])
+        assert torch.equal(codes, expected)
+        plain = sampler(LABELS[:3], 4)  # nothing is left of what was given
+    assert torch.equal(plain, model.sampler(3)(LABELS[:3], 4))  # pyright: ignore[reportPossiblyUnbound]
+
+
+def test_masks_may_repeat_and_unmasked_codes_mean_nothing() -> None:
+    model = tiny()
+    given = codes_of(model, 3)
+    mask = torch.tensor([True, False, False]).view(1, 3, 1, 1)
+    rubbish = given.masked_fill(~mask, -7)
+    kept = model.generate(LABELS[:3], seed=2, given=rubbish, mask=mask)
+    assert torch.equal(kept[:, 0], given[:, 0])
+    assert torch.equal(kept, model.generate(LABELS[:3], seed=2, given=given, mask=mask.expand(given.shape)))
+    one = model.generate(LABELS[:3], seed=2, given=given[:1].numpy(), mask=mask.numpy())
+    assert torch.equal(one[:, 0], given[:1, 0].expand(3, -1, -1))
+
+
+def test_positions_that_are_wholly_given_cost_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def counted(*arguments: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return draw(*arguments)
+
+    monkeypatch.setattr(sampler_module, "draw", counted)
+    model = tiny()
+    given = codes_of(model, 2)
+    mask = mask_of("prefix", given.shape)
+    for static in (False, True):
+        calls = 0
+        model.sampler(2, static=static, compiled=False)(LABELS[:2], given=given, mask=mask)
+        assert calls == 7 * 3  # of 12 positions with 3 factors
+
+
+SETTINGS = [
+    SamplingConfig(),
+    SamplingConfig(cfg_scale=(1.0,)),
+    SamplingConfig(cfg_scale=(3.0, 1.0, 2.0), cfg_interval=(0.0, 0.5), top_k=(4,)),
+    SamplingConfig(temperature=(0.0,)),
+    SamplingConfig(cfg_schedule="linear", top_p=(0.8,), temperature=(1.3, 1.0, 0.5)),
+]
+
+
+def run_mixed(model: FAR, batch: int, **switches: Any) -> dict[int, Tensor]:
+    """Codes of eight images that join three at a time, as rows become free, each with settings of its own; some have
+    given codes, and one leaves and comes again."""
+    sampler = Sampler(model, batch, None, **switches)
+    given = codes_of(model, len(LABELS))
+    mask = mask_of("here and there", given.shape)
+    waiting, rows, found = list(range(len(LABELS))), {}, {}
+    steps = left = 0
+    while waiting or rows:
+        if steps % 2 == 0:
+            for i in waiting[: min(3, sampler.free)]:
+                own: dict[str, Any] = {"given": given[i : i + 1], "mask": mask[i : i + 1]} if i % 3 == 2 else {}
+                (row,) = sampler.join(LABELS[i : i + 1], 7, i, SETTINGS[i % len(SETTINGS)], **own)
+                rows[row] = i
+                waiting.remove(i)
+        if steps == 5 and not left:
+            left = next(iter(rows))
+            sampler.leave([left])
+            waiting.append(rows.pop(left))
+        done, codes = sampler.step()
+        for row, codes_here in zip(done, codes, strict=True):
+            found[rows.pop(row)] = codes_here
+        for row in rows:
+            assert sampler.so_far(row).shape == (3, sampler.slots.at[row])
+        steps += 1
+    assert sampler.free == batch
+    return found
+
+
+@pytest.mark.parametrize("head", ["linear", "ar"])
+def test_mixed_rows_equal_lone_ones_to_the_bit(head: str, products: str) -> None:  # noqa: F811
+    model = tiny(head=head)
+    given = codes_of(model, len(LABELS))
+    mask = mask_of("here and there", given.shape)
+    for batch in (3, 5):
+        found = run_mixed(model, batch)
+        for i, codes in found.items():
+            own: dict[str, Any] = {"given": given[i : i + 1], "mask": mask[i : i + 1]} if i % 3 == 2 else {}
+            lone = Sampler(model, 1, SETTINGS[i % len(SETTINGS)])(LABELS[i : i + 1], 7, i, **own)
+            assert torch.equal(codes, lone[0]), f"image {i} in a batch of {batch}"
+        assert sorted(found) == list(range(len(LABELS)))
+
+
+def test_mixed_rows_of_static_shapes_are_the_same(in_float64: None) -> None:
+    """As on a GPU, where each row's settings are numbers of tensors."""
+    model = tiny(grid=(7, 10), depth=1, head_depth=1)
+    expected, found = run_mixed(model, 3), run_mixed(model, 3, static=True, compiled=False)
+    for i, codes in expected.items():
+        assert torch.equal(found[i], codes), i
+
+
+def test_draws_of_each_row_are_those_of_its_settings() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, 30, generator=generator, dtype=torch.float64)
+    u = torch.rand(400, generator=generator, dtype=torch.float64)
+    settings = [
+        (1.0, 0, 1.0),
+        (0.5, 5, 1.0),
+        (2.0, 0, 0.7),
+        (0.0, 0, 1.0),
+        (1.0, 29, 0.0),
+        (1.0, 99, 0.3),
+        (1e-21, 3, 1.0),
+    ]
+    rows = [settings[i % len(settings)] for i in range(400)]
+    temperature, top_k, top_p = torch.tensor(rows, dtype=torch.float64).T
+    found = draw_each(logits, u, temperature, top_k, top_p)
+    for i, own in enumerate(rows):
+        assert found[i] == draw(logits[i : i + 1], u[i : i + 1], *own)[0], own
+    logits[3] = torch.nan
+    assert draw_each(logits, u, temperature, top_k, top_p)[3] == 30
+
+
+@pytest.mark.parametrize("grid", [(2, 8), (8, 2), (5, 6)])
+def test_other_grids_are_those_of_a_model_of_that_grid(grid: tuple[int, int]) -> None:
+    model = tiny(kv_heads=2)
+    other = FAR(replace(model.config, grid=grid)).eval()
+    other.load_state_dict(model.state_dict())
+    codes = model.generate(LABELS[:3], seed=3, grid=grid)
+    assert codes.shape == (3, 3, *grid)
+    assert torch.equal(codes, other.generate(LABELS[:3], seed=3))
+
+
+def test_what_cannot_be_is_refused() -> None:
+    model = tiny()
+    sampler = model.sampler(2)
+    given = codes_of(model, 2)
+    mask = torch.ones_like(given, dtype=torch.bool)
+    impossible: list[tuple[dict[str, Any], str]] = [
+        ({"given": given}, "given and mask belong together"),
+        ({"mask": mask}, "given and mask belong together"),
+        ({"given": given, "mask": mask.int()}, "mask must be true or false"),
+        ({"given": given[:, :2], "mask": mask}, "must be codes"),
+        ({"given": given + 100, "mask": mask}, "codes of factor 0 must lie in"),
+    ]
+    for options, words in impossible:
+        with pytest.raises(UserError, match=words):
+            sampler(LABELS[:2], **options)
+    with pytest.raises(UserError, match="legacy"):
+        tiny(legacy=True).sampler(2, grid=(2, 2))
+    with pytest.raises(UserError, match="a height and a width"):
+        model.sampler(2, grid=(2,))
+    own = Sampler(model, 2, None)
+    with pytest.raises(UserError, match="takes one from whoever joins"):
+        own.join([1])
+    with pytest.raises(UserError, match="takes none"):
+        sampler.join([1], config=SamplingConfig())
+    assert len(sampler.join([1, 2])) == 2 and own.free == 2
+    with pytest.raises(UserError, match="cannot join: 0 of 2 rows are free"):
+        sampler.join([1])
+    with pytest.raises(UserError, match="still under way"):
+        sampler([1])
+    assert sampler.step()[0] == [] and own.step()[0] == []
