@@ -55,12 +55,11 @@ PARTS = {
 }
 
 
-def planned_peak(config: Any, micro_batch: int) -> float | None:
-    """GiB that `fqgan plan` predicts for a training step of a run's config, or of a generator preset of this name.
+def planned_peak(config: Any, micro_batch: int) -> float:
+    """GiB that `fqgan plan` predicts for an eager training step of a run's config on one GPU."""
+    from fqgan.lab.planning.steps import follow_one
 
-    TO BE FILLED IN once fqgan.lab.planning is there; None: nothing is predicted, and the table says `unknown`.
-    """
-    return None
+    return follow_one(config, micro_batch).peak / 2**30
 
 
 def main(arguments: list[str] | None = None, parts: dict[str, Part] = PARTS) -> int:

@@ -7,6 +7,7 @@ import argparse
 from generator import Step, forward_flops
 from gpu import planned_peak
 
+from fqgan.config import presets
 from fqgan.engine.speed import fast_precision, keep_freed_memory
 from gpu_parts.bench import Bench
 from gpu_parts.machine import bf16_rate
@@ -56,4 +57,8 @@ def training(bench: Bench, preset: str, variant: str, size: int) -> Row:
     rate = size / seconds
     used = 3 * forward_flops(step.model.config) * rate / bf16_rate(bench)
     values = {"tokens/s": rate * arguments.grid**2, "images/s": rate, "images a micro-batch": size}
-    return {**values, "of the peak of bf16": used, "GiB at most": memory, "GiB planned": planned_peak(preset, size)}
+    model = vars(step.model.config)
+    train = {"activation_checkpointing": arguments.recompute, "precision": arguments.precision, "ema_decay": 0.9999}
+    config = presets.child(presets.get_generator(preset), model=model, train=train)
+    planned = {} if arguments.compile else {"GiB planned": planned_peak(config, size)}
+    return {**values, "of the peak of bf16": used, "GiB at most": memory, **planned}

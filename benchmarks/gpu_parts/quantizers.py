@@ -37,9 +37,9 @@ def learning(bench: Bench, which: str, rows: int, codes: int, dim: int) -> Row:
 
 
 def in_chunks(bench: Bench, exponent: int, rows: int, codes: int, dim: int) -> Row:
-    def chunks(n: int, columns: int, device: torch.device) -> Iterator[slice]:
+    def chunks(rows: torch.Tensor, columns: int) -> Iterator[slice]:
         step = max(1, 2**exponent // columns)
-        return (slice(start, start + step) for start in range(0, n, step))
+        return (slice(start, start + step) for start in range(0, len(rows), step))
 
     with patch("fqgan.tokenizer.quantizers.vector.chunks", chunks):
         return learning(bench, "ours", rows, codes, dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,14 +15,11 @@ from PIL import Image
 from tokenizer_step import TrainingStep
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.vgg import cfgs, make_layers
 
 from fqgan.config import TokenizerRunConfig, presets, teacher_dim
 from fqgan.data.sources import open_source
 from fqgan.engine.speed import keep_freed_memory
-from fqgan.nets.features import NetworkTeacher, Teacher
-from fqgan.nets.perceptual import LPIPS, VGG_CHANNELS
-from fqgan.nets.transformers_teacher import NORMALISATION, _read_clip
+from fqgan.nets.architectures import blank_networks
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.speed import compile_tokenizer
 from gpu_parts.bench import Bench
@@ -29,6 +27,15 @@ from gpu_parts.machine import bf16_rate
 from gpu_parts.results import Row
 
 FLOPS = "GFLOP an image"
+TINY_CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 224,
+    "patch_size": 14,
+}
 STEPS: dict[str, dict[str, Any]] = {
     "bf16, plain": {"channels_last": "off"},
     "bf16, channels_last": {"channels_last": "on"},
@@ -43,7 +50,13 @@ PLAIN, EAGER, COMPILED, TUNED = list(STEPS)[:4]
 
 def run(bench: Bench) -> None:
     keep_freed_memory()
-    config, frozen = preset(bench), Frozen(bench)
+    with tempfile.TemporaryDirectory() as folder:
+        config = preset(bench, Path(folder))
+        measure_all(bench, config, Frozen(bench, config, Path(folder)))
+
+
+def measure_all(bench: Bench, config: TokenizerRunConfig, frozen: Frozen) -> None:
+    """The rows, in their order."""
     coding = {}
     for precision in ("bf16", "float32"):
         for job in ("encode", "decode"):
@@ -68,13 +81,16 @@ def run(bench: Bench) -> None:
         bench.row(name, lambda j=job: code(bench, config, j, "bf16", True), needs=40, limit=150)
 
 
-def preset(bench: Bench) -> TokenizerRunConfig:
-    """dual-ds16 with every loss from the first step on; in a dry run with one narrow level."""
+def preset(bench: Bench, folder: Path) -> TokenizerRunConfig:
+    """dual-ds16 with every loss from the first step on; in a dry run with one narrow level and a teacher of the
+    folder."""
     config = presets.get("dual-ds16")
     factors = tuple(replace(f, teacher_dim=teacher_dim(f) if f.teacher else 0) for f in config.model.factors)
     model: dict[str, Any] = {"factors": factors}
     if bench.small:
-        small = (replace(f, codebook_size=64, adapter_depth=1, teacher_dim=32 if f.teacher else 0) for f in factors)
+        (folder / "config.json").write_text(json.dumps(TINY_CLIP))
+        teacher = {"teacher": f"clip:{folder}", "teacher_dim": 32}
+        small = (replace(f, codebook_size=64, adapter_depth=1, **(teacher if f.teacher else {})) for f in factors)
         model |= {"image_size": 16, "stem": 2, "channels": 32, "channel_multipliers": (1,), "res_blocks": 1}
         model |= {"z_channels": 32, "adapter_head_dim": 32, "feature_head_depth": 1, "factors": tuple(small)}
     gan = {"start": 0} | ({"channels": 16, "layers": 2} if bench.small else {})
@@ -87,38 +103,17 @@ def configured(config: TokenizerRunConfig, train: dict[str, Any]) -> TokenizerRu
 
 
 class Frozen:
-    """The frozen networks of the preset with random weights, which need no files, and a source to name."""
+    """The frozen networks of the preset with random weights, and a source to name."""
 
-    def __init__(self, bench: Bench):
-        self.small, self.device = bench.small, bench.device
-        self._made: tuple[dict[str, Teacher], LPIPS] | None = None
-        self.folder = tempfile.TemporaryDirectory()
-        Image.new("RGB", (32, 32)).save(Path(self.folder.name, "grey.png"))
+    def __init__(self, bench: Bench, config: TokenizerRunConfig, folder: Path):
+        self.folder = folder
+        Image.new("RGB", (32, 32)).save(folder / "grey.png")
+        with bench.device:
+            self.perceptual, self.teachers = blank_networks(config, bench.device)
 
     def step(self, config: TokenizerRunConfig, images: Tensor) -> TrainingStep:
         """A step of the real training loop."""
-        self._made = self._made or (self._teachers(config), self._lpips())
-        return TrainingStep(config, open_source(self.folder.name), *self._made, images)
-
-    def _teachers(self, config: TokenizerRunConfig) -> dict[str, Teacher]:
-        """CLIP's vision tower ViT-L/14, in bf16 as in training."""
-        from transformers import CLIPVisionConfig, CLIPVisionModel
-
-        name = next(factor.teacher for factor in config.model.factors if factor.teacher)
-        large = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-        tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-        shape = CLIPVisionConfig(**(tiny if self.small else large), image_size=224, patch_size=14)
-        with self.device:
-            network = CLIPVisionModel(shape).to(torch.bfloat16)
-        return {name: NetworkTeacher(name, network, _read_clip, shape.hidden_size, 224, *NORMALISATION["clip"])}
-
-    def _lpips(self) -> LPIPS:
-        """VGG-16 in full, from files as the real one."""
-        layers = make_layers(cfgs["D"])
-        vgg, linear = (Path(self.folder.name, name) for name in ("vgg.pth", "lpips.pth"))
-        torch.save({f"features.{name}": tensor for name, tensor in layers.state_dict().items()}, vgg)
-        torch.save({f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(VGG_CHANNELS)}, linear)
-        return LPIPS(vgg, linear)
+        return TrainingStep(config, open_source(str(self.folder)), self.teachers, self.perceptual, images)
 
 
 def images(bench: Bench, config: TokenizerRunConfig, count: int) -> Tensor:
@@ -141,7 +136,7 @@ def training(bench: Bench, config: TokenizerRunConfig, frozen: Frozen, flops: Ro
         memory = peak()
     rate = size / seconds
     done = {"of the peak of bf16": rate * flops[FLOPS] * 1e9 / bf16_rate(bench)} if flops else {}
-    planned = {"GiB planned": planned_peak(config, size)}
+    planned = {} if config.train.compile else {"GiB planned": planned_peak(config, size)}
     return {"images/s": rate, "images a micro-batch": size, **done, "GiB at most": memory, **planned}
 
 
