@@ -29,6 +29,7 @@ LAYERS = (
     "tokenizer",
     "generator",
     "evaluation",
+    "lab/planning",
     "lab/report",
     "lab/studies",
     "lab/understanding",
