@@ -95,7 +95,7 @@ class GeneratorEvaluation(Measuring, Drawing):
     """Number of pictures to generate."""
     labels: Literal["balanced", "uniform"] = "balanced"
     """Class of each picture. balanced: all classes in turn, again and again. uniform: a class drawn at random with the
-    seed."""
+    seed. Pictures of no class need neither."""
     samples: Path = Path()
     """Folder for the generated pictures; by default `evaluation` in the run folder. The same command resumes."""
     batch: int = 32

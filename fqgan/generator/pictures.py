@@ -18,6 +18,8 @@ _FONT_SIZE = 12
 def labelled_rows(rows: Sequence[Tensor], names: Sequence[str]) -> Tensor:
     """(3, H', W') in [-1, 1]: each of the equally long batches (b, 3, H, W) as a row, with its name to the left."""
     grid = grid_of(list(rows))
+    if not any(names):
+        return grid
     font = ImageFont.load_default(_FONT_SIZE)
     width = int(max(font.getlength(name) for name in names)) + 2 * _MARGIN
     column = Image.new("RGB", (width, grid.shape[1]), "white")
