@@ -255,7 +255,7 @@ def foreign(tiny: TokenizerRunConfig) -> FactorizedTokenizer:
         (("--data", "tokenizer"), "tokenizer is no token store"),
         (("--data", "cut"), "truncated"),
         (("--data", "unlabelled", "--model.num-classes", "3"), "is 3, but the token store has no labels: leave it out"),
-        (("--data", "unlabelled", "--sampling.cfg-scale", "3"), "cfg_scale 3.0 guides towards a class, and there is none"),
+        (("--data", "unlabelled", "--sampling.cfg-scale", "3"), "cfg_scale guides towards a class, and there is none"),
         (("--data", "store", "--unconditional", "--model.num-classes", "3"), "--unconditional leaves no classes, but"),
         (("--data", "store", "--tokenizer", "tokenizer"), "the tokenizer tokenizer is not the one that token store"),
         (("--data", "store", "--validation", "foreign"), "foreign was made with another tokenizer than token store"),

@@ -7,8 +7,8 @@ from fqgan.base.schema import did_you_mean
 
 
 def drawn_classes(text: str, count: int, names: tuple[str, ...]) -> tuple[int, ...]:
-    """What a generator of `count` classes shall draw: as `chosen_classes`, but -1, no class, for the word `none` (unless
-    a class is called so), and for `all` where there are no classes."""
+    """What a generator of `count` classes shall draw: as `chosen_classes`, but -1, no class, for the word `none`
+    (unless a class is called so), and for `all` where there are no classes."""
     if (text == "none" and text not in names) or (text == "all" and not count):
         return (-1,)
     if not count:

@@ -140,7 +140,7 @@ class SamplingConfig:
         if conditional:
             return self
         if self.cfg_scale != SamplingConfig.cfg_scale and any(scale != 1 for scale in self.cfg_scale):
-            raise UserError(f"cfg_scale {brief(self.cfg_scale)} guides towards a class, and there is none: leave it out")
+            raise UserError("cfg_scale guides towards a class, and there is none here: leave it out")
         return replace(self, cfg_scale=(1.0,))
 
     def check(self, codebook_sizes: tuple[int, ...]) -> None:

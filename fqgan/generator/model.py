@@ -22,7 +22,6 @@ from fqgan.models.find import CARRIED, Source
 from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer
 
-
 INITIAL_STD = 0.02
 """Standard deviation of the weights before training."""
 
@@ -172,7 +171,7 @@ class FAR(Pretrained):
             linear_log_likelihood(vector, self.head.outputs[i].weight, targets[:, i])  # pyright: ignore
             for i, vector in enumerate(vectors)
         ]
-        by_position = torch.stack(found, 1).view(len(codes), self.config.num_positions, -1)
+        by_position = torch.stack(found, 1).view(len(codes), self.config.num_positions, len(found))
         return by_position.transpose(1, 2).reshape(codes.shape) / math.log(2)
 
     @property

@@ -293,8 +293,8 @@ def _initial(config: GeneratorRunConfig, store: TokenStore, world: World) -> FAR
         if world.is_main:
             fresh = config.model.num_classes - len(pairs)
             say(
-                f"{where}: its classes are not those of {store.name}: the null class and {len(pairs)} classes of the same "
-                f"name keep their rows of the class table, {fresh} start afresh"
+                f"{where}: its classes are not those of {store.name}: the null class and {len(pairs)} classes of the "
+                f"same name keep their rows of the class table, {fresh} start afresh"
             )
         _exchange_classes(model, config.model.num_classes, pairs, config.train.seed)
     return model
@@ -317,4 +317,3 @@ def _exchange_classes(model: FAR, count: int, kept: dict[int, int], seed: int) -
     for label, old in kept.items():
         table[label] = before[old]
     model.class_embedding = nn.Embedding.from_pretrained(table)
-
