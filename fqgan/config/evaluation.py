@@ -141,7 +141,8 @@ class LikelihoodEvaluation(SourceOptions):
     workers: int = 2
     """Number of loader processes of each rank, for images."""
     out: Path = Path()
-    """Folder for eval.json, images.csv, worst-and-best.png and map.png; by default `likelihood` in the run folder."""
+    """Folder for eval.json, images.csv, worst-and-best.png and map.png; by default `likelihood` in the run folder,
+    or here where the generator lies in no folder."""
 
     def check(self) -> None:
         """Raise `UserError` for numbers that make no sense."""

@@ -21,6 +21,7 @@ from fqgan.data.tokens import TokenStore, is_store
 from fqgan.data.transforms import normalize
 from fqgan.data.workers import Batches
 from fqgan.engine.distributed import World, from_main
+from fqgan.engine.sizes import check_pictures
 from fqgan.evaluation.collect import LeftUnmeasured
 from fqgan.evaluation.protocol import CROP
 from fqgan.evaluation.sets import content_of, describe
@@ -129,6 +130,7 @@ class EncodedCodes(Codes):
 
     def batches(self) -> Iterator[Coded]:
         chosen, world = self.settings, self.world
+        check_pictures(chosen.batch, self.size, 3, torch.device("cpu"))
         self._batches = evaluation_batches(
             self._source,
             size=self.size,
