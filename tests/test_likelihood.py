@@ -19,7 +19,7 @@ from generators import tiny
 from PIL import Image
 from processes import on_two_ranks
 from sets import write_pictures
-from stores import CLASSES, make_store
+from stores import make_store
 from test_mps import rehearse
 
 import fqgan
@@ -107,6 +107,13 @@ def home(tokenizer: FactorizedTokenizer, tmp_path: Path, monkeypatch: pytest.Mon
     return tmp_path
 
 
+def write_classes(folder: Path, count: int) -> None:
+    """Pictures in class folders that are named as the generator's classes."""
+    write_pictures(folder, count, 0, classes=3)
+    for old, new in zip(("class0", "class1", "class2"), ("dog", "emu", "cat"), strict=True):
+        (folder / old).rename(folder / new)
+
+
 def likelihood(*argv: object) -> dict[str, Any]:
     assert main(["evaluate", "likelihood", *map(str, argv), "--device", "cpu", "--out", "out"]) == 0
     return json.loads(Path("out/eval.json").read_text())
@@ -147,6 +154,17 @@ def test_a_store_is_measured_image_by_image(home: Path, capsys: pytest.CaptureFi
     assert main(["evaluate", "compare", "out", "out"]) == 0
 
 
+def test_classes_that_the_generator_does_not_know_may_be_left_aside(home: Path, tokenizer: FactorizedTokenizer) -> None:
+    make_store(home / "renamed", tokenizer, names=("bat", "cow", "yak"))
+    make_store(home / "unlabelled", tokenizer, names=(), labelled=False)
+    result = likelihood("generator", "--data", "renamed", "--labels", "none")
+    store, generator = TokenStore.open("renamed"), fqgan.load_generator("generator")
+    codes, _ = store.take(range(12), [store.center_crop] * 12)
+    bits = -generator.log_likelihood(codes, [-1] * 12).sum((1, 2, 3)).mean().item()
+    assert result["metrics"]["bits_per_image"] == pytest.approx(bits) and result["protocol"]["classes"] == "none"
+    assert likelihood("generator", "--data", "unlabelled")["protocol"]["classes"] == "none"
+
+
 def test_some_images_are_spread_over_the_data(home: Path) -> None:
     result = likelihood("generator", "--data", "store", "--images", 3)
     assert sorted(entry["index"] for entry in result["worst"]) == [0, 4, 8] and result["images"] == 3
@@ -154,9 +172,7 @@ def test_some_images_are_spread_over_the_data(home: Path) -> None:
 
 def test_images_have_the_likelihood_of_their_extracted_codes(home: Path) -> None:
     """Classes go by name, in whatever order; unreadable pictures are left out and counted."""
-    write_pictures(home / "pictures", 9, 0, classes=3)
-    for old, new in zip(("class0", "class1", "class2"), ("dog", "emu", "cat"), strict=True):
-        (home / "pictures" / old).rename(home / "pictures" / new)
+    write_classes(home / "pictures", 9)
     Path("pictures/cat/broken.png").write_bytes(b"no picture")
     fqgan.extract("generator/tokenizer", data="pictures", out="extracted", size=16, device="cpu", max_unreadable=1.0)
     assert is_store("extracted") and not is_store("pictures") and not is_store("nowhere")
@@ -226,10 +242,12 @@ def test_classes_that_decide_the_codes_are_found_by_likelihood(
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_work(home: Path) -> None:
-    alone = likelihood("generator", "--data", "store", "--zero-shot", "--batch", 2)
-    rest = ["--data", "store", "--zero-shot", "--batch", "2", "--device", "cpu"]
-    output = on_two_ranks(["evaluate", "likelihood", "generator", *rest, "--out", "both"])
+@pytest.mark.parametrize("data", ["store", "pictures"])
+def test_two_ranks_share_the_work(home: Path, data: str) -> None:
+    write_classes(home / "pictures", 7)
+    options = ["--data", data, "--zero-shot", "--batch", "2", "--workers", "0"]
+    alone = likelihood("generator", *options)
+    output = on_two_ranks(["evaluate", "likelihood", "generator", *options, "--device", "cpu", "--out", "both"])
     assert output.count("bits an image") == 1
     both = json.loads(Path("both/eval.json").read_text())
     assert both["metrics"] == pytest.approx(alone["metrics"]) and both["protocol"] == alone["protocol"]
@@ -241,9 +259,7 @@ def test_two_ranks_share_the_work(home: Path) -> None:
 @pytest.mark.parametrize("data", ["store", "pictures"])
 def test_on_a_device_without_float64_the_numbers_are_those_of_the_cpu(home: Path, data: str) -> None:
     """The device of tests/metal.py, which refuses to meet tensors of the CPU."""
-    write_pictures(home / "pictures", 6, 0, classes=3)
-    for old, new in zip(("class0", "class1", "class2"), CLASSES, strict=True):
-        (home / "pictures" / old).rename(home / "pictures" / new)
+    write_classes(home / "pictures", 6)
     options = ["--data", data, "--zero-shot", "--workers", "0"]
     alone = likelihood("generator", *options)
     rehearse(f"""

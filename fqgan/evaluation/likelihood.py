@@ -246,7 +246,7 @@ def _entry(found: Found, row: int, generator: FAR, data: Codes) -> dict[str, Any
     """An image of the lists."""
     index = int(found.indices[row])
     label = _class_name(int(found.labels[row]), generator)
-    return {"index": index, "name": data.describe(index), "class": label, "bits": found.of_images[row].item()}
+    return {"index": index, "name": data.describe(index), "class": label, "bits": found.bits[row].sum().item()}
 
 
 def _write(settings: LikelihoodEvaluation, found: Found, generator: FAR, data: Codes, result: dict[str, Any]) -> None:
