@@ -118,6 +118,7 @@ def test_the_imports_are_seen() -> None:
             for command, rest in {
                 "convert": ["out"],
                 "evaluate_generator": ["--data", "photos", "--out", "out.json"],
+                "evaluate_likelihood": ["--data", "photos", "--out", "out"],
                 "evaluate_tokenizer": ["--data", "photos", "--out", "out.json"],
                 "extract": ["--data", "photos", "--out", "out"],
                 "generate": ["--out", "out"],

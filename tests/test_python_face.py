@@ -229,7 +229,7 @@ def test_labels_and_codes_of_other_forms_give_the_same(labels: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [3, "cat", ["cat"], None, [None], [1.0], [True], [-1], [7], [2**70], [[1]], {1}, torch.tensor([1.5])]
+    "labels", [3, "cat", ["cat"], None, [None], [1.0], [True], [-2], [7], [2**70], [[1]], {1}, torch.tensor([1.5])]
 )
 def test_what_are_no_labels_is_refused(labels: Any) -> None:
     generator = tiny()

@@ -6,6 +6,16 @@ from fqgan.base.errors import UserError
 from fqgan.base.schema import did_you_mean
 
 
+def drawn_classes(text: str, count: int, names: tuple[str, ...]) -> tuple[int, ...]:
+    """What a generator of `count` classes shall draw: as `chosen_classes`, but -1, no class, for the word `none`
+    (unless a class is called so), and for `all` where there are no classes."""
+    if (text == "none" and text not in names) or (text == "all" and not count):
+        return (-1,)
+    if not count:
+        raise UserError(f"--classes {text}: this generator is unconditional, it has no classes: leave --classes out")
+    return chosen_classes(text, count, names)
+
+
 def chosen_classes(text: str, count: int, names: tuple[str, ...]) -> tuple[int, ...]:
     """Class numbers of `all`, or of numbers and names separated by commas (a single name may hold commas itself).
     `UserError` for one that is unknown."""

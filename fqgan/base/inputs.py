@@ -112,10 +112,11 @@ def as_indices(
     count: int,
     device: torch.device | None = None,
     *,
+    low: int = 0,
     length: int | None = None,
     values: bool = True,
 ) -> Tensor:
-    """(n,) int64 in [0, count), of whole numbers of any type.
+    """(n,) int64 in [low, count), of whole numbers of any type.
 
     Args:
         rule: says what they must do.
@@ -125,8 +126,8 @@ def as_indices(
     indices = _whole(indices, name)
     wrong = indices.ndim != 1
     if not wrong and indices.numel() and (values or indices.is_cpu):
-        low, high = torch.stack(indices.aminmax()).tolist()
-        wrong = not 0 <= low <= high < count
+        least, most = torch.stack(indices.aminmax()).tolist()
+        wrong = not low <= least <= most < count
     if wrong:
         raise UserError(f"{name} must {rule}, got {brief(indices.tolist())}")
     if length not in (None, len(indices)):
@@ -135,9 +136,11 @@ def as_indices(
 
 
 def as_labels(labels: Numbers, null_class: int, device: torch.device | None = None, **options: Any) -> Tensor:
-    """(n,) int64 in [0, null_class]; `options` as in `as_indices`."""
-    rule = f"be a list of classes from 0 to {null_class} (the null class)"
-    return as_indices(labels, "labels", rule, null_class + 1, device, **options)
+    """(n,) int64 in [0, null_class]; -1, which data sets have for no label, becomes the null class. `options` as in
+    `as_indices`."""
+    rule = f"be a list of classes from 0 to {null_class} (the null class, as is -1)"
+    found = as_indices(labels, "labels", rule, null_class + 1, device, low=-1, **options)
+    return found.masked_fill(found == -1, null_class)
 
 
 def as_rows(rows: Numbers, name: str, dim: int | None = None, device: torch.device | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""`fqgan evaluate tokenizer|generator|samples|statistics|compare ...`."""
+"""`fqgan evaluate tokenizer|generator|likelihood|samples|statistics|compare ...`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fqgan.commands.subjects import choose
 SUBJECTS = {
     "tokenizer": ("CHECKPOINT --data DATA", "reconstructions of images: PSNR, SSIM, perceptual distance, rFID, codes"),
     "generator": ("CHECKPOINT --data REFERENCE --num 50000", "generate images, and compare them with real ones"),
+    "likelihood": ("GENERATOR --data DATA", "bits of images' codes under a generator, and the class that fits best"),
     "samples": ("REFERENCE SAMPLES", "any two sets: folders, parquet files, ADM's .npz, saved statistics"),
     "statistics": ("DATA --out FILE.safetensors", "save a set's features and statistics, to compare with later"),
     "compare": ("A B", "two results side by side; refuses them if their protocols differ"),

@@ -14,6 +14,8 @@ from fqgan.config.verbs import Drawing, TrainedTokenizer
 
 MADE_WITHOUT = frozenset({"workers", "cache", "npz"})
 """Settings of an evaluation that its numbers do not depend on."""
+ZERO_SHOT_IMAGES = 1000
+"""Images that are classified by likelihood unless a number is asked for: each costs a forward pass for every class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ class GeneratorEvaluation(Measuring, Drawing):
     """Number of pictures to generate."""
     labels: Literal["balanced", "uniform"] = "balanced"
     """Class of each picture. balanced: all classes in turn, again and again. uniform: a class drawn at random with the
-    seed."""
+    seed. Pictures of no class need neither."""
     samples: Path = Path()
     """Folder for the generated pictures; by default `evaluation` in the run folder. The same command resumes."""
     batch: int = 32
@@ -108,3 +110,46 @@ class GeneratorEvaluation(Measuring, Drawing):
         Measuring.check(self)
         Drawing.check(self, codebook_sizes)
         at_least(2, num=self.num)  # a covariance has no meaning for fewer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodEvaluation(SourceOptions):
+    """Of `fqgan evaluate likelihood`: a generator, and the images whose codes it is to predict."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="GENERATOR")]
+    """A generator's run folder, one of its checkpoints, an exported generator, a released file, or hf:org/name."""
+    data: str
+    """A token store, of which the centre crops are taken; or images, whose centre crops are encoded with the
+    generator's tokenizer: `photos`, `cifar10`, a folder, parquet files or tars."""
+    split: Literal["train", "validation"] = "validation"
+    """Split of the images, if they have several."""
+    images: int = 0
+    """Number of images, spread evenly over the data; 0: all, or with --zero-shot 1,000 at most."""
+    zero_shot: bool = False
+    """Classify images by likelihood, too: the class under which an image's codes are most likely. Costs a forward pass
+    for each image and class."""
+    shown: int = 16
+    """Number of images that are shown and listed as the worst, and as many as the best."""
+    tokenizer: str = ""
+    """Tokenizer that encodes the images; empty: the one that the generator carries."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Precision of the generator. Images are encoded in float32."""
+    batch: int = 16
+    """Number of images that go through the generator together, or of pairs of image and class."""
+    workers: int = 2
+    """Number of loader processes of each rank, for images."""
+    out: Path = Path()
+    """Folder for eval.json, images.csv, worst-and-best.png and map.png; by default `likelihood` in the run folder,
+    or here where the generator lies in no folder."""
+
+    def check(self) -> None:
+        """Raise `UserError` for numbers that make no sense."""
+        at_least(1, batch=self.batch, shown=self.shown)
+        at_least(0, images=self.images, workers=self.workers)
+
+    @property
+    def limit(self) -> int:
+        """Images that are taken at most; 0: all."""
+        return self.images or (ZERO_SHOT_IMAGES if self.zero_shot else 0)

@@ -23,7 +23,8 @@ class GeneratorConfig:
     grid: tuple[int, ...] = setting((), least=1)
     """Height and width of the token grid, in positions. Empty: taken from the token store."""
     num_classes: int = setting(0, most=2**24)
-    """Number of classes, without the null class of classifier-free guidance. 0: taken from the token store."""
+    """Number of classes, without the null class of classifier-free guidance. 0: taken from the token store; where that
+    has no labels, the null class is the only one."""
     width: int = setting(1024, least=1)
     """Width d of the backbone and of the auto-regressive head."""
     depth: int = setting(24, least=1, most=1000)
@@ -68,7 +69,8 @@ class GeneratorConfig:
         return -(-(8 * self.width // 3) // self.mlp_multiple) * self.mlp_multiple
 
     def resolved(self, codebook_sizes: tuple[int, ...], grid: tuple[int, ...], num_classes: int) -> GeneratorConfig:
-        """With what a token store says in place of what is left open; `UserError` where the two disagree."""
+        """With what a token store says in place of what is left open; `UserError` where the two disagree. Without
+        classes the generator is unconditional: it knows the null class only."""
         for name, own, given in (("codebook_sizes", self.codebook_sizes, codebook_sizes), ("grid", self.grid, grid)):
             if own and own != given:
                 values = " ".join(map(str, given))
@@ -76,6 +78,8 @@ class GeneratorConfig:
                     f"model.{name} is {' '.join(map(str, own))}, but the token store has {values}: leave it out, or "
                     f"extract codes with the tokenizer that belongs to it"
                 )
+        if self.num_classes and not num_classes:
+            raise UserError(f"model.num_classes is {self.num_classes}, but the token store has no labels: leave it out")
         if self.num_classes and self.num_classes < num_classes:
             raise UserError(f"model.num_classes is {self.num_classes}, but the token store has {num_classes} classes")
         classes = self.num_classes or num_classes
@@ -102,7 +106,7 @@ class SamplingConfig:
 
     cfg_scale: tuple[float, ...] = (2.0,)
     """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none, at most
-    1,000,000."""
+    1,000,000. Without a class to guide towards, the default counts as 1."""
     cfg_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
     """How guidance grows over the positions: not at all, linearly from 1 to the scale, or as
     1 + (scale - 1) * (1 - cos(pi * progress^power)) / 2."""
@@ -129,6 +133,15 @@ class SamplingConfig:
     @classmethod
     def _tuples(cls) -> set[str]:
         return {each.name for each in fields(cls) if str(each.type).startswith("tuple")}
+
+    def resolved(self, conditional: bool) -> SamplingConfig:
+        """As it is for images of classes. For images of none the default guidance becomes none, and any other raises
+        `UserError`."""
+        if conditional:
+            return self
+        if self.cfg_scale != SamplingConfig.cfg_scale and any(scale != 1 for scale in self.cfg_scale):
+            raise UserError("cfg_scale guides towards a class, and there is none here: leave it out")
+        return replace(self, cfg_scale=(1.0,))
 
     def check(self, codebook_sizes: tuple[int, ...]) -> None:
         """`UserError` for values that are impossible for these codebooks, or of another type."""
@@ -194,15 +207,28 @@ class GeneratorRunConfig:
     Empty: random weights."""
     tokenizer: str = setting("", changeable=True)
     """Tokenizer that the codes belong to; empty: the one that the store carries."""
+    unconditional: bool = False
+    """Train without classes: every image counts as one of the null class. A store without labels is always trained
+    like this."""
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How the sample grids are drawn."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.05))
     train: GeneratorTrainConfig = field(default_factory=GeneratorTrainConfig)
 
+    def resolved(self, codebook_sizes: tuple[int, ...], grid: tuple[int, ...], num_classes: int) -> GeneratorRunConfig:
+        """With what a token store says in place of what is left open, `unconditional` among it; `UserError` where the
+        two disagree, and for sample grids that cannot be drawn."""
+        model = self.model.resolved(codebook_sizes, grid, 0 if self.unconditional else num_classes)
+        self.sampling.check(codebook_sizes)
+        sampling = self.sampling.resolved(conditional=model.num_classes > 0)
+        return replace(self, model=model, sampling=sampling, unconditional=not model.num_classes)
+
     def check(self) -> None:
         """Raise `UserError` for settings that contradict each other."""
         self.model.check()
         check_run(self)
+        if self.unconditional and self.model.num_classes:
+            raise UserError(f"--unconditional leaves no classes, but model.num_classes is {self.model.num_classes}")
         if self.train.fsdp and self.optimizer.kind == "muon":
             raise UserError("optimizer.kind muon needs whole matrices: use adam with train.fsdp, or no train.fsdp")

@@ -105,7 +105,8 @@ class Drawing(SamplingConfig):
     """A generator's run folder, one of its checkpoints, an exported generator, a released file, or hf:org/name."""
     classes: str = "all"
     """Class numbers or names, separated by commas, or `all`. The pictures take these classes in turn: picture i takes
-    the class at index i modulo the number of classes."""
+    the class at index i modulo the number of classes. `none`: pictures of no class; an unconditional generator makes no
+    others."""
     num: int = 64
     """Number of pictures to generate."""
     seed: int = 0

@@ -159,9 +159,14 @@ class StoreManifest:
             raise UserError(f"{bad} makes no sense: the file was changed, or is damaged")
 
 
+def is_manifest(content: dict[str, Any]) -> bool:
+    """Whether a JSON object is a token store's manifest, by its own word."""
+    return content.get("kind") == _KIND
+
+
 def parse_manifest(content: dict[str, Any], file: Any) -> StoreManifest:
     """A manifest of a JSON object read from `file`; `UserError` where it is of something else or makes no sense."""
-    if content.get("kind") != _KIND:
+    if not is_manifest(content):
         raise UserError(f"{file} is no token store's manifest: fqgan extract did not write it")
     manifest = schema.from_dict(StoreManifest, content, str(file))
     try:

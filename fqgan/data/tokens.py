@@ -21,7 +21,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.files import file_sha256
 from fqgan.data.fingerprint import digest
 from fqgan.data.remote import RemoteFolder, is_remote
-from fqgan.data.token_manifest import MANIFEST, TOKENIZER, UNFINISHED, File, StoreManifest, parse_manifest
+from fqgan.data.token_manifest import MANIFEST, TOKENIZER, UNFINISHED, File, StoreManifest, is_manifest, parse_manifest
 from fqgan.data.transforms import CENTER
 from fqgan.models.find import model_config
 
@@ -173,6 +173,15 @@ class TokenStore:
             codes = np.frombuffer(mapped, options.dtype, offset=len(array_header(options.dtype, shape)))
             self._maps[number] = codes.reshape(shape)
         return self._maps[number]
+
+
+def is_store(spec: str) -> bool:
+    """Whether a finished token store lies at a path or address."""
+    try:
+        folder = RemoteFolder(spec) if is_remote(spec) else Path(spec)
+        return is_manifest(schema.load_json(folder / MANIFEST))
+    except UserError:
+        return False
 
 
 def read_manifest(folder: Path) -> StoreManifest:

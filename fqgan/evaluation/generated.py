@@ -37,7 +37,8 @@ def evaluate_generator(settings: GeneratorEvaluation, world: World, name: str = 
     size = settings.size or generator.tokenizer.config.image_size
     from_main(lambda: check_fit(reference, network, size))
     planned = from_main(lambda: plan(settings, generator, world))
-    if settings.labels == "uniform":
+    draw = "none" if planned.classes == (-1,) else settings.labels
+    if draw == "uniform":
         planned = replace(planned, classes=_uniform(planned.classes, settings.num, settings.seed))
     make(generator, planned, settings.samples, name, settings.npz, world, "--samples")
     samples = open_set(str(settings.samples))
@@ -45,7 +46,7 @@ def evaluate_generator(settings: GeneratorEvaluation, world: World, name: str = 
     if not world.is_main:
         return found
     say(settings.samples)
-    found.protocol["samples"]["draw"] = settings.labels
+    found.protocol["samples"]["draw"] = draw
     content = {"subject": "generator", "checkpoint": name, "generator": planned.generator}
     return replace(found, content={**found.content, **content})
 

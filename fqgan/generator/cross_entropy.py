@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,33 +24,53 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
         targets: (N,) int64 in [0, K).
         chunk: rows at a time; 0: 2^24 / K of them.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk or max(1, _CHUNK_ELEMENTS // len(weight)))  # pyright: ignore[reportReturnType]
+    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk)  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def linear_log_likelihood(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 0) -> Tensor:
+    """(N,) float32 log-probabilities of the targets, in nats; arguments as of `linear_cross_entropy`."""
+    rows, matrix = _as_computed(hidden, weight)
+    parts = [-F.cross_entropy(x, targets[part], reduction="none") for part, x in _logits(rows, matrix, chunk)]
+    return torch.cat([rows.new_zeros(0, dtype=torch.float32), *parts])
+
+
+def _as_computed(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both without gradient, in autocast's type where it is on."""
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    return hidden.detach().to(dtype), weight.detach().to(dtype)
+
+
+def _logits(rows: Tensor, matrix: Tensor, chunk: int) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows after others: which, and their logits in float32."""
+    chunk = chunk or max(1, _CHUNK_ELEMENTS // len(matrix))
+    for start in range(0, len(rows), chunk):
+        part = slice(start, start + chunk)
+        yield part, (rows[part] @ matrix.T).float()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         # what needs a gradient is asked of the context: gradients are off in here
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        rows, matrix = hidden.detach().to(dtype), weight.detach().to(dtype)
+        rows, matrix = _as_computed(hidden, weight)
         loss, hits = (torch.zeros((), device=hidden.device) for _ in range(2))
         hidden_grad = torch.empty_like(rows) if wants_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        with torch.autocast(kind, enabled=False):
-            for start in range(0, len(rows), chunk):
-                x, y = rows[start : start + chunk], targets[start : start + chunk]
-                logits = (x @ matrix.T).float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            for part, logits in _logits(rows, matrix, chunk):
+                x, y = rows[part], targets[part]
                 loss += F.cross_entropy(logits, y, reduction="sum")
                 hits += (logits.argmax(1) == y).sum()
                 if hidden_grad is None and weight_grad is None:
                     continue
                 p = logits.softmax(1)
                 p[torch.arange(len(y), device=y.device), y] -= 1
-                p = (p / len(rows)).to(dtype)
+                p = (p / len(rows)).to(rows.dtype)
                 if hidden_grad is not None:
-                    torch.mm(p, matrix, out=hidden_grad[start : start + chunk])
+                    torch.mm(p, matrix, out=hidden_grad[part])
                 if weight_grad is not None:
                     weight_grad += p.T @ x
         ctx.save_for_backward(hidden_grad, weight_grad)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fqgan.base.classes import chosen_classes
+from fqgan.base.classes import drawn_classes
 from fqgan.base.errors import UserError
 from fqgan.base.files import UnwritableError
 from fqgan.base.printing import say
@@ -119,23 +119,24 @@ def plan(options: Drawing, generator: FAR, world: World) -> SampleSettings:
         raise UserError(f"the generator's token grid is {own}, the tokenizer's {other}: they don't belong together")
     sampling = SamplingConfig(**{each.name: getattr(options, each.name) for each in fields(SamplingConfig)})
     sampling.check(model.codebook_sizes)
+    classes = drawn_classes(options.classes, model.num_classes, generator.label_names)
     return SampleSettings(
         generator=weights_fingerprint(generator.state_dict()),
         tokenizer=tokenizer.fingerprint(),
-        classes=chosen_classes(options.classes, model.num_classes, generator.label_names),
+        classes=classes,
         num=options.num,
         seed=options.seed,
         batch=min(options.batch, options.num),
         precision=options.precision,
         device=world.device.type,
-        sampling=sampling,
+        sampling=sampling.resolved(conditional=classes != (-1,)),
     )
 
 
 def _announce(folder: SampleFolder, done: int, world: World) -> None:
     settings = folder.settings
-    count = len(set(settings.classes))
-    classes = f"{count} class" + "es" * (count > 1)
+    count = len({label for label in settings.classes if label >= 0})
+    classes = f"{count or 'no'} class" + "es" * (count > 1)
     known = f", {done:,} of them there already" if done else ""
     say(
         f"{settings.num:,} pictures of {classes}{known}; generator {settings.generator[:12]}, "

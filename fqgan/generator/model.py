@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 from fqgan.base.errors import UserError
 from fqgan.base.inputs import Numbers, as_codes, as_count, as_kind, as_labels, as_path
 from fqgan.config import GeneratorConfig, SamplingConfig
-from fqgan.generator.cross_entropy import linear_cross_entropy
+from fqgan.generator.cross_entropy import linear_cross_entropy, linear_log_likelihood
 from fqgan.generator.heads import HEADS, Head
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block, rotary_table
 from fqgan.models.find import CARRIED, Source
 from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer
+
+INITIAL_STD = 0.02
+"""Standard deviation of the weights before training."""
 
 
 class GeneratorLoss(NamedTuple):
@@ -38,7 +42,8 @@ class FAR(Pretrained):
     before t, the head at t also the factors before its own.
 
     Args:
-        config: the architecture, with nothing left open; `UserError` if it cannot be built.
+        config: the architecture, with nothing left open; `UserError` if it cannot be built. With 0 classes it is
+            unconditional: the null class is the only one.
     """
 
     kind = "generator"
@@ -46,10 +51,8 @@ class FAR(Pretrained):
     def __init__(self, config: GeneratorConfig):
         super().__init__(config)
         config.check()
-        if not (config.codebook_sizes and config.grid and config.num_classes):
-            raise UserError(
-                "model.codebook_sizes, model.grid and model.num_classes must be set: a token store has them"
-            )
+        if not (config.codebook_sizes and config.grid):
+            raise UserError("model.codebook_sizes and model.grid must be set: a token store has them")
         self.label_names: tuple[str, ...] = ()
         """Names of the classes, if they have any."""
         self._carried: list[FactorizedTokenizer] = []  # in a list: its weights are no part of the generator's
@@ -120,7 +123,7 @@ class FAR(Pretrained):
 
         Args:
             codes: (b, k, h, w), whole numbers of any type, in a tensor or an array; b may be 0.
-            labels: (b,), the same or a list, in [0, num_classes]; num_classes is the null class.
+            labels: (b,), the same or a list, in [0, num_classes]; num_classes is the null class, and so is -1.
 
         Raises:
             UserError: shapes, codes or labels of another model.
@@ -148,6 +151,29 @@ class FAR(Pretrained):
             result.accuracy.append(accuracy)
         return result
 
+    @torch.no_grad()
+    def log_likelihood(self, codes: Numbers, labels: Numbers) -> Tensor:
+        """(b, k, h, w) float32: the base-2 logarithm of each code's probability, given the class and all codes before
+        it, so that minus an image's sum is what it takes to write its codes down, in bits.
+
+        Codes, labels and errors as in `forward`. Without dropout, whatever the mode, and without ever holding all
+        logits.
+        """
+        codes, labels = self._inputs(codes, labels)
+        training = self.training
+        self.eval()
+        try:
+            vectors = self._head_vectors(codes, labels)
+        finally:
+            self.train(training)
+        targets = codes.flatten(2).transpose(1, 2).flatten(0, 1)
+        found = [
+            linear_log_likelihood(vector, self.head.outputs[i].weight, targets[:, i])  # pyright: ignore
+            for i, vector in enumerate(vectors)
+        ]
+        by_position = torch.stack(found, 1).view(len(codes), self.config.num_positions, len(found))
+        return by_position.transpose(1, 2).reshape(codes.shape) / math.log(2)
+
     @property
     def sampling_dtype(self) -> torch.dtype:
         """What samplers compute in, as `precision` says: bf16 for half the memory traffic. Weights and teacher-forced
@@ -165,17 +191,19 @@ class FAR(Pretrained):
             UserError: unknown options, or impossible values.
         """
         switches = {name: options.pop(name) for name in ("grid", "static", "compiled") if name in options}
-        return Sampler(self, batch, SamplingConfig.of(**options), **switches)
+        config = SamplingConfig.of(**options).resolved(conditional=self.config.num_classes > 0)
+        return Sampler(self, batch, config, **switches)
 
     def generate(
         self,
-        labels: Numbers,
+        labels: Numbers | None = None,
         cfg_scale: float | Sequence[float] = 2.0,
         temperature: float | Sequence[float] = 1.0,
         top_k: int | Sequence[int] = 0,
         top_p: float | Sequence[float] = 1.0,
         seed: int | Sequence[int] = 0,
         *,
+        num: int | None = None,
         first_image: int = 0,
         batch: int = 32,
         given: Numbers | None = None,
@@ -187,7 +215,9 @@ class FAR(Pretrained):
         Each call prepares the weights anew; `sampler` does so once for many calls.
 
         Args:
-            labels: (n,) whole numbers from 0 to num_classes (the null class), in a list, a tensor or an array.
+            labels: (n,) whole numbers from 0 to num_classes (the null class, as is -1), in a list, a tensor or an
+                array.
+            num: in place of labels, n: that many images of the null class, as an unconditional generator makes them.
             cfg_scale, temperature, top_k, top_p, other options: as in `SamplingConfig`; several values: one a factor.
             seed, first_image: of the random streams, as in `Sampler`.
             batch: images at a time.
@@ -197,6 +227,10 @@ class FAR(Pretrained):
         Raises:
             UserError: impossible settings, labels or given codes.
         """
+        if (labels is None) == (num is None):
+            raise UserError("labels must be given, or else num: how many images of no class")
+        if labels is None:
+            labels = [self.null_class] * as_count(num, "num", most=2**31 - 1)
         labels, batch = as_labels(labels, self.null_class), as_count(batch, "batch", 1)
         settings = {"cfg_scale": cfg_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p, **options}
         return self.sampler(max(1, min(batch, len(labels))), **settings)(
@@ -253,9 +287,9 @@ class FAR(Pretrained):
 
 
 def _initialize(module: nn.Module) -> None:
-    """Normal weights of standard deviation 0.02 and zero biases."""
+    """Normal weights and zero biases."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=INITIAL_STD)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 

@@ -35,7 +35,7 @@ class SampleSettings:
     tokenizer: str
     """Fingerprint of the tokenizer that decodes."""
     classes: tuple[int, ...]
-    """Picture i is of class i modulo their number."""
+    """Picture i is of class i modulo their number; -1: of none."""
     num: int
     """Pictures."""
     seed: int
@@ -147,7 +147,7 @@ class SampleFolder:
             "source": self.source,
             "settings": schema.to_dict(self.settings),
             "class_names": {
-                str(label): self.names[label] for label in self.settings.classes if label < len(self.names)
+                str(label): self.names[label] for label in self.settings.classes if 0 <= label < len(self.names)
             },
         }
         head = json.dumps(content, indent=1).removesuffix("\n}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fqgan.base.errors import UserError
 from fqgan.base.files import making_folder
+from fqgan.base.printing import say
 from fqgan.config import GeneratorRunConfig
 from fqgan.data.loader import check_ranks, token_batches
 from fqgan.data.order import evenly_spaced
@@ -31,7 +32,7 @@ from fqgan.engine.sizes import check_training, micro_batch, share_of
 from fqgan.engine.speed import autocast, compile_parts
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase, Task, Terms
-from fqgan.generator.model import FAR, GeneratorLoss, load_generator
+from fqgan.generator.model import FAR, INITIAL_STD, GeneratorLoss, load_generator
 from fqgan.generator.pictures import labelled_rows
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block
@@ -114,8 +115,9 @@ class GeneratorTask(Task):
             yield self._placed(codes, labels)
 
     def _placed(self, codes: Tensor, labels: Tensor) -> Batch:
-        """On the device; images without a label are of the null class."""
-        labels = labels.masked_fill(labels < 0, self.config.model.num_classes)
+        """On the device; images without a label are of the null class, and all are where there is no other."""
+        null = self.config.model.num_classes
+        labels = labels.masked_fill(labels < 0, null) if null else torch.zeros_like(labels)
         if self.world.device.type == "cuda":
             codes, labels = codes.pin_memory(), labels.pin_memory()
         return Batch(*(upload(tensor, self.world.device) for tensor in (codes, labels)))
@@ -142,7 +144,10 @@ class GeneratorTask(Task):
         return self.store.data_fingerprint()
 
     def record(self) -> dict[str, Any]:
-        return {"label_names": self.store.label_names, "tokenizer": self.store.tokenizer_fingerprint}
+        return {
+            "label_names": _names(self.config, self.store),
+            "tokenizer": self.store.tokenizer_fingerprint,
+        }
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -178,14 +183,14 @@ class GeneratorTask(Task):
         return {"loss": nats / len(self.names), **means, "bits_per_image": bits}
 
     def picture(self, model: nn.Module, path: Path) -> None:
-        """Samples of evenly spaced classes, a row a class, always from the same random numbers."""
+        """Samples of evenly spaced classes, a row a class, or of none, always from the same random numbers."""
         model = self._whole(model)
         if not self.world.is_main:
             return
         config = self.config
-        rows = min(max(1, math.isqrt(config.train.sample_images)), config.model.num_classes)
-        columns = -(-config.train.sample_images // rows)
-        classes = evenly_spaced(config.model.num_classes, rows)
+        rows = max(1, math.isqrt(config.train.sample_images))
+        classes = evenly_spaced(config.model.num_classes, rows) or [-1] * rows
+        columns = -(-config.train.sample_images // len(classes))
         labels = torch.tensor(classes).repeat_interleave(columns)
         assert isinstance(model, FAR)
         # eager: a picture now and then is not worth compiling
@@ -197,7 +202,8 @@ class GeneratorTask(Task):
         with torch.inference_mode(), deterministic_mode(False):
             images = tokenizer.decode(sampler(labels, config.train.seed)).split(columns)
         known = self.store.label_names
-        save_picture(labelled_rows(images, [known[c] if c < len(known) else str(c) for c in classes]), path)
+        names = ["" if c < 0 else known[c] if c < len(known) else str(c) for c in classes]
+        save_picture(labelled_rows(images, names), path)
 
     def _whole(self, model: nn.Module) -> nn.Module:
         """The model, in one piece on the main rank. All ranks take part."""
@@ -218,18 +224,20 @@ def train_generator(config: GeneratorRunConfig, path: Path) -> None:
     with session(config.train) as world:
         store = _open(config.data, world)
         validation = TokenStore.open(config.validation) if config.validation else None
+        config = config.resolved(store.codebook_sizes, store.grid, store.num_classes)
+        model = config.model
         if validation:
-            _check_validation(store, validation)
-        model = config.model.resolved(store.codebook_sizes, store.grid, store.num_classes)
-        config = replace(config, model=model)
-        config.sampling.check(model.codebook_sizes)
+            _check_validation(store, validation, conditional=model.num_classes > 0)
         with torch.device("meta"):
             shape = FAR(model)
         rows = model.num_positions * model.width * (1 if config.train.activation_checkpointing else model.depth)
         check_training(shape, config.optimizer, config.train, world, rows)
         run = RunFolder(path, config)
         from_main(lambda: _tokenizer_of(config, store).config)
-        init = _initial(config, store) if config.init and run.fresh else None
+        if config.unconditional and world.is_main:
+            why = f"{store.name} has {store.num_classes} classes, left aside" if store.num_classes else "there are none"
+            say(f"without classes ({why}): an unconditional generator")
+        init = _initial(config, store, world) if config.init and run.fresh else None
         train(GeneratorTask(config, world, store, validation, init), run, world, len(store))
 
 
@@ -238,14 +246,15 @@ def _open(path: str, world: World) -> TokenStore:
         raise UserError("--data is missing: a token store, which fqgan extract makes")
     store = TokenStore.open(path)
     check_ranks(store, world.size)
-    if not store.num_classes:
-        raise UserError(
-            f"{store.name} has no labels, and a generator is trained on classes: extract it from labelled images"
-        )
     return store
 
 
-def _check_validation(store: TokenStore, validation: TokenStore) -> None:
+def _names(config: GeneratorRunConfig, store: TokenStore) -> tuple[str, ...]:
+    """Of the run's classes."""
+    return () if config.unconditional else store.label_names
+
+
+def _check_validation(store: TokenStore, validation: TokenStore, conditional: bool) -> None:
     """`UserError` for a validation store of other codes or other classes."""
     ours, theirs = store.manifest.options, validation.manifest.options
     if (ours.tokenizer, ours.codebook_sizes) != (theirs.tokenizer, theirs.codebook_sizes):
@@ -255,7 +264,8 @@ def _check_validation(store: TokenStore, validation: TokenStore) -> None:
     if validation.grid != store.grid:
         theirs, ours = (" x ".join(map(str, each.grid)) for each in (validation, store))
         raise UserError(f"{validation.name} has {theirs} positions, {store.name} {ours}: extract it at the same size")
-    if validation.label_names != store.label_names or validation.num_classes > store.num_classes:
+    others = validation.label_names != store.label_names or validation.num_classes > store.num_classes
+    if conditional and others:
         raise UserError(f"{validation.name} has other classes than {store.name}: labels would mean other things")
 
 
@@ -266,8 +276,9 @@ def _tokenizer_of(config: GeneratorRunConfig, store: TokenStore) -> FactorizedTo
     return load_matching_tokenizer(path, store.tokenizer_fingerprint, store.name, weights=weights)
 
 
-def _initial(config: GeneratorRunConfig, store: TokenStore) -> FAR:
-    """The generator to start from; `UserError` where its weights don't fit or its codes are of another tokenizer."""
+def _initial(config: GeneratorRunConfig, store: TokenStore, world: World) -> FAR:
+    """The generator to start from, with a class table for the run's classes; `UserError` where its weights don't fit or
+    its codes are of another tokenizer."""
     where = f"--init {config.init}"
     if find(config.init, "generator").facts.get("tokenizer", "") not in ("", store.tokenizer_fingerprint):
         raise UserError(f"{where} was trained on another tokenizer's codes than those of {store.name}")
@@ -278,5 +289,33 @@ def _initial(config: GeneratorRunConfig, store: TokenStore) -> FAR:
             f"add {'--model.legacy' if legacy else '--model.no-legacy'}"
         )
     with torch.device("meta"):
-        check_fit(FAR(config.model), model.state_dict(), where)
+        check_fit(FAR(replace(config.model, num_classes=model.null_class)), model.state_dict(), where)
+    pairs = _kept_classes(model, config.model.num_classes, _names(config, store))
+    if pairs is not None:
+        if world.is_main:
+            fresh = config.model.num_classes - len(pairs)
+            say(
+                f"{where}: its classes are not those of {store.name}: the null class and {len(pairs)} classes of the "
+                f"same name keep their rows of the class table, {fresh} start afresh"
+            )
+        _exchange_classes(model, config.model.num_classes, pairs, config.train.seed)
     return model
+
+
+def _kept_classes(model: FAR, count: int, names: tuple[str, ...]) -> dict[int, int] | None:
+    """Class -> the class of the same name in the generator; None where its classes are the same as far as is known."""
+    own = {name: label for label, name in enumerate(model.label_names)}
+    if model.null_class == count and (not own or not names or tuple(own) == names):
+        return None
+    return {label: own[name] for label, name in enumerate(names) if name in own}
+
+
+def _exchange_classes(model: FAR, count: int, kept: dict[int, int], seed: int) -> None:
+    """Give a generator a table of `count` classes: rows that are kept, the null class's, and new ones for the rest."""
+    before = model.class_embedding.weight.detach()
+    table = torch.empty(count + 1, before.shape[1])
+    table.normal_(std=INITIAL_STD, generator=torch.Generator().manual_seed(seed))  # the same on every rank
+    table[count] = before[model.null_class]
+    for label, old in kept.items():
+        table[label] = before[old]
+    model.class_embedding = nn.Embedding.from_pretrained(table)

@@ -111,9 +111,13 @@ def _tokenizer(config: TokenizerConfig, facts: Mapping[str, Any]) -> list[str]:
 def _generator(config: GeneratorConfig, facts: Mapping[str, Any]) -> list[str]:
     k, (h, w) = config.num_factors, config.grid
     sizes = " x ".join(f"{size:,}" for size in config.codebook_sizes)
+    conditional = config.num_classes > 0
+    classes = f"{config.num_classes:,} classes" if conditional else "no classes"
+    drawn = "[0, 1, 2], cfg_scale=2.0" if conditional else "num=3"
     lines = [
-        f"# Class-conditional image generator, {k} {'factor' if k == 1 else 'factors'}",
-        f"A factorized auto-regressive generator (FAR): {config.num_classes:,} classes, {h} x {w} positions of {k} "
+        f"# {'Class-conditional' if conditional else 'Unconditional'} image generator, {k} "
+        f"{'factor' if k == 1 else 'factors'}",
+        f"A factorized auto-regressive generator (FAR): {classes}, {h} x {w} positions of {k} "
         f"{'code' if k == 1 else 'codes'} each ({sizes}). {config.depth} blocks of width {config.width} and "
         f"{config.heads} heads; head `{config.head}`"
         + (f" of {config.head_depth} blocks." if config.head == "ar" else "."),
@@ -128,7 +132,7 @@ def _generator(config: GeneratorConfig, facts: Mapping[str, Any]) -> list[str]:
         f"It carries its tokenizer, fingerprint `{carried}`." if carried else "It comes without its tokenizer.",
         _usage(
             'generator = fqgan.load_generator("hf:org/name")  # or the path of a copy of this repository',
-            "codes = generator.generate([0, 1, 2], cfg_scale=2.0, seed=0)  # (3, k, h, w)",
+            f"codes = generator.generate({drawn}, seed=0)  # (3, k, h, w)",
             "images = generator.tokenizer.decode(codes)  # (3, 3, H, W) in [-1, 1], not clipped",
         ),
     ]

@@ -28,7 +28,7 @@ from fqgan.engine.sizes import check_pictures
 from fqgan.engine.stops import Stop, stop_requests
 from fqgan.models.find import find
 from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer, save_tokenizer
-from fqgan.tokenizer.passes import Passes
+from fqgan.tokenizer.passes import Passes, exact_convolutions
 
 _CPU_PIXELS, _GPU_PIXELS = 1 << 17, 1 << 21
 """Pixels that go through the tokenizer together, unless a number of crops is asked for: 32 crops of 64 pixels on a CPU,
@@ -185,10 +185,12 @@ def _encode(
     reader = CropSet(source, options.image_size, options.crops, options.crop_range)
     omissions = Omissions(source.name, len(source), settings.max_unreadable, writer.folder / "manifest.json")
     batches = load(reader.read, keys, settings.workers, pin_memory=False)
-    # in float32 means in float32: by default convolutions on a GPU round their input to 10 bits
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     try:
-        with exact, stop_requests() as stop, Passes(tokenizer, world.device, options.crops_per_pass) as passes:
+        with (
+            exact_convolutions(),
+            stop_requests() as stop,
+            Passes(tokenizer, world.device, options.crops_per_pass) as passes,
+        ):
             for number, span in zip(numbers, ranges, strict=True):
                 kept: list[int] = []
                 unreadable: list[LeftOut] = []

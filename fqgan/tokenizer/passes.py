@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,11 @@ from torch import Tensor
 
 from fqgan.data.transforms import normalize
 from fqgan.tokenizer.model import FactorizedTokenizer
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """In here float32 means float32: by default convolutions on a GPU round their input to 10 bits."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 class Passes:

@@ -191,13 +191,12 @@ def _resolved(config: RunConfig, settings: PlanSettings) -> tuple[RunConfig, int
     named_set = _known(config.data)
     if named_set is None:
         store = TokenStore.open(config.data)
-        model = config.model.resolved(store.codebook_sizes, store.grid, store.num_classes)
-        return replace(config, model=model), len(store)
+        return config.resolved(store.codebook_sizes, store.grid, store.num_classes), len(store)
     images, classes = named_set
     tokenizer = named(PRESETS, config.tokenizer or "dual-ds16").model
     sizes = config.model.codebook_sizes or tuple(factor.codebook_size for factor in tokenizer.factors)
     grid = config.model.grid or (tokenizer.grid, tokenizer.grid)
-    return replace(config, model=config.model.resolved(sizes, grid, config.model.num_classes or classes)), images
+    return config.resolved(sizes, grid, config.model.num_classes or classes), images
 
 
 def _count(source: str, config: TokenizerRunConfig) -> tuple[int, int]:
