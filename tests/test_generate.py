@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from generators import NAMES, paired
 from PIL import Image
 from processes import on_two_ranks, start
 
@@ -22,27 +23,16 @@ from fqgan.base.classes import chosen_classes
 from fqgan.base.errors import UserError
 from fqgan.base.files import lock
 from fqgan.cli import main
-from fqgan.config import GeneratorConfig
 from fqgan.data.transforms import to_uint8
 from fqgan.generator.model import FAR, load_generator, save_generator
 from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
 
 Refused = Callable[..., str]
-NAMES = ("cat", "dog", "tench, Tinca tinca")
 
 
 @pytest.fixture
 def generator(tokenizer: FactorizedTokenizer) -> FAR:
-    """A tiny one for the tiny tokenizer's 8 x 8 positions, whose outputs are not zero."""
-    torch.manual_seed(0)
-    config = GeneratorConfig((32, 16), (8, 8), 3, width=32, depth=2, heads=4, mlp_multiple=16, head_depth=1)
-    model = FAR(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    model.label_names = NAMES
-    model.carry(tokenizer)
-    return model
+    return paired(tokenizer)
 
 
 @pytest.fixture

@@ -30,8 +30,9 @@ from fqgan.config.presets import child, get_generator
 from fqgan.data.tokens import TokenStore, is_store
 from fqgan.engine.distributed import World
 from fqgan.engine.run import read_stats
-from fqgan.evaluation.likelihood import class_bits, evaluate_likelihood
+from fqgan.evaluation.likelihood import evaluate_likelihood
 from fqgan.generator.cross_entropy import linear_log_likelihood
+from fqgan.generator.likelihood import class_bits
 from fqgan.generator.model import FAR
 from fqgan.generator.task import train_generator
 from fqgan.tokenizer.model import FactorizedTokenizer

@@ -132,7 +132,7 @@ class SamplingConfig:
 
     @classmethod
     def _tuples(cls) -> set[str]:
-        return {each.name for each in fields(cls) if str(each.type).startswith("tuple")}
+        return {each.name for each in fields(SamplingConfig) if str(each.type).startswith("tuple")}
 
     def resolved(self, conditional: bool) -> SamplingConfig:
         """As it is for images of classes. For images of none the default guidance becomes none, and any other raises

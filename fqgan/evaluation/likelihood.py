@@ -23,6 +23,7 @@ from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.speed import autocast
 from fqgan.evaluation.codes import Codes, labels_between, open_codes
 from fqgan.evaluation.protocol import Evaluation, Rows, versions
+from fqgan.generator.likelihood import bits_of, class_bits
 from fqgan.generator.model import FAR
 from fqgan.generator.pictures import captioned, heat_maps, labelled_rows
 from fqgan.models.fingerprint import weights_fingerprint
@@ -157,21 +158,6 @@ def evaluate_likelihood(settings: LikelihoodEvaluation, world: World, name: str 
     if settings.out != Path():
         _write(settings, found, generator, data, result)
     return Evaluation(result, _heading(result), _rows(result, data), [])
-
-
-@torch.inference_mode()
-def bits_of(generator: FAR, codes: Tensor, labels: Tensor) -> Tensor:
-    """(b, k, h, w) float64 on the CPU: what each code takes, in bits, under its class; -1: under none."""
-    return -generator.log_likelihood(codes, labels).cpu().double()
-
-
-def class_bits(generator: FAR, codes: Tensor, batch: int) -> Tensor:
-    """(b, num_classes) float64 on the CPU: what images' codes take, in bits, under each class; `batch` pairs of image
-    and class at a time."""
-    classes = generator.config.num_classes
-    pairs = torch.arange(len(codes) * classes).split(batch)
-    bits = [bits_of(generator, codes[part // classes], part % classes).sum((1, 2, 3)) for part in pairs]
-    return torch.cat(bits).view(-1, classes)
 
 
 def _likeliest(generator: FAR, codes: Tensor, batch: int) -> Tensor:
