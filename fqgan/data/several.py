@@ -68,8 +68,8 @@ class Several(ImageSource):
         folder's own name comes first. Pictures that are no files are called by their number. What would be alike gets
         a number at its end.
         """
-        tops = _distinct(_top(source.name) for source in self.sources if not isinstance(source, _Files))
-        return list(_distinct(stem for source in self.sources for stem in self._stems_of(source, tops)))
+        tops = distinct(_top(source.name) for source in self.sources if not isinstance(source, _Files))
+        return list(distinct(stem for source in self.sources for stem in self._stems_of(source, tops)))
 
     def _stems_of(self, source: ImageSource, tops: Iterator[str]) -> Iterator[str]:
         if isinstance(source, _Files):
@@ -130,7 +130,7 @@ def _top(spec: str) -> str:
     return re.sub(r"[^\w.-]+", "_", os.path.splitext(name)[0] if os.path.isfile(path) else name) or "set"
 
 
-def _distinct(names: Iterable[str]) -> Iterator[str]:
+def distinct(names: Iterable[str]) -> Iterator[str]:
     """Names, numbered from the second one on where several are alike but for their case."""
     taken: set[str] = set()
     counts: dict[str, int] = {}

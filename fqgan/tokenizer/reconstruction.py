@@ -66,6 +66,8 @@ def reconstruct(settings: ReconstructionSettings, world: World) -> Reconstructed
     config = tokenizer.config
     size = settings.size or (0 if settings.whole else config.image_size)
     tiles(tokenizer, 1, 1, settings.tile)
+    if 0 < settings.tile < config.image_size:
+        say(f"warning: tiles of {settings.tile} pixels lose quality: training's pictures have {config.image_size}")
     if not settings.whole:
         tokenizer.check_size(size, size)
     factors = [factor.name for factor in config.factors]
@@ -119,10 +121,13 @@ def _groups(pictures: Iterable[Any], pixels: int) -> Iterator[list[Any]]:
     group: list[Any] = []
     for each in pictures:
         shape = each[1].shape
-        if group and (shape != group[0][1].shape or (len(group) + 1) * shape[2:].numel() > pixels):
+        if group and shape != group[0][1].shape:
             yield group
             group = []
         group.append(each)
+        if (len(group) + 1) * shape[2:].numel() > pixels:
+            yield group
+            group = []
     if group:
         yield group
 

@@ -100,7 +100,7 @@ def decode_strips(
         keep: as in `FactorizedTokenizer.decode`.
 
     Yields:
-        (b, 3, rows, W) float32, not clipped. Beside a tile's features, one row of tiles is in memory.
+        (b, 3, rows, W) float32, not clipped. Beside a tile's features, two rows of tiles are in memory.
     """
     f, grid = tokenizer.config.downsampling, _grid(tokenizer, tile, overlap)
     codes = as_codes(codes, [quantizer.codebook_size for quantizer in tokenizer.quantizers], _device(tokenizer))
