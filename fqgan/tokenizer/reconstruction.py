@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fqgan.base.errors import UserError
-from fqgan.base.files import make_folder, write_bytes, write_text
+from fqgan.base.files import make_folder, replacing, write_text, writing
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
 from fqgan.config import SourceOptions
@@ -30,7 +29,7 @@ from fqgan.engine.distributed import World
 from fqgan.engine.sizes import check_memory
 from fqgan.metrics.psnr import PSNR
 from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
-from fqgan.tokenizer.pictures import save_picture
+from fqgan.tokenizer.pictures import to_image
 from fqgan.tokenizer.whole import decode_strips, encode_tiled, fit, tiles
 
 LEFT_OUT = "left_out.json"
@@ -155,12 +154,13 @@ def _draw(tokenizer: FactorizedTokenizer, codes: Tensor, images: Tensor, tile: i
 
 
 def _write(path: Path, picture: Tensor, arrays: dict[str, Any]) -> None:
-    """The codes first: a picture without codes beside it would be somebody's own to the next call."""
     make_folder(path.parent)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_bytes(path.with_suffix(".npz"), buffer.getvalue())
-    save_picture(picture, path)
+    # the codes take their place first: a picture without codes beside it would be somebody's own to the next call
+    with replacing(path) as png, replacing(path.with_suffix(".npz")) as npz:
+        with npz.open("wb") as file:
+            np.savez(file, **arrays)
+        with writing(path):
+            to_image(picture).save(png, format="PNG")
 
 
 def _describe(

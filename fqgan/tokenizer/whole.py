@@ -34,12 +34,12 @@ def fit(images: Numbers, f: int, how: Fit = "pad") -> Tensor:
         raise UserError(f"images must be (b, c, H, W), got {tuple(images.shape)}")
     if how not in ("pad", "crop"):
         raise UserError(f"pictures are fitted by pad or crop, not by {how!r}")
+    if how == "crop" and min(images.shape[2:]) < f:
+        raise UserError(f"pictures of {images.shape[3]}x{images.shape[2]} pixels are below {f}: pad them")
     for axis in (2, 3):
         side = images.shape[axis]
         rest = side % f
         if how == "crop":
-            if side < f:
-                raise UserError(f"pictures of {images.shape[3]}x{images.shape[2]} pixels are below {f}: pad them")
             images = images.narrow(axis, rest // 2, side - rest)
         elif rest:
             # a triangle wave: a side that is shorter than its continuation is reflected again and again
