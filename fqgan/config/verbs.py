@@ -53,7 +53,7 @@ class ReconstructionSettings(TrainedTokenizer, PictureOptions):
     their reflection, which is cut off after decoding. crop: they are cut."""
     tile: int = 0
     """Side of the tiles in pixels that larger pictures pass through the tokenizer in, so that memory does not grow with
-    them; 0: each picture in one piece. Tiles overlap by a quarter."""
+    them; 0: each picture in one piece. Neighbours share a quarter, and at least four positions of the code map."""
     batch: int = 16
     """Pictures of the size that the tokenizer was trained on that pass through it together; of larger ones, as many as
     have no more pixels."""

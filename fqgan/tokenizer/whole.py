@@ -14,6 +14,7 @@ from fqgan.base.inputs import Numbers, as_codes, as_count, as_factors, as_tensor
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 Fit = Literal["pad", "crop"]
+_CONTEXT = 4  # positions that tiles share at least, where they have as many
 Keep = int | str | Iterable[int | str] | None
 
 
@@ -59,7 +60,8 @@ def encode_tiled(tokenizer: FactorizedTokenizer, images: Numbers, tile: int = 0,
         images: (b, 3, H, W) as `FactorizedTokenizer.encode` takes them, on any device. H and W are multiples of the
             downsampling factor f (`fit`).
         tile: side of a tile in pixels, a multiple of f; 0: one piece.
-        overlap: pixels that neighbours share at least, a multiple of f and at most half a tile; None: a quarter.
+        overlap: pixels that neighbours share at least, a multiple of f and at most half a tile; None: a quarter,
+            but at least four positions of the code map.
 
     Returns:
         (b, k, H/f, W/f) int64 on the tokenizer's device. Those of a picture that fits into a tile are `encode`'s.
@@ -180,10 +182,11 @@ def _grid(tokenizer: FactorizedTokenizer, tile: int, overlap: int | None) -> tup
         return 2**63, 0
     if tile % f:
         raise UserError(f"tile {tile} is no multiple of the tokenizer's downsampling factor {f}")
-    shared = tile // f // 4 * f if overlap is None else as_count(overlap, "overlap")
+    t = tile // f
+    shared = min(t // 2, max(t // 4, _CONTEXT)) * f if overlap is None else as_count(overlap, "overlap")
     if shared % f or 2 * shared > tile:
         raise UserError(f"overlap {shared} is no multiple of {f} up to half of a tile of {tile} pixels")
-    return tile // f, shared // f
+    return t, shared // f
 
 
 def _device(tokenizer: FactorizedTokenizer) -> torch.device:
