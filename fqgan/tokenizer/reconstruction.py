@@ -93,7 +93,7 @@ def reconstruct(settings: ReconstructionSettings, world: World) -> Reconstructed
             if len(source) > 1:
                 omissions.add(problem, say)
 
-    with closing(batches):
+    with closing(batches), torch.inference_mode():
         for group in _groups(readable(), settings.batch * config.image_size**2):
             pictures = torch.cat([picture for _, picture, _ in group])
             fitted = fit(pictures, config.downsampling, settings.fit)
