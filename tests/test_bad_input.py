@@ -193,7 +193,10 @@ def test_a_run_in_use_is_refused(here: Path, tiny: TokenizerRunConfig, nothing_h
         ("exported good.png broken.png --max-unreadable 0", ["broken.png cannot be read", "--max-unreadable 0"]),
         ("exported good.png text.png", ["text.png is no picture"]),
         ("exported good.png --tile 30", ["tile 30 is no multiple of the tokenizer's downsampling factor 4"]),
-        ("exported small.png --whole --fit crop", ["pictures of 3x9 pixels are below 4: pad them"]),
+        (
+            "exported small.png --whole --fit crop",
+            ["small.png has 3x9 pixels, below the downsampling factor 4: --fit pad"],
+        ),
         ("exported good.png --whole --size 4000000", ["picture(s) of 4000000x4000000 pixels", "--tile splits"]),
         ("exported good.png --batch 0", ["--batch must be at least 1, got 0"]),
         ("exported good.png --max-unreadable 2", ["--max-unreadable must be between 0 and 1, got 2"]),

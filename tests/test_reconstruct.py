@@ -203,6 +203,11 @@ def test_unreadable_pictures_are_named_counted_and_left_out(folder: Path, capsys
     left_out = json.loads((folder / "out/left_out.json").read_text())["left_out"]
     assert "1.png cannot be read" in left_out[0] and "text.png is no picture" in left_out[1]
     assert not [path for path in (folder / "out").iterdir() if path.name.startswith(".")]
+    picture(folder / "set" / "1.png")
+    (folder / "set" / "text.png").unlink()
+    ran("set --out out --workers 0", capsys)
+    assert names(folder / "out") == ["0.png", "1.png", "2.png"]
+    assert not (folder / "out/left_out.json").exists()
 
 
 def test_too_many_unreadable_pictures_end_it(folder: Path, refused: Refused) -> None:

@@ -162,8 +162,8 @@ class PictureSet:
     it cannot be read (the picture is black then); empty otherwise. `UserError` as `TrainingSet`.
 
     Args:
-        size: of the shorter side, in pixels; 0: as it is.
-        whole: at its own aspect; otherwise the square in the middle.
+        size: of the shorter side, in pixels; 0: as it is, of whole pictures.
+        whole: at their own aspect; otherwise the square in the middle.
     """
 
     def __init__(self, source: ImageSource, size: int, whole: bool) -> None:
@@ -177,7 +177,7 @@ class PictureSet:
             return (torch.zeros(3, 1, 1, dtype=torch.uint8), torch.ones(2, dtype=torch.int64), str(error)), []
         own = torch.tensor([image.height, image.width])
         if not self.whole:
-            image = center_crop(image, self.size or min(image.size))
+            image = center_crop(image, self.size)
         elif self.size:
             image = resize_shorter(image, self.size)
         return (to_tensor(image), own, ""), []

@@ -85,7 +85,10 @@ def reconstruct(settings: ReconstructionSettings, world: World) -> Reconstructed
     left_out: list[str] = []
 
     def readable() -> Iterator[tuple[Path, Tensor, tuple[int, ...]]]:
-        for path, (picture, own, (problem,)) in zip(paths, batches, strict=True):
+        for index, (path, (picture, own, (problem,))) in enumerate(zip(paths, batches, strict=True)):
+            if not problem and settings.fit == "crop" and min(picture.shape[2:]) < config.downsampling:
+                sides = f"{picture.shape[3]}x{picture.shape[2]} pixels, below the downsampling factor"
+                problem = f"{source.describe(index)} has {sides} {config.downsampling}: --fit pad takes it"
             if not problem:
                 yield path, picture, tuple(own[0].tolist())
                 continue
@@ -112,6 +115,8 @@ def reconstruct(settings: ReconstructionSettings, world: World) -> Reconstructed
     if left_out:
         write_text(settings.out / LEFT_OUT, json.dumps({"left_out": left_out}, indent=1))
         say(f"{len(found):,} pictures, {len(left_out):,} left out ({settings.out / LEFT_OUT})")
+    else:
+        (settings.out / LEFT_OUT).unlink(missing_ok=True)  # of an earlier call
     return Reconstructed(settings.out, columns, found, tuple(left_out))
 
 
