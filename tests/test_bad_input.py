@@ -188,9 +188,18 @@ def test_a_run_in_use_is_refused(here: Path, tiny: TokenizerRunConfig, nothing_h
         ("exported good.png --out good.png", ["--out good.png is a file"]),
         ("exported good.png --out good.png/x", ["good.png is a file, not a folder"]),
         ("exported good.png nowhere.png", ["nowhere.png does not exist"]),
-        ("exported good.png data", ["data cannot be read as a picture"]),
-        ("exported good.png broken.png", ["broken.png cannot be read as a picture"]),
+        ("exported good.png data", ["data holds no picture"]),
+        ("exported broken.png", ["broken.png cannot be read as a picture"]),
+        ("exported good.png broken.png --max-unreadable 0", ["broken.png cannot be read", "--max-unreadable 0"]),
         ("exported good.png text.png", ["text.png is no picture"]),
+        ("exported good.png --tile 30", ["tile 30 is no multiple of the tokenizer's downsampling factor 4"]),
+        (
+            "exported small.png --whole --fit crop",
+            ["small.png has 3x9 pixels, below the downsampling factor 4: --fit pad"],
+        ),
+        ("exported good.png --whole --size 4000000", ["picture(s) of 4000000x4000000 pixels", "--tile splits"]),
+        ("exported good.png --batch 0", ["--batch must be at least 1, got 0"]),
+        ("exported good.png --max-unreadable 2", ["--max-unreadable must be between 0 and 1, got 2"]),
     ],
 )
 def test_reconstruct_refuses_before_it_writes(
@@ -199,6 +208,7 @@ def test_reconstruct_refuses_before_it_writes(
     good = write_picture(here / "good.png")
     (here / "broken.png").write_bytes(good.read_bytes()[:60])
     (here / "text.png").write_text("no picture")
+    write_picture(here / "small.png", (3, 9))
     (here / "data").mkdir()
     (here / "empty-run" / "checkpoints").mkdir(parents=True)
     config = json.loads((here / "exported" / "config.json").read_text())

@@ -11,7 +11,7 @@ from torch import Tensor
 from fqgan.base.errors import UserError
 from fqgan.config import FactorConfig, TokenizerConfig
 from fqgan.tokenizer.model import FactorizedTokenizer
-from fqgan.tokenizer.pictures import reconstruction_grid
+from fqgan.tokenizer.pictures import reconstruction_grid, reconstruction_rows
 
 
 def small(k: int, depth: int = 1, **changes: object) -> FactorizedTokenizer:
@@ -49,6 +49,23 @@ def test_face_for_any_k(k: int, depth: int) -> None:
         torch.testing.assert_close(vector.norm(dim=1), torch.ones(2, 16, 16))
     grid = reconstruction_grid(model, images())
     assert grid.shape[1] == (2 + (k if k > 1 else 0)) * 34 + 2
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(("stem", "attention"), [(1, True), (2, True), (4, False)])
+def test_no_pictures_pass_a_stem(stem: int, attention: bool, precision: str) -> None:
+    """torch's pixel_unshuffle hands an empty batch back with its old shape."""
+    model = small(2, stem=stem, attention=attention)
+    f, output = model.config.downsampling, model(images()[:0], entropy=True)
+    assert output.reconstruction.shape == (0, 3, 32, 32)
+    assert [q.codes.shape for q in output.quantized] == [(0, 32 // f, 32 // f)] * 2
+    model.set_precision(precision)
+    codes = model.encode(images()[:0])
+    assert codes.shape == (0, 2, 32 // f, 32 // f)
+    assert [x.shape for x in model.features(images()[:0])] == [x.shape for x in model.embed(codes)]
+    assert [row.shape for row in reconstruction_rows(model, codes)] == [(0, 3, 32, 32)] * 3
+    with pytest.raises(UserError, match="a grid of no pictures"):
+        reconstruction_grid(model, images()[:0])
 
 
 def test_forward_is_encode_then_decode() -> None:

@@ -10,8 +10,8 @@ from fqgan.config.verbs import ReconstructionSettings
 def main(argv: list[str]) -> None:
     """Entry point."""
     about = (
-        "Encode pictures and decode them again. Writes the original, the reconstruction and each factor alone (Fig. 3) "
-        "side by side, with the codes and the PSNR."
+        "Encode pictures (their centre, or with --whole all of them) and decode them again. Writes the original, the "
+        "reconstruction and each factor alone (Fig. 3) side by side, with the codes and the PSNR."
     )
     settings = parse_for_model(ReconstructionSettings, argv, "fqgan reconstruct", about)
     from fqgan.engine.session import running

@@ -10,7 +10,7 @@ import tyro
 
 from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
-from fqgan.config.data import SourceOptions
+from fqgan.config.data import PictureOptions, SourceOptions
 from fqgan.config.devices import Device
 from fqgan.config.generator import SamplingConfig
 from fqgan.config.ranges import at_least
@@ -29,23 +29,49 @@ class TrainedTokenizer:
     Quantizers stay in float32."""
 
 
+def _check_share(max_unreadable: float) -> None:
+    if not 0 <= max_unreadable <= 1:
+        raise UserError(f"--max-unreadable must be between 0 and 1, got {max_unreadable}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionSettings(TrainedTokenizer):
+class ReconstructionSettings(TrainedTokenizer, PictureOptions):
     """Pictures through a tokenizer and back."""
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE ...")]
-    """Picture files to reconstruct."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE|FOLDER ...")]
+    """Pictures to reconstruct: files, folders, or any other set that training reads."""
     out: Path = Path("reconstructions")
-    """Folder for one PNG and one file of codes (.npz) for each picture."""
+    """Folder for one PNG and one file of codes (.npz) for each picture, under its name. Pictures of a folder keep
+    their sub-folders."""
     size: int = 0
-    """Side of the centre crop in pixels; 0: the size that the tokenizer was trained on."""
+    """Side of the centre crop in pixels; 0: the size that the tokenizer was trained on. With --whole: the shorter side;
+    0: as it is."""
+    whole: bool = False
+    """Reconstruct whole pictures at their own aspect, not their centre."""
+    fit: Literal["pad", "crop"] = "pad"
+    """What happens to sides that are no multiple of the tokenizer's downsampling factor. pad: they are continued by
+    their reflection, which is cut off after decoding. crop: they are cut."""
+    tile: int = 0
+    """Side of the tiles in pixels that larger pictures pass through the tokenizer in, so that memory does not grow with
+    them; 0: each picture in one piece. Neighbours share a quarter, and at least four positions of the code map."""
+    batch: int = 16
+    """Pictures of the size that the tokenizer was trained on that pass through it together; of larger ones, as many as
+    have no more pixels."""
+    workers: int = 2
+    """Number of loader processes."""
+    max_unreadable: float = 0.01
+    """Share of pictures that may be unreadable. A warning names each of them, left_out.json lists them, and the command
+    goes on without. It ends if there are more (and more than ten). 0: it ends at the first one."""
     device: Device = "auto"
 
     def check(self) -> None:
-        """Raise `UserError` where no picture is named, and for a folder that cannot be written."""
+        """Raise `UserError` where no picture is named, for numbers that make no sense, and for a folder that cannot be
+        written."""
         if not self.images:
             raise UserError("name at least one picture: fqgan reconstruct CHECKPOINT PICTURE ... --out DIR")
-        at_least(0, size=self.size)
+        at_least(0, size=self.size, tile=self.tile, workers=self.workers)
+        at_least(1, batch=self.batch)
+        _check_share(self.max_unreadable)
         check_output(self.out, folder=True, inputs=[self.checkpoint, *self.images])
 
 
@@ -90,8 +116,7 @@ class ExtractionSettings(TrainedTokenizer, SourceOptions):
         at_least(1, batch=self.batch)
         at_least(0, size=self.size, workers=self.workers)
         at_least(0, **{"crops-per-pass": self.crops_per_pass, "shard-images": self.shard_images})
-        if not 0 <= self.max_unreadable <= 1:
-            raise UserError(f"--max-unreadable must be between 0 and 1, got {self.max_unreadable}")
+        _check_share(self.max_unreadable)
         if self.crop_range and not 1 <= self.crop_range < float("inf"):
             raise UserError(f"--crop-range must be at least 1, got {self.crop_range}")
         check_output(self.out, folder=True, inputs=[self.data, self.checkpoint])

@@ -27,6 +27,7 @@ from fqgan.data.transforms import (
     flip,
     normalize,
     random_crop,
+    resize_shorter,
     to_tensor,
     turn,
 )
@@ -154,6 +155,32 @@ class CropSet:
             return (torch.zeros(NUM_CROPS[self.kind], 3, self.size, self.size, dtype=torch.uint8), str(error)), notes
         cut = crops(image, self.size, self.kind, self.crop_range)
         return (torch.stack([to_tensor(crop) for crop in cut]), ""), notes
+
+
+class PictureSet:
+    """Pictures by index, as they are shown: uint8 (3, H, W), (2,) height and width of the file, and what is wrong where
+    it cannot be read (the picture is black then); empty otherwise. `UserError` as `TrainingSet`.
+
+    Args:
+        size: of the shorter side, in pixels; 0: as it is, of whole pictures.
+        whole: at their own aspect; otherwise the square in the middle.
+    """
+
+    def __init__(self, source: ImageSource, size: int, whole: bool) -> None:
+        self.source, self.size, self.whole = source, size, whole
+
+    def read(self, index: int) -> tuple[tuple[Tensor, Tensor, str], list[Note]]:
+        """A sample for `load`."""
+        try:
+            image, _, _ = _read(self.source, index, self.size)
+        except UnreadableError as error:
+            return (torch.zeros(3, 1, 1, dtype=torch.uint8), torch.ones(2, dtype=torch.int64), str(error)), []
+        own = torch.tensor([image.height, image.width])
+        if not self.whole:
+            image = center_crop(image, self.size)
+        elif self.size:
+            image = resize_shorter(image, self.size)
+        return (to_tensor(image), own, ""), []
 
 
 def training_batches(

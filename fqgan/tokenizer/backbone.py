@@ -120,6 +120,14 @@ def _start_without_checkerboard(conv: nn.Conv2d, stem: int) -> None:
         blocks.copy_(blocks[:, :1].clone().expand_as(blocks))
 
 
+def _unshuffle(images: Tensor, stem: int) -> Tensor:
+    """Blocks of stem x stem pixels as channels: (b, c, H, W) -> (b, c * stem^2, H / stem, W / stem)."""
+    if images.numel():
+        return F.pixel_unshuffle(images, stem)
+    b, c, height, width = images.shape  # torch 2.11 to 2.15 hands no images back in the shape that they came in
+    return images.new_empty(b, c * stem**2, height // stem, width // stem)
+
+
 class Encoder(nn.Module):
     """Images (b, 3, H, W) -> base features (b, channels * multipliers[-1], H/f, W/f) (Eq. 3).
 
@@ -144,7 +152,7 @@ class Encoder(nn.Module):
         self.middle = _middle(in_channels, attention, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv_in(F.pixel_unshuffle(images, self.stem))
+        x = self.conv_in(_unshuffle(images, self.stem))
         for level in self.levels:
             x = level(x)
         return self.middle(x)

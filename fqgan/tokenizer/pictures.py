@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from fqgan.base.errors import UserError
 from fqgan.base.files import make_folder, write_bytes
 from fqgan.data.transforms import to_uint8
 from fqgan.tokenizer.model import FactorizedTokenizer
@@ -30,23 +31,21 @@ def reconstruction_grid(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def grid_of(rows: list[Tensor]) -> Tensor:
-    """(3, H', W') in [-1, 1]: each of the batches (b, 3, H, W) as a row."""
+    """(3, H', W') in [-1, 1]: each of the batches (b, 3, H, W) as a row. `UserError` for batches of no image."""
+    if not rows or not len(rows[0]):
+        raise UserError("a grid of no pictures")
     stacked = torch.cat([row.float().clamp(-1, 1) for row in rows])
     return make_grid(stacked, nrow=len(rows[0]), padding=2, pad_value=1.0)
 
 
-def row_of(images: list[Tensor]) -> Tensor:
-    """(3, H', W') in [-1, 1]: batches of one image (1, 3, H, W) beside each other."""
-    return grid_of([torch.cat([image.float() for image in images])])
-
-
 def to_image(image: Tensor) -> Image.Image:
-    """A PIL image of a (3, H, W) tensor in [-1, 1]."""
-    return Image.fromarray(to_uint8(image.float()).permute(1, 2, 0).cpu().numpy())
+    """A PIL image of a (3, H, W) tensor in [-1, 1], or uint8."""
+    pixels = image if image.dtype == torch.uint8 else to_uint8(image)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def save_picture(image: Tensor, path: Path) -> None:
-    """Write a (3, H, W) tensor in [-1, 1] as PNG, whole or not at all."""
+    """Write a (3, H, W) tensor in [-1, 1], or uint8, as PNG, whole or not at all."""
     make_folder(path.parent)
     buffer = io.BytesIO()
     to_image(image).save(buffer, format="PNG")
