@@ -70,7 +70,7 @@ def test_gradients_equal_the_plain_ones(
     monkeypatch: pytest.MonkeyPatch, elements: int, tau: float, codes_: int
 ) -> None:
     """In float64, whatever the chunks: one row at a time, some rows with a rest, all at once."""
-    chunks = lambda n, k, device: (slice(i, i + max(1, elements // k)) for i in range(0, n, max(1, elements // k)))  # noqa: E731
+    chunks = lambda rows, k: (slice(i, i + max(1, elements // k)) for i in range(0, len(rows), max(1, elements // k)))  # noqa: E731
     monkeypatch.setattr(quantize, "chunks", chunks)
     torch.manual_seed(0)
     quantizer = VectorQuantizer(codes_, 5, tau).double()

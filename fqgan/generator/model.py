@@ -271,7 +271,9 @@ class FAR(Pretrained):
         embeddings = self.embed(codes.flatten(2).transpose(1, 2))
         inputs = self.aggregate(torch.cat([e[:, :-1] for e in embeddings], -1))
         x = torch.cat([self.class_embedding(labels)[:, None], inputs], 1)
-        if torch.is_autocast_enabled(x.device.type):  # the sum through the blocks: sharded embeddings are bf16 then
+        if x.dtype == torch.bfloat16 and torch.is_autocast_enabled(
+            x.device.type
+        ):  # the sum through the blocks: sharded embeddings are bf16 then
             x = x.float()
         x = F.dropout(x, self.config.dropout, self.training)
         rotary = self.rotary(x.device)

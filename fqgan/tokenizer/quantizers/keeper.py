@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fqgan.engine.devices import upload
 from fqgan.engine.distributed import all_reduce_min, all_reduce_sum, broadcast, gather_rows
 from fqgan.tokenizer.quantizers.base import Quantized, as_rows
 from fqgan.tokenizer.quantizers.nearest import nearest_codes
@@ -125,8 +126,7 @@ class CodebookKeeper:
         """Dead codes, in order, become the features that a permutation puts first; a mask, as nothing may wait."""
         rows = in_order(self._rows, self.interleaved)
         order = torch.randperm(len(rows), generator=_generator(*self.seed, step))
-        if rows.is_cuda:  # a copy from other memory waits for the GPU
-            order = order.pin_memory().to(rows.device, non_blocking=True)
+        order = upload(order.pin_memory() if rows.is_cuda else order, rows.device)  # a copy from other memory waits
         dead = all_reduce_min(self._ages) >= self.restart_after  # each rank counts from its own last use
         place = dead.cumsum(0) - 1
         chosen = dead & (place < len(rows))
