@@ -68,7 +68,7 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the weights after optimizer step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for own, new in zip(self.module.parameters(), module.parameters(), strict=True):
-            own.lerp_(new, 1 - decay)
+        # on a GPU a few launches for all of them
+        torch._foreach_lerp_([*self.module.parameters()], [*module.parameters()], 1 - decay)
         for own, new in zip(self.module.buffers(), module.buffers(), strict=True):
             own.copy_(new)
