@@ -127,7 +127,8 @@ def test_what_is_drawn_is_of_no_class() -> None:
     for labels in ([-1] * 3, [0] * 3, [generator.null_class] * 3):
         assert torch.equal(generator.generate(labels, seed=4, batch=2), codes)
     assert torch.equal(generator.generate(num=3, seed=4, cfg_scale=1), codes)
-    assert not generator.sampler(2).guided
+    rule = generator.sampler(2).rule
+    assert rule and not rule.guided
     with pytest.raises(UserError, match="cfg_scale guides towards a class, and there is none"):
         generator.generate(num=3, cfg_scale=3)
     for options in ({}, {"labels": [0], "num": 1}):
