@@ -17,7 +17,6 @@ function facts(app, model) {
   const sizes = model.factors.map((name, i) => h("span.factorfact", {}, dot(factorColour(i)), `${name}, ${model.codebook_sizes[i]} codes`));
   const [rows, columns] = app.size(model);
   const lines = [
-    ["Kind", model.kind],
     ["Parameters", amount(model.parameters)],
     ["Factors", sizes],
     ["Grid", `${height} × ${width} positions`],
@@ -33,10 +32,10 @@ export function create(app) {
     h("p.lead", {}, "A tokenizer turns a picture into a small grid of integers, with several codes at each position, one of each factor. "
       + "A generator draws such grids, and the tokenizer makes pictures of them."),
     app.models.length ? null : h("p.hint", {}, "This server has no models."),
-    ...app.models.map((model) => h("article.model", {},
+    h("div.models", {}, app.models.map((model) => h("article.model", {},
       h("header", {}, h("h2", {}, model.name), h("span.kind", {}, model.kind)),
       facts(app, model),
-      model.card ? h("details.cardtext", {}, h("summary", {}, "Model card"), h("div.prose", {}, markdown(model.card))) : null)),
+      model.card ? h("details.cardtext", {}, h("summary", {}, "Model card"), h("div.prose", {}, markdown(model.card))) : null))),
     h("p.hint", {}, app.version ? `fqgan ${app.version}. ` : "", "Pictures that you choose go to this server and to no other."));
   return { element, state: () => ({}), apply() {} };
 }

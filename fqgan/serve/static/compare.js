@@ -24,7 +24,7 @@ export function create(app) {
   const note = names.length > 1 ? null
     : h("p.hint", {}, "This server has one tokenizer, which is compared with the original. Start it with two to compare them: ", h("code", {}, "fqgan serve runs/first runs/second"));
   const pair = h("div.pair", {});
-  const stage = h("div.stage", {}, notice.element, frame, h("div.below", {}, table, pair));
+  const stage = h("div.stage", {}, notice.element, h("div.beside", {}, frame, h("div.below", {}, table, pair)));
   picker.acceptDrops(frame);
   const element = h("div.split", {},
     h("div.side", {}, field("Left", left), field("Right", right), note, picker.element), stage);
@@ -87,7 +87,7 @@ export function create(app) {
       h("tbody", {},
         row("PSNR", (name, result) => h(entries.length > 1 && result.psnr === best ? "td.best" : "td", {}, `${result.psnr.toFixed(2)} dB`)),
         row("Codes", (name, result) => h("td", {}, `${result.codes.length} × ${result.codes[0].length} × ${result.codes[0][0].length}`)),
-        row("Bits of a pixel", (name, result) => h("td", {}, (bits(name, result) / (result.size[0] * result.size[1])).toFixed(3))),
+        row("Bits a pixel", (name, result) => h("td", {}, (bits(name, result) / (result.size[0] * result.size[1])).toFixed(3))),
         row("Codes used", (name, result) => h("td", {}, result.codes.map((map) => new Set(map.flat()).size).join(" + ")))));
   }
 

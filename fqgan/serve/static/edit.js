@@ -35,13 +35,20 @@ export function create(app) {
   const painter = new Painter({ onchange: () => { ready(); app.changed(); } });
   const factors = h("fieldset.factors", {});
   const results = new Results(app, {});
+  const hint = h("p.hint", {}, "Paint over the part of the picture that may change, with the pointer, a finger, or the arrow keys and "
+    + "Space. Then draw it again: the variants appear here, and everything else stays as it is.");
   const go = h("button.primary", { type: "submit" }, "Draw again");
   const why = h("p.hint", { id: "edit-why" });
   go.setAttribute("aria-describedby", why.id);
-  const form = h("form.side", { onsubmit: (event) => { event.preventDefault(); draw(); } },
-    field("Generator", models), picker.element, factors, sampling.element, go, why);
-  const element = h("div.split", {}, form,
-    h("div.stage", {}, notice.element, painter.element, results.element, app.tray.view()));
+  const form = h("form.side.settings", { onsubmit: (event) => { event.preventDefault(); draw(); } },
+    factors, sampling.element, go, why);
+  // in the order of work, which a narrow screen shows; a wide one has three columns
+  const element = h("div.bench", {},
+    h("div.side.pick", {}, field("Generator", models), picker.element),
+    h("div.easel", {}, notice.element, painter.element),
+    form,
+    h("div.made", {}, hint, results.element),
+    h("div.keptbelow", {}, app.tray.view()));
 
   function adopt(params) {
     models.value = model.name;
@@ -99,6 +106,7 @@ export function create(app) {
     const chosen = sampling.classes.value;
     const classes = chosen === null ? null : Array(values.num).fill(chosen);
     say("Drawing the region again.");
+    hint.hidden = true;
     results.run({
       path: "api/edit",
       body: { model: model.name, codes, mask, classes, ...values },

@@ -137,7 +137,9 @@ export class Results {
     vary?.addEventListener("focusout", (event) => { if (!vary.contains(event.relatedTarget)) vary.open = false; });
     return {
       element: h("div.actions", {}, keep, vary ?? null,
-        button("Download", () => this.download(item), "quiet", { title: "The picture, and a JSON file with its settings and codes" })),
+        button("↓", () => this.download(item), "quiet", {
+          "aria-label": "Download", title: "Download the picture, and a JSON file with its settings and codes",
+        })),
       refresh,
     };
   }

@@ -129,7 +129,7 @@ export class Sampling {
       this.seed.value = Math.floor(Math.random() * 1e6);
       onchange();
     }, "quiet", { "aria-label": "New seed" });
-    this.fine = h("details.fine", {}, h("summary", {}, "Guidance, temperature, top-k"));
+    this.fine = h("details.fine", {}, h("summary", {}, "Temperature and more"));
     this.element = h("div.sampling", {}, this.classes.element, this.count.element,
       h("div.with", {}, field("Seed", this.seed), next), this.fine);
   }
@@ -159,7 +159,8 @@ export class Sampling {
     const rows = model.factors.map((name, i) => h("div.factor", {}, this.temperature[i].element,
       h("div.line", {}, h("span", {}, dot(factorColour(i)), `${name} top-k`), this.tops[i])));
     const hint = h("small.hint", {}, "Top-k 0 means all codes.");
-    this.fine.replaceChildren(this.fine.firstChild, ...(model.num_classes ? [this.guidance.element] : []), ...rows, hint);
+    const inside = h("div.inside", {}, model.num_classes ? this.guidance.element : null, rows, hint);
+    this.fine.replaceChildren(this.fine.firstChild, inside);
   }
 
   number(input, fallback = 0) {
