@@ -40,7 +40,7 @@ def tokenizer(name: str, factors: tuple[str, ...] = ("visual", "semantic"), grid
         "tokenizer": None,
         "parameters": 3_612_345,
         "card": f"# {name}\n\nReconstructs **{CELL} x {CELL}** pixels a position, see `fqgan reconstruct`.\n\n"
-        "| metric | value |\n|---|---|\n| PSNR | 21.3 |\n\n- learned from photographs\n- <img src=x onerror=alert(1)>\n",
+        "| metric | value |\n|---|---|\n| PSNR | 21.3 |\n\n- of photographs\n- <img src=x onerror=alert(1)>\n",
         "defaults": None,
     }
 
@@ -160,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         body, file = self.read(raw)
         self.server.wishes.asked.append((self.path, body))
         if self.refused(self.path):
-            return
+            return None
         model = next((each for each in self.server.wishes.models if each["name"] == body["model"]), None)
         if model is None:
             return self.answer(422, {"error": f"there is no model {body['model']!r} here"})

@@ -1,6 +1,6 @@
 // Compare: two tokenizers on one picture, with a divider.
 import { postPicture } from "./api.js";
-import { field, h, latest, noticePlace, picture, say, select } from "./dom.js";
+import { decibels, field, h, latest, noticePlace, picture, say, select } from "./dom.js";
 import { Picker, readSource, sourceText } from "./source.js";
 
 const ORIGINAL = "original";
@@ -66,26 +66,27 @@ export function create(app) {
       looks[key] = name === ORIGINAL ? any.original : result.reconstruction;
       images[key].src = looks[key];
       images[key].alt = name === ORIGINAL ? "The original" : `Reconstruction by ${name}`;
-      tags[key].textContent = name === ORIGINAL ? "Original" : `${name} · ${result.psnr.toFixed(2)} dB`;
+      tags[key].textContent = name === ORIGINAL ? "Original" : `${name} · ${decibels(result.psnr)}`;
     }
     const shown = [["Original", any.original], ...[...found].map(([name, result]) => [name, result.reconstruction])];
     pair.replaceChildren(...shown.map(([name, source]) => h("figure", {}, h("figcaption", {}, name),
       h("div.frame", { style: { "aspect-ratio": `${width} / ${height}` } }, picture(source, name)))));
     table.replaceChildren(scores(found));
     move();
-    say([...found].map(([name, result]) => `${name}: ${result.psnr.toFixed(1)} decibels`).join(", "));
+    say([...found].map(([name, result]) => `${name}: ${decibels(result.psnr, 1)}`).join(", "));
   }
 
   function scores(found) {
     const entries = [...found];
-    const best = Math.max(...entries.map(([, result]) => result.psnr));
+    const psnr = (result) => result.psnr ?? Infinity;
+    const best = Math.max(...entries.map(([, result]) => psnr(result)));
     const row = (label, cell) => h("tr", {}, h("th", { scope: "row" }, label), entries.map((entry) => cell(...entry)));
     const bits = (name, result) => result.codes.reduce((sum, map, i) =>
       sum + map.length * map[0].length * Math.log2(app.model(name).codebook_sizes[i]), 0);
     return h("table.scores", {},
       h("thead", {}, h("tr", {}, h("td", {}), entries.map(([name]) => h("th", { scope: "col" }, name)))),
       h("tbody", {},
-        row("PSNR", (name, result) => h(entries.length > 1 && result.psnr === best ? "td.best" : "td", {}, `${result.psnr.toFixed(2)} dB`)),
+        row("PSNR", (name, result) => h(entries.length > 1 && psnr(result) === best ? "td.best" : "td", {}, decibels(result.psnr))),
         row("Codes", (name, result) => h("td", {}, `${result.codes.length} × ${result.codes[0].length} × ${result.codes[0][0].length}`)),
         row("Bits a pixel", (name, result) => h("td", {}, (bits(name, result) / (result.size[0] * result.size[1])).toFixed(3))),
         row("Codes used", (name, result) => h("td", {}, result.codes.map((map) => new Set(map.flat()).size).join(" + ")))));

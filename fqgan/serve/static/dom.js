@@ -82,6 +82,9 @@ export function segments(label, options, value, onchange) {
 
 export const dot = (colour) => h("i.dot", { style: { "--dot": colour }, "aria-hidden": "true" });
 
+/** PSNR as text; servers send null for a picture that came back without any error. */
+export const decibels = (psnr, digits = 2) => (psnr === null ? "no error" : `${psnr.toFixed(digits)} dB`);
+
 /** Says a sentence to screen readers. */
 export function say(text) {
   document.getElementById("live").textContent = text;

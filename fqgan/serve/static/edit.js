@@ -1,5 +1,5 @@
 // Edit: draws a painted region again, of the factors that may change.
-import { post, postPicture } from "./api.js";
+import { post, postPicture, ServerError } from "./api.js";
 import { packRegion, unpackRegion } from "./address.js";
 import { factorColour } from "./colours.js";
 import { dot, field, h, latest, noticePlace, say, select } from "./dom.js";
@@ -87,6 +87,10 @@ export function create(app) {
         const decoded = await post("api/decode", { model: model.name, codes: own }, signal);
         return [own, decoded.images[0]];
       });
+      if (String([found[0].length, found[0][0].length]) !== String(model.grid)) {
+        throw new ServerError(`This picture has ${found[0].length} × ${found[0][0].length} positions, and ${model.name} draws `
+          + `${model.grid.join(" × ")}. Choose another picture or generator.`, { final: true });
+      }
       codes = found;
       painter.show(image, [codes[0].length, codes[0][0].length], app.cell(model));
       painter.set(unpackRegion(region, codes[0].length * codes[0][0].length));
@@ -102,8 +106,8 @@ export function create(app) {
     const [rows, columns] = painter.grid;
     const mask = free.map((may) => Array.from({ length: rows },
       (_, y) => Array.from({ length: columns }, (_, x) => !(may && region[y * columns + x]))));
-    const values = sampling.values();
     const chosen = sampling.classes.value;
+    const values = sampling.values(chosen !== null);
     const classes = chosen === null ? null : Array(values.num).fill(chosen);
     say("Drawing the region again.");
     hint.hidden = true;

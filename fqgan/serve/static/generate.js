@@ -51,7 +51,7 @@ export function create(app) {
     app.changed();
     await results.run({
       path: "api/generate",
-      body: { model: model.name, classes: classes(values.num), ...values },
+      body: { model: model.name, ...values, classes: classes(values.num) },
       about: { model, size: app.size(model) },
     });
     placeholders();
@@ -59,12 +59,12 @@ export function create(app) {
 
   function vary({ item, element: after }, factor) {
     const made = app.model(item.model);
-    const { num: _, path: __, codes: ___, keep: ____, ...settings } = item.request;
-    const body = { ...settings, classes: made.num_classes ? [item.class] : null, num: 1, seed: item.seed + 1 };
+    const { path, ...request } = item.request;
+    const next = { ...request, classes: item.class === null ? null : [item.class], num: 1, seed: item.seed + 1 };
     const about = { model: made, size: app.size(made) };
-    if (factor === null) return results.run({ path: "api/generate", body, about, after });
+    if (factor === null) return results.run({ path, body: next, about, after });
     const keep = made.factors.filter((_, i) => i !== factor);
-    return results.run({ path: "api/edit", body: { ...body, codes: item.codes, keep }, about, after });
+    return results.run({ path: "api/edit", body: { ...next, codes: item.codes, keep }, about, after });
   }
 
   return {

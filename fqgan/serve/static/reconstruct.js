@@ -1,7 +1,7 @@
 // Reconstruct: a picture, its reconstruction, each factor alone, and the codes.
 import { postPicture } from "./api.js";
 import { codeColour, codeMap, factorColour } from "./colours.js";
-import { dot, field, h, latest, noticePlace, picture, say, select } from "./dom.js";
+import { decibels, dot, field, h, latest, noticePlace, picture, say, select } from "./dom.js";
 import { Picker, readSource, sourceName, sourceText } from "./source.js";
 import { sharing, Views } from "./views.js";
 
@@ -39,7 +39,7 @@ export function create(app) {
     try {
       const result = await newest((signal) => postPicture("api/reconstruct", state.model, state.source, signal));
       show(result);
-      say(`${sourceName(state.source)} reconstructed, ${result.psnr.toFixed(1)} decibels.`);
+      say(`${sourceName(state.source)} reconstructed, PSNR ${decibels(result.psnr, 1)}.`);
     } catch (error) {
       if (error.name === "AbortError") return;
       notice.show(error, start);
@@ -66,7 +66,7 @@ export function create(app) {
     const [height, width] = result.size;
     const grid = `${result.codes[0].length} × ${result.codes[0][0].length}`;
     facts.replaceChildren(
-      ...fact("PSNR", `${result.psnr.toFixed(2)} dB`),
+      ...fact("PSNR", decibels(result.psnr)),
       ...fact("Pixels", `${height} × ${width}`),
       ...fact("Codes", `${model.factors.length} × ${grid}`),
       ...model.factors.flatMap((name, i) => fact([dot(factorColour(i)), `${name} used`],

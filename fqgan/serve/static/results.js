@@ -26,7 +26,7 @@ export class Results {
     this.stop();
     const controller = (this.running = new AbortController());
     this.notice.clear();
-    const made = Array.from({ length: body.num }, () => this.blank(about));
+    const made = Array.from({ length: body.num }, () => this.blank(about, body));
     if (after) after.after(...made.map((card) => card.element));
     else this.grid.replaceChildren(...made.map((card) => card.element));
     if (after) made[0]?.element.scrollIntoView({ block: "nearest", behavior: "smooth" });
@@ -73,7 +73,7 @@ export class Results {
     }
   }
 
-  blank({ model, size, note }) {
+  blank({ model, size, note }, body) {
     const image = picture(null, "");
     const bar = h("i.bar", { style: { "--share": 0 } });
     const caption = h("figcaption", {}, h("span.muted", {}, "…"));
@@ -92,9 +92,11 @@ export class Results {
         card.grow(event.picture, 1);
         bar.remove();
         element.removeAttribute("aria-busy");
-        const item = this.item(model, event, request);
+        // as it was asked for: names of classes may occur twice
+        const number = body.classes?.[event.image % body.classes.length] ?? null;
+        const item = this.item(model, event, request, number);
         image.alt = item.label;
-        caption.replaceChildren(h("span", {}, className(model, event.class ?? null) || note || model.name), h("small", {}, `seed ${event.seed}${event.index ? ` · ${event.index}` : ""}`));
+        caption.replaceChildren(h("span", {}, className(model, number) || note || model.name), h("small", {}, `seed ${event.seed}${event.index ? ` · ${event.index}` : ""}`));
         const actions = this.actions(model, item, element);
         element.append(actions.element);
         element.refresh = actions.refresh;
@@ -103,9 +105,7 @@ export class Results {
     return card;
   }
 
-  item(model, event, request) {
-    const chosen = event.class ?? null;
-    const number = typeof chosen === "string" && model.classes.includes(chosen) ? model.classes.indexOf(chosen) : chosen;
+  item(model, event, request, number) {
     const label = [className(model, number) || model.name, `seed ${event.seed}`].join(", ");
     return {
       codes: event.codes, picture: event.picture, label, model: model.name, codec: this.app.codec(model),

@@ -168,11 +168,12 @@ export class Sampling {
     return Number.isFinite(value) && value >= 0 ? value : fallback;
   }
 
-  values() {
+  /** `guided`: whether classes guide the drawing. */
+  values(guided = this.model.num_classes > 0) {
     return {
       seed: this.number(this.seed),
       num: this.count.value,
-      ...(this.model.num_classes ? { cfg_scale: this.guidance.value } : {}),
+      ...(guided ? { cfg_scale: this.guidance.value } : {}),
       temperature: this.temperature.map((each) => each.value),
       top_k: this.tops.map((each) => this.number(each)),
     };
