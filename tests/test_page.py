@@ -154,7 +154,7 @@ def test_pictures_grow_as_they_are_drawn_and_are_kept_varied_and_downloaded(visi
     page.get_by_role("slider", name="Pictures").fill("2")
     page.get_by_role("spinbutton", name="Seed").fill("7")
     here.button("Draw").click()
-    expect(page.locator(".status")).to_contain_text(re.compile(r"Drawing 2 pictures, [1-9]\d? %"))
+    expect(page.locator(".status").first).to_contain_text(re.compile(r"Drawing 2 pictures, [1-9]\d? %"))
     grey = page.evaluate("document.querySelector('.card img').src.length")
     here.drawn(2)
     assert grey > 100
@@ -285,6 +285,21 @@ def test_a_shared_address_draws_the_same_pictures_with_the_same_settings(visit: 
     here.go(state)
     here.drawn(2)
     assert here.asked("/api/generate") == [first, first]
+
+
+def test_going_back_shows_a_tab_as_it_was_and_asks_for_nothing_again(visit: Callable[..., Visit]) -> None:
+    here = visit()
+    page = here.go("#generate?num=2&draw=1")
+    here.drawn(2)
+    page.get_by_role("tab", name="About").click()
+    page.go_back()
+    here.drawn(2)
+    expect(page.get_by_role("tab", name="Generate")).to_have_attribute("aria-selected", "true")
+    assert len(here.asked("/api/generate")) == 1
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    assert here.state.startswith("#generate")
 
 
 @pytest.mark.parametrize(

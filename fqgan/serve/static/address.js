@@ -5,14 +5,19 @@ export function readAddress() {
   return { tab, params: new URLSearchParams(query) };
 }
 
-/** Writes the address; `push` makes a new entry in the browser's history. */
-export function writeAddress(tab, state, push = false) {
+/** The part of an address that stands for a tab's state. */
+export function addressOf(tab, state) {
   const params = new URLSearchParams();
   for (const [key, value] of Object.entries(state)) {
     if (value !== undefined && value !== null && value !== "") params.set(key, String(value));
   }
   const query = params.toString().replaceAll("%2C", ",").replaceAll("%3A", ":");
-  const hash = `#${tab}${query ? `?${query}` : ""}`;
+  return `#${tab}${query ? `?${query}` : ""}`;
+}
+
+/** Writes the address; `push` makes a new entry in the browser's history. */
+export function writeAddress(tab, state, push = false) {
+  const hash = addressOf(tab, state);
   if (hash !== location.hash) history[push ? "pushState" : "replaceState"](null, "", hash);
 }
 

@@ -54,7 +54,7 @@ async function failure(answer) {
   if (status === 429 || status === 503) {
     const wait = Number(answer.headers.get("Retry-After"));
     const when = wait ? `in ${wait} second${wait === 1 ? "" : "s"}` : "in a moment";
-    return new ServerError(`The server has its hands full. Try again ${when}.`, { status });
+    return new ServerError(`The server is busy. Try again ${when}.`, { status });
   }
   if (status === 413) return new ServerError(said || "This picture is too large for the server. Choose a smaller one.", { status });
   if (said) return new ServerError(/[.!?]$/.test(said) ? said : `${said}.`, { status });

@@ -1,6 +1,6 @@
 // Starts the page: asks for the models, makes the tabs, and keeps the address in step.
 import { getModels, takeToken } from "./api.js";
-import { readAddress, writeAddress } from "./address.js";
+import { addressOf, readAddress, writeAddress } from "./address.js";
 import { h, noticePlace, say } from "./dom.js";
 import { Tray } from "./tray.js";
 import * as reconstruct from "./reconstruct.js";
@@ -91,7 +91,10 @@ class App {
   follow() {
     const { tab, params } = readAddress();
     const name = tab in TABS ? tab : !this.tokenizers.length && this.generators.length ? "generate" : "reconstruct";
+    const made = this.tabs[name];
     this.show(name);
+    // back to a tab that still is as the address says: nothing is asked for again
+    if (made && addressOf(name, made.state()) === location.hash) return;
     this.tabs[name].apply(params);
     this.changed();
   }
@@ -153,5 +156,9 @@ async function boot() {
 }
 
 takeToken();
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address holds the state
+  document.getElementById("main").focus();
+});
 document.getElementById("share").addEventListener("click", copyAddress);
 boot();

@@ -27,16 +27,17 @@ export function create(app) {
     kept: () => app.tray.of(app.codec(model)),
     onchange: (chosen) => {
       source = chosen;
-      if (Number.isInteger(chosen.class)) sampling.classes.set(chosen.class);
+      guess();
       load();
     },
   });
   app.tray.watch(() => picker.draw());
   const painter = new Painter({ onchange: () => { ready(); app.changed(); } });
   const factors = h("fieldset.factors", {});
-  const results = new Results(app, {});
-  const hint = h("p.hint", {}, "Paint over the part of the picture that may change, with the pointer, a finger, or the arrow keys and "
-    + "Space. Then draw it again: the variants appear here, and everything else stays as it is.");
+  const results = new Results(app, {
+    idle: "Paint over the part of the picture that may change, with the pointer, a finger, or the arrow keys and Space. "
+      + "Then draw it again: the variants appear here, and everything else stays as it is.",
+  });
   const go = h("button.primary", { type: "submit" }, "Draw again");
   const why = h("p.hint", { id: "edit-why" });
   go.setAttribute("aria-describedby", why.id);
@@ -47,7 +48,7 @@ export function create(app) {
     h("div.side.pick", {}, field("Generator", models), picker.element),
     h("div.easel", {}, notice.element, painter.element),
     form,
-    h("div.made", {}, hint, results.element),
+    h("div.made", {}, results.element),
     h("div.keptbelow", {}, app.tray.view()));
 
   function adopt(params) {
@@ -71,6 +72,12 @@ export function create(app) {
     go.disabled = Boolean(reason);
     why.textContent = reason ?? "";
     why.hidden = !reason;
+  }
+
+  /** The class of a picture that was drawn, or of a packaged one that is called like a class. */
+  function guess() {
+    const known = source?.kind === "photo" ? model.classes?.indexOf(source.name) : source?.class;
+    if (Number.isInteger(known) && known >= 0) sampling.classes.set(known);
   }
 
   async function load(region = "") {
@@ -110,7 +117,6 @@ export function create(app) {
     const values = sampling.values(chosen !== null);
     const classes = chosen === null ? null : Array(values.num).fill(chosen);
     say("Drawing the region again.");
-    hint.hidden = true;
     results.run({
       path: "api/edit",
       body: { model: model.name, codes, mask, classes, ...values },
@@ -125,7 +131,7 @@ export function create(app) {
       model: model.name,
       picture: sourceText(source),
       region: codes ? packRegion(painter.region) : null,
-      free: free && model.factors.filter((_, i) => free[i]).join(","),
+      free: free && (model.factors.filter((_, i) => free[i]).join(",") || "none"),
       ...sampling.state(),
     }),
     apply(params) {
@@ -135,6 +141,7 @@ export function create(app) {
       const kept = given && app.tray.items.find((each) => sourceText(each) === sourceText(given));
       source = kept ?? given ?? (source?.kind === "file" ? source : null)
         ?? app.tray.of(app.codec(model))[0] ?? readSource(app, `photo:${app.pictures[0]?.name}`);
+      if (!params.get("picture")) guess();
       return load(params.get("region") ?? "");
     },
   };

@@ -15,7 +15,7 @@ export function create(app) {
     changed();
   });
   const note = h("p.hint", {});
-  const results = new Results(app, { vary });
+  const results = new Results(app, { idle: "Pictures appear here while they are drawn.", vary });
   const go = h("button.primary", { type: "submit" }, "Draw");
   const form = h("form.side", { onsubmit: (event) => { event.preventDefault(); draw(); } },
     field("Generator", models), note, sampling.element, go);

@@ -16,7 +16,8 @@ export function create(app) {
   let fromB = [];
   let asked = null; // the position of an address, until both pictures are there
   const sides = { a: side("a", "A"), b: side("b", "B") };
-  const newest = latest();
+  let drawing = false;
+  let again = false;
   const notice = noticePlace();
   const models = select(app.codecs.map((each) => [each.name, each.name]), model.name, (name) => {
     model = app.model(name);
@@ -127,20 +128,32 @@ export function create(app) {
     return `${codes[0][0].length * cell[1]} / ${codes[0].length * cell[0]}`;
   }
 
+  /** Decodes the mix: one request at a time, and whatever changed meanwhile afterwards. */
   async function draw() {
-    if (!fits()) return;
-    const grid = [sides.a.codes[0].length, sides.a.codes[0][0].length];
-    frame.style.aspectRatio = ratio(sides.a.codes);
-    edge.style.setProperty("--top", `${(100 * Math.floor(until.value / grid[1])) / grid[0]}%`);
-    edge.hidden = until.value === 0 || until.value === grid[0] * grid[1];
+    again = true;
+    if (drawing) return;
+    drawing = true;
     try {
-      const { images } = await newest((signal) => post("api/decode", { model: model.name, codes: mixed() }, signal));
-      image.src = images[0];
-      image.alt = `mix of ${sourceName(sides.a.source)} and ${sourceName(sides.b.source)}`;
-      keep.disabled = false;
+      while (again && fits()) {
+        again = false;
+        showEdge();
+        const { images } = await post("api/decode", { model: model.name, codes: mixed() });
+        image.src = images[0];
+        image.alt = `mix of ${sourceName(sides.a.source)} and ${sourceName(sides.b.source)}`;
+        keep.disabled = false;
+      }
     } catch (error) {
-      if (error.name !== "AbortError") notice.show(error, draw);
+      notice.show(error, draw);
+    } finally {
+      drawing = false;
     }
+  }
+
+  function showEdge() {
+    const [rows, columns] = [sides.a.codes[0].length, sides.a.codes[0][0].length];
+    frame.style.aspectRatio = ratio(sides.a.codes);
+    edge.style.setProperty("--top", `${(100 * Math.floor(until.value / columns)) / rows}%`);
+    edge.hidden = until.value === 0 || until.value === rows * columns;
   }
 
   keep.disabled = true;

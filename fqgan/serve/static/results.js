@@ -4,13 +4,14 @@ import { className } from "./sampling.js";
 import { button, h, noticePlace, picture, say } from "./dom.js";
 
 export class Results {
-  /** `vary(card, factor or null)`: asked for another seed, or for a factor drawn again. */
-  constructor(app, { vary } = {}) {
+  /** `idle`: the line above the pictures before the first of them. `vary(card, factor or null)`: another seed is
+      wanted, or a factor drawn again. */
+  constructor(app, { idle, vary }) {
     Object.assign(this, { app, vary, running: null });
     this.notice = noticePlace();
-    this.status = h("p.status", {});
-    this.stopper = button("Stop", () => this.stop());
-    this.line = h("div.running", { hidden: true }, this.status, this.stopper);
+    this.status = h("p.status", {}, idle);
+    this.stopper = button("Stop", () => this.stop(), "quiet", { hidden: true });
+    this.line = h("div.running", {}, this.status, this.stopper);
     this.grid = h("div.gallery", {});
     this.element = h("div.results", {}, this.notice.element, this.line, this.grid);
     app.tray.watch(() => this.grid.querySelectorAll(".card").forEach((card) => card.refresh?.()));
@@ -30,7 +31,7 @@ export class Results {
     if (after) after.after(...made.map((card) => card.element));
     else this.grid.replaceChildren(...made.map((card) => card.element));
     if (after) made[0]?.element.scrollIntoView({ block: "nearest", behavior: "smooth" });
-    this.line.hidden = false;
+    this.stopper.hidden = false;
     const progress = made.map(() => 0);
     let spoken = 0;
     const show = () => {
@@ -58,17 +59,19 @@ export class Results {
         done: (event) => { seconds = event.seconds; },
       }, controller.signal);
       const time = seconds === null || seconds === undefined ? "" : ` in ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
-      say(`${made.length === 1 ? "The picture is" : `${made.length} pictures are`} drawn${time}.`);
+      this.status.textContent = `${made.length === 1 ? "1 picture" : `${made.length} pictures`} drawn${time}`;
+      say(`${this.status.textContent}.`);
       return true;
     } catch (error) {
       for (const card of made) if (!card.done) card.element.remove();
-      if (error.name === "AbortError") say("Stopped.");
+      this.status.textContent = error.name === "AbortError" ? "Stopped" : "";
+      say(this.status.textContent);
       this.notice.show(error, () => this.run({ path, body, about, after }));
       return false;
     } finally {
       if (this.running === controller) {
         this.running = null;
-        this.line.hidden = true;
+        this.stopper.hidden = true;
       }
     }
   }
@@ -106,7 +109,7 @@ export class Results {
   }
 
   item(model, event, request, number) {
-    const label = [className(model, number) || model.name, `seed ${event.seed}`].join(", ");
+    const label = `${className(model, number) || model.name}, seed ${event.seed}${event.index ? ` · ${event.index}` : ""}`;
     return {
       codes: event.codes, picture: event.picture, label, model: model.name, codec: this.app.codec(model),
       class: number, seed: event.seed, index: event.index ?? 0, request,
@@ -145,7 +148,7 @@ export class Results {
   }
 
   download(item) {
-    const name = item.label.replaceAll(/[^\p{L}\p{N}]+/gu, "-").replaceAll(/^-|-$/g, "") + (item.index ? `-${item.index}` : "");
+    const name = item.label.replaceAll(/[^\p{L}\p{N}]+/gu, "-").replaceAll(/^-|-$/g, "");
     const { picture: image, request, ...facts } = item;
     const { stream: _, ...settings } = request;
     const text = JSON.stringify({ version: this.app.version, ...facts, settings }, null, 1);

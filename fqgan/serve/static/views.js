@@ -101,7 +101,7 @@ export class Views {
     const others = sharing(this.codes[this.factor], position);
     paint.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--veil");
     paint.fillRect(0, 0, canvas.width, canvas.height);
-    const line = Math.max(2, canvas.width / 180);
+    const line = Math.max(1.5, Math.min(canvas.width / 180, cell / 9));
     for (const [y, x] of [...others, position]) paint.clearRect(x * cell, y * cell, cell, cell);
     const frame = ([y, x], colour, width) => {
       paint.strokeStyle = colour;
