@@ -179,16 +179,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def reconstruct(self, model: dict, pixels: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
         """What both `encode` and `reconstruct` answer; the page takes what it needs."""
-        made = decode(codes)
+        made, names = decode(codes), list(enumerate(model["factors"]))
         psnr = 10 * np.log10(255**2 / ((pixels.astype(float) - made) ** 2).mean())
         return {
             "codes": codes.tolist(),
             "size": list(pixels.shape[:2]),
             "original": address(pixels),
             "reconstruction": address(made),
-            "alone": {name: address(decode(codes, [i])) for i, name in enumerate(model["factors"])},
+            "alone": {} if len(codes) == 1 else {name: address(decode(codes, [i])) for i, name in names},
             "psnr": float(psnr),
-            "usage": {name: len(np.unique(codes[i])) for i, name in enumerate(model["factors"])},
+            "usage": {name: len(np.unique(codes[i])) for i, name in names},
         }
 
     def draw(self, model: dict, body: dict, k: int, h: int, w: int) -> None:
