@@ -306,7 +306,7 @@ def test_going_back_shows_a_tab_as_it_was_and_asks_for_nothing_again(visit: Call
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        ((400, {"error": "the picture has 3 pixels"}, {}), "the picture has 3 pixels."),
+        ((500, {"error": "the device failed"}, {}), "the device failed."),
         ((429, {"error": "full"}, {"Retry-After": "7"}), "Try again in 7 seconds."),
         ((500, {}, {}), "status 500"),
     ],
@@ -319,6 +319,18 @@ def test_what_the_server_refuses_is_one_sentence_and_can_be_tried_again(
     expect(page.locator(".notice")).to_contain_text(says)
     here.button("Try again").click()
     expect(page.locator(".views figure")).to_have_count(6)
+    expect(page.locator(".notice")).to_have_count(0)
+
+
+def test_what_would_be_refused_again_is_not_offered_again(visit: Callable[..., Visit]) -> None:
+    refusal = (400, {"error": "top_k 99 is impossible: factor 0 has 64 codes"}, {})
+    here = visit(Wishes(pair(), fail={"/api/generate": refusal}), faults=True)
+    page = here.go("#generate")
+    here.button("Draw").click()
+    expect(page.locator(".notice")).to_have_text("top_k 99 is impossible: factor 0 has 64 codes.")
+    expect(here.button("Try again")).to_have_count(0)
+    here.button("Draw").click()
+    here.drawn(4)
     expect(page.locator(".notice")).to_have_count(0)
 
 

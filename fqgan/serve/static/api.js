@@ -56,8 +56,10 @@ async function failure(answer) {
     const when = wait ? `in ${wait} second${wait === 1 ? "" : "s"}` : "in a moment";
     return new ServerError(`The server is busy. Try again ${when}.`, { status });
   }
-  if (status === 413) return new ServerError(said || "This picture is too large for the server. Choose a smaller one.", { status });
-  if (said) return new ServerError(/[.!?]$/.test(said) ? said : `${said}.`, { status });
+  if (status === 413) return new ServerError(said || "This picture is too large for the server. Choose a smaller one.", { status, final: true });
+  // the same request would be refused again
+  const final = status >= 400 && status < 500 && status !== 408;
+  if (said) return new ServerError(/[.!?]$/.test(said) ? said : `${said}.`, { status, final });
   return new ServerError(`The server answered with status ${status}. Its terminal says more.`, { status });
 }
 
