@@ -100,7 +100,9 @@ export class Views {
     const cell = this.cell;
     const others = sharing(this.codes[this.factor], position);
     paint.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--veil");
+    paint.globalAlpha = others.length ? 0.6 : 0.3; // one place is found without hiding the rest
     paint.fillRect(0, 0, canvas.width, canvas.height);
+    paint.globalAlpha = 1;
     const line = Math.max(1.5, Math.min(canvas.width / 180, cell / 9));
     for (const [y, x] of [...others, position]) paint.clearRect(x * cell, y * cell, cell, cell);
     const frame = ([y, x], colour, width) => {
