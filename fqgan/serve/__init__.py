@@ -1,0 +1,1 @@
+"""Trained models behind a web server."""

@@ -1,0 +1,96 @@
+"""Encodes, decodes and scores beside the sampler, on threads of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fqgan.data.transforms import normalize
+from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.passes import exact_convolutions
+
+T = TypeVar("T")
+_PASS = 8  # pictures that a GPU takes at a time
+
+_Key = tuple[FactorizedTokenizer, tuple[int, ...] | None, bool, torch.Size]
+"""Tokenizer, factors to keep, whether it encodes, and the shape of an input."""
+
+
+class Codec:
+    """A device's encoder and decoder.
+
+    What a picture becomes does not depend on what others ask for: a CPU takes pictures one by one, each on one thread;
+    on a GPU those that wait go together, in passes that are filled up to one size.
+    """
+
+    def __init__(self, device: torch.device):
+        cpu = device.type == "cpu"
+        self.device, self.size = device, 1 if cpu else _PASS
+        # a sampler on the same CPU keeps its share
+        threads = max(1, torch.get_num_threads() // 2) if cpu else 1
+        self._pool = ThreadPoolExecutor(threads, "fqgan-codec", torch.set_num_threads, (1,))
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._lock = threading.Lock()
+        self._waiting: dict[_Key, deque[tuple[Tensor, Future[Tensor]]]] = defaultdict(deque)
+
+    def decode(
+        self, tokenizer: FactorizedTokenizer, codes: Tensor, keep: tuple[int, ...] | None = None
+    ) -> Future[Tensor]:
+        """A picture (3, H, W) on the CPU, not clipped, of codes (k, h, w) that are known to be right."""
+        return self._queued((tokenizer, keep, False, codes.shape), codes)
+
+    def encode(self, tokenizer: FactorizedTokenizer, picture: Tensor) -> Future[Tensor]:
+        """Codes (k, h, w) on the CPU of a picture (3, H, W) uint8."""
+        return self._queued((tokenizer, None, True, picture.shape), picture)
+
+    def run(self, call: Callable[..., T], *values: Any) -> Future[T]:
+        """The result of any other call, in its turn."""
+        return self._pool.submit(self._called, call, *values)
+
+    def stop(self) -> None:
+        """End the threads, after all that was accepted is done."""
+        self._pool.shutdown()
+
+    def _queued(self, key: _Key, value: Tensor) -> Future[Tensor]:
+        future: Future[Tensor] = Future()
+        with self._lock:
+            self._waiting[key].append((value, future))
+        self._pool.submit(self._pass, key)
+        return future
+
+    def _pass(self, key: _Key) -> None:
+        """Take the next pictures of a kind; none may be left where an earlier pass took them along."""
+        with self._lock:
+            queue = self._waiting[key]
+            taken = [queue.popleft() for _ in range(min(self.size, len(queue)))]
+            if not queue:
+                del self._waiting[key]
+        taken = [each for each in taken if each[1].set_running_or_notify_cancel()]
+        if not taken:
+            return
+        try:
+            inputs = [value for value, _ in taken]
+            results = self._called(self._computed, key, torch.stack(inputs + inputs[-1:] * (self.size - len(inputs))))
+        except Exception as error:
+            for _, future in taken:
+                future.set_exception(error)
+            return
+        for (_, future), result in zip(taken, results, strict=False):
+            future.set_result(result)
+
+    def _computed(self, key: _Key, inputs: Tensor) -> Tensor:
+        tokenizer, keep, encodes, _ = key
+        inputs = inputs.to(self.device)
+        if encodes:
+            return tokenizer.encode(normalize(inputs), values=False).cpu()
+        return tokenizer.decode(inputs, keep, values=False).cpu()
+
+    def _called(self, call: Callable[..., T], *values: Any) -> T:
+        with torch.inference_mode(), exact_convolutions(), torch.cuda.stream(self._stream):
+            return call(*values)
