@@ -24,6 +24,7 @@ COMMANDS = {
     "reconstruct": "pictures through a tokenizer and back, each factor alone",
     "extract": "a set of images as codes in a token store, for a generator's training",
     "generate": "pictures by class from a generator",
+    "serve": "tokenizers and generators behind a web server, with a page",
     "convert": "released files to folders with a model card and back; runs to such folders",
     "data": "what is in a set of images; pack one into resized parquet shards",
     "evaluate": "metrics of a tokenizer, a generator or any two sets of images",

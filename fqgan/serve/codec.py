@@ -92,5 +92,8 @@ class Codec:
         return tokenizer.decode(inputs, keep, values=False).cpu()
 
     def _called(self, call: Callable[..., T], *values: Any) -> T:
-        with torch.inference_mode(), exact_convolutions(), torch.cuda.stream(self._stream):
-            return call(*values)
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            if self.device.type == "cpu":
+                return call(*values)
+            with exact_convolutions():  # a switch of the whole process: one thread alone may turn it
+                return call(*values)

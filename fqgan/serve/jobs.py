@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fqgan.base.errors import UserError
 from fqgan.config import SamplingConfig
 from fqgan.generator.sampler import check_drawn
 
@@ -68,18 +69,17 @@ class Job:
     def finish(self, image: int, codes: Tensor) -> None:
         """An image is done."""
         try:
-            check_drawn(codes[None], self.sizes)
-        except ValueError as error:
-            return self.fail(JobError(str(error)))
-        self._tell(News(image, codes, True))
+            self._tell(News(image, check_drawn(codes[None], self.sizes)[0], True))
+        except UserError as error:
+            self.fail(JobError(str(error)))
 
     def fail(self, error: Exception) -> None:
         """Nothing more will come."""
         self._error, self.cancelled = error, True
         self._wake()
 
-    async def news(self) -> AsyncIterator[News]:
-        """What happens to the images, until all are done. `JobError` where the device failed."""
+    async def news(self) -> AsyncIterator[list[News]]:
+        """What happened to the images since the last time, until all are done. `JobError` where the device failed."""
         missing = len(self.wish.labels)
         while missing:
             await self._arrived.wait()
@@ -88,9 +88,9 @@ class Job:
                 raise self._error
             with self._lock:
                 fetched, self._news = self._news, {}
-            for each in fetched.values():
-                missing -= each.done
-                yield each
+            missing -= sum(each.done for each in fetched.values())
+            if fetched:
+                yield list(fetched.values())
 
     def _tell(self, news: News) -> None:
         with self._lock:

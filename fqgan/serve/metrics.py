@@ -22,7 +22,9 @@ class Metrics:
         self.positions = Counter("fqgan_positions", "Positions drawn, over all pictures", registry=registry)
         self.images = Counter("fqgan_images", "Pictures drawn", registry=registry)
         self.steps = Histogram("fqgan_step_seconds", "Time of a step", registry=registry, buckets=_STEPS)
-        self.requests = Counter("fqgan_requests", "Requests by route and status", ["route", "status"], registry=registry)
+        self.requests = Counter(
+            "fqgan_requests", "Requests by route and status", ["route", "status"], registry=registry
+        )
         self.seconds = Histogram(
             "fqgan_request_seconds", "Time of a request", ["route"], registry=registry, buckets=_SECONDS
         )

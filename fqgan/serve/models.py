@@ -40,6 +40,12 @@ class Served:
     def __init__(self, name: str, model: FAR | FactorizedTokenizer):
         self.name, self.model = name, model
         self.fingerprint = self.tokenizer.fingerprint()
+        names = model.label_names if isinstance(model, FAR) else ()
+        spelled = [
+            *((name.casefold(), i) for i, name in enumerate(names)),
+            *((name, i) for i, name in enumerate(names)),
+        ]
+        self._labels = dict(spelled)
         self.facts = self._facts()
 
     @property
@@ -71,15 +77,13 @@ class Served:
         count, names = generator.config.num_classes, generator.label_names
         if not count:
             raise UserError(f"the model {self.name} has no classes: leave them out")
-        text = str(word)
-        if text in names:
-            return names.index(text)
-        folded = [name.casefold() for name in names]
-        if text.strip().casefold() in folded:
-            return folded.index(text.strip().casefold())
-        if re.fullmatch("[0-9]{1,9}", text.strip()) and int(text) < count:
+        text = str(word).strip()[:1000]
+        for known in (text, text.casefold()):
+            if known in self._labels:
+                return self._labels[known]
+        if re.fullmatch("[0-9]{1,9}", text) and int(text) < count:
             return int(text)
-        known = f"it has the numbers 0 to {count - 1}" + (" and names" if names else " and no names")
+        known = f"it has the numbers 0 to {count - 1}{' and names' if names else ', no names'}"
         raise UserError(f"{text[:60]!r} is no class of the model {self.name}: {known}{did_you_mean(text[:60], names)}")
 
     def _facts(self) -> dict[str, Any]:
