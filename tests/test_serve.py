@@ -245,7 +245,7 @@ def test_openais_client_gets_its_pictures(running: tuple[str, Engine], generator
         linked = client.images.generate(model="gen", prompt="3", quality="hd", user="me")
         assert linked.data and str(linked.data[0].url).startswith("data:image/png;base64,")
         assert torch.equal(pixels(str(linked.data[0].url)), decoded(generator, generator.generate([3])[0]))
-        with pytest.raises(openai.BadRequestError, match="'dgo' is no class .*; did you mean 'dog'"):
+        with pytest.raises(openai.BadRequestError, match=r"'dgo' is no class .*; did you mean 'dog'"):
             client.images.generate(model="gen", prompt="dgo")
         with pytest.raises(openai.BadRequestError, match="size must be 8x8"):
             client.images.generate(model="gen", prompt="dog", size="256x256")

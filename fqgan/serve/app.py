@@ -83,7 +83,8 @@ def _add_page(app: FastAPI) -> None:
             raise Refused(404, "this installation has no page; /docs describes the interface")
         return FileResponse(index)
 
-    app.mount("/static", StaticFiles(directory=STATIC, check_dir=False), name="static")
+    if STATIC.is_dir():
+        app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
 import traceback
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -89,13 +89,12 @@ class Gate:
     def _check(self, scope: Scope, path: str) -> None:
         """`Refused` for who may not ask, and for what is too large by its own word."""
         headers, settings = Headers(scope=scope), self.engine.settings
-        host = urlsplit(f"//{headers.get('host', '')}")
-        with suppress(ValueError):
-            if not settings.secret and host.hostname not in ("localhost", "127.0.0.1", "::1", settings.host):
-                # a page elsewhere may give its own name this machine's address
-                raise Refused(421, "this server answers to localhost alone")
+        name = re.sub(r":\d*$", "", headers.get("host", "")).strip("[]").lower()
+        if not settings.secret and name not in ("localhost", "127.0.0.1", "::1", settings.host):
+            # a page elsewhere may give its own name this machine's address
+            raise Refused(421, "this server answers to localhost alone")
         origin = headers.get("origin")
-        if origin and origin not in settings.cors and urlsplit(origin).netloc != headers.get("host"):
+        if origin and origin not in settings.cors and origin.partition("://")[2] != headers.get("host"):
             raise Refused(403, "pages of other origins may not call this server (--cors)")
         is_open = path in _OPEN or path.startswith(("/static/", "/api/pictures/"))
         if settings.secret and not is_open:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -15,6 +16,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from fqgan.base.errors import UserError, brief
 from fqgan.base.schema import did_you_mean
 from fqgan.config import SamplingConfig
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is none
 
 MOST_BYTES = 20 * 2**20
 """Of a request's body."""
