@@ -513,7 +513,7 @@ def test_what_is_no_http_is_refused(running: tuple[str, Engine], client: httpx.C
             found = everything(connection)
         except (ConnectionResetError, BrokenPipeError):
             found = b""
-    assert not found or found.split()[1][:1] == b"4"
+    assert not found or (found.split()[1][:1] == b"4" and b'{"error":' in found)
     assert client.get("/healthz").status_code == 200
 
 
@@ -553,13 +553,13 @@ def test_pages_of_other_origins_call_only_where_asked(client: httpx.Client, mode
         assert httpx.get(f"{address}/api/models", headers={"origin": "https://other.org"}).status_code == 403
 
 
-def test_a_thousand_hostile_requests_leave_no_objects_behind(client: httpx.Client) -> None:
+def test_many_hostile_requests_leave_no_objects_behind(client: httpx.Client) -> None:
     def count() -> int:
         gc.collect()
         return len(gc.get_objects())
 
     def some() -> None:
-        for method, path, sent in HOSTILE[::7]:
+        for method, path, sent in HOSTILE[::16]:
             client.request(method, path, **sent)
 
     some()
@@ -567,7 +567,7 @@ def test_a_thousand_hostile_requests_leave_no_objects_behind(client: httpx.Clien
     before = count()
     for _ in range(4):
         some()
-    assert count() - before < 2000
+    assert count() - before < 500
 
 
 def test_the_log_has_a_line_a_request_and_no_secrets(models: Path, capfd: pytest.CaptureFixture[str]) -> None:

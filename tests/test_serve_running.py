@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ from fqgan.base.errors import UserError
 from fqgan.config.serving import ServingSettings
 from fqgan.generator.model import FAR
 from fqgan.generator.sampler import Sampler
-from fqgan.serve import app, ray_app
+from fqgan.serve import app, connections, images, ray_app
+from fqgan.serve.codec import Codec
 from fqgan.serve.engine import Engine
 from fqgan.serve.models import places
 from fqgan.serve.requests import Drawn
 from fqgan.serve.server import listen
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 Refused = Callable[..., str]
 
@@ -104,8 +106,10 @@ def test_small_requests_do_not_wait_for_large_ones(models: Path, slowly: None) -
 def test_a_deadline_ends_a_request_and_frees_its_rows(models: Path, slowly: None, stream: bool) -> None:
     with served(settings(models, deadline=0.3)) as (address, engine):
         if stream:
-            with pytest.raises(httpx.RemoteProtocolError):
-                ask(address, stream=True, num=4)
+            response = ask(address, stream=True, num=4)
+            last = response.text.split("\n\n")[-2]
+            assert response.status_code == 200 and last.startswith("event: error\ndata: ")
+            assert "longer than the 0.3 s" in json.loads(last.partition("data: ")[2])["error"]
         else:
             response = ask(address, num=4)
             assert response.status_code == 504 and "longer than the 0.3 s" in response.json()["error"]
@@ -127,6 +131,52 @@ def test_a_client_that_hangs_up_frees_its_rows(models: Path, slowly: None, strea
         connection.shutdown(socket.SHUT_WR) if half else connection.close()
         until(lambda: engine.unit.worker.load == 0, 2)  # all 60 would take eight seconds
         connection.close()
+
+
+def test_a_client_that_does_not_read_is_shown_out(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(images, "photograph_png", lambda name: b"\0" * 2**24)
+    with served(settings(models)) as (address, _):
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+            connection.sendall(b"GET /api/pictures/cat.png HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+            time.sleep(1)
+            got = 0
+            with suppress(ConnectionResetError):
+                while part := connection.recv(2**20):
+                    got += len(part)
+            assert got < 2**23  # what was on its way, and then the end
+        # one that reads slowly, but does, gets everything
+        with httpx.stream("GET", f"{address}/api/pictures/cat.png") as response:
+            assert sum((time.sleep(0.01), len(part))[1] for part in response.iter_raw(2**19)) == 2**24
+
+
+def test_a_gpus_passes_are_filled_up_and_give_each_picture_its_own(
+    models: Path, generator: FAR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes, decode = [], FactorizedTokenizer.decode
+
+    def noted(self: FactorizedTokenizer, codes: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        shapes.append(len(codes))
+        return decode(self, codes, *given, **named)
+
+    tokenizer, codes = generator.tokenizer, generator.generate([0, 1, 2, 3, 0, 1, 2], seed=2)
+    expected = [tokenizer.decode(each[None])[0] for each in codes]
+    monkeypatch.setattr(FactorizedTokenizer, "decode", noted)
+    codec = Codec(torch.device("cpu"))
+    codec.size = 3
+    blocked = threading.Event()
+    codec.run(blocked.wait)  # all seven wait together
+    futures = [codec.decode(tokenizer, each, lambda image: image) for each in codes]
+    cancelled = codec.decode(tokenizer, codes[0], lambda image: image)
+    assert cancelled.cancel()
+    blocked.set()
+    for future, image in zip(futures, expected, strict=True):
+        torch.testing.assert_close(future.result(), image, rtol=0, atol=1e-5)
+    codec.stop()
+    assert shapes == [3, 3, 3]
 
 
 def test_a_failing_step_ends_its_requests_and_no_others(

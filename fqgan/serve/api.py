@@ -26,8 +26,6 @@ from fqgan.serve.requests import Body, Decoded, Drawn, Edited, Likely, Pictured,
 
 LARGEST_SIDE = 1024
 """Pixels of a picture at most, where a client chooses."""
-MOST_CODES = 2**20
-"""Positions that a request may decode in all."""
 
 
 def describes(kind: type[Body], form: bool = False) -> dict[str, Any]:
@@ -165,7 +163,11 @@ def _side(served: Served, size: int) -> tuple[int, int]:
 
 async def _reconstructed(unit: Unit, served: Served, original: Tensor, codes: Tensor) -> dict[str, Any]:
     tokenizer = served.tokenizer
-    whole = await result(unit.codec.decode(tokenizer, codes))
+
+    def compared(image: Tensor) -> tuple[bytes, float]:
+        return images.png(image), psnr(normalize(original)[None], image[None]).item()
+
+    whole, decibels = await result(unit.codec.decode(tokenizer, codes, compared))
     alone = {}
     if tokenizer.num_factors > 1:
         files = await asyncio.gather(*(picture(unit, tokenizer, codes, (i,)) for i in range(tokenizer.num_factors)))
@@ -174,9 +176,9 @@ async def _reconstructed(unit: Unit, served: Served, original: Tensor, codes: Te
         "codes": codes.tolist(),
         "size": list(original.shape[1:]),
         "original": images.data_url(await result(unit.codec.run(images.stored_png, original))),
-        "reconstruction": images.data_url(await result(unit.codec.run(images.png, whole))),
+        "reconstruction": images.data_url(whole),
         "alone": alone,
-        "psnr": psnr(normalize(original)[None], whole[None]).item(),
+        "psnr": decibels,
         "usage": {name: len(own.unique()) for name, own in zip(served.factors, codes, strict=True)},
     }
 
@@ -185,8 +187,6 @@ def _codes(served: Served, given: Any, grid: tuple[int, ...] | None = None) -> T
     """Codes (n, k, h, w) of a client, one picture's or several's; `UserError` for what is none."""
     found = as_tensor(given, "codes")
     found = found[None] if found.ndim == 3 else found
-    if found.ndim == 4 and found[:, 0].numel() > MOST_CODES:
-        raise UserError(f"the codes have more than {MOST_CODES} positions")
     return as_codes(found, [quantizer.codebook_size for quantizer in served.tokenizer.quantizers], grid=grid)
 
 

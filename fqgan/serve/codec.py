@@ -37,17 +37,22 @@ class Codec:
         self._pool = ThreadPoolExecutor(threads, "fqgan-codec", torch.set_num_threads, (1,))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._lock = threading.Lock()
-        self._waiting: dict[_Key, deque[tuple[Tensor, Future[Tensor]]]] = defaultdict(deque)
+        self._waiting: dict[_Key, deque[tuple[Tensor, Callable[[Tensor], Any], Future[Any]]]] = defaultdict(deque)
 
     def decode(
-        self, tokenizer: FactorizedTokenizer, codes: Tensor, keep: tuple[int, ...] | None = None
-    ) -> Future[Tensor]:
-        """A picture (3, H, W) on the CPU, not clipped, of codes (k, h, w) that are known to be right."""
-        return self._queued((tokenizer, keep, False, codes.shape), codes)
+        self,
+        tokenizer: FactorizedTokenizer,
+        codes: Tensor,
+        then: Callable[[Tensor], T],
+        keep: tuple[int, ...] | None = None,
+    ) -> Future[T]:
+        """What `then` makes of the picture (3, H, W) on the CPU, not clipped, of codes (k, h, w) that are known to be
+        right. Pictures do not pile up: a client waits for the small file that becomes of one."""
+        return self._queued((tokenizer, keep, False, codes.shape), codes, then)
 
     def encode(self, tokenizer: FactorizedTokenizer, picture: Tensor) -> Future[Tensor]:
         """Codes (k, h, w) on the CPU of a picture (3, H, W) uint8."""
-        return self._queued((tokenizer, None, True, picture.shape), picture)
+        return self._queued((tokenizer, None, True, picture.shape), picture, lambda codes: codes)
 
     def run(self, call: Callable[..., T], *values: Any) -> Future[T]:
         """The result of any other call, in its turn."""
@@ -57,10 +62,10 @@ class Codec:
         """End the threads, after all that was accepted is done."""
         self._pool.shutdown()
 
-    def _queued(self, key: _Key, value: Tensor) -> Future[Tensor]:
-        future: Future[Tensor] = Future()
+    def _queued(self, key: _Key, value: Tensor, then: Callable[[Tensor], T]) -> Future[T]:
+        future: Future[T] = Future()
         with self._lock:
-            self._waiting[key].append((value, future))
+            self._waiting[key].append((value, then, future))
         self._pool.submit(self._pass, key)
         return future
 
@@ -71,17 +76,19 @@ class Codec:
             taken = [queue.popleft() for _ in range(min(self.size, len(queue)))]
             if not queue:
                 del self._waiting[key]
-        taken = [each for each in taken if each[1].set_running_or_notify_cancel()]
+        taken = [each for each in taken if each[2].set_running_or_notify_cancel()]
         if not taken:
             return
         try:
-            inputs = [value for value, _ in taken]
-            results = self._called(self._computed, key, torch.stack(inputs + inputs[-1:] * (self.size - len(inputs))))
+            inputs = [value for value, _, _ in taken]
+            inputs += inputs[-1:] * (self.size - len(inputs))
+            results = self._called(self._computed, key, torch.stack(inputs))
+            finished = [then(result) for (_, then, _), result in zip(taken, results, strict=False)]
         except Exception as error:
-            for _, future in taken:
+            for _, _, future in taken:
                 future.set_exception(error)
             return
-        for (_, future), result in zip(taken, results, strict=False):
+        for (_, _, future), result in zip(taken, finished, strict=True):
             future.set_result(result)
 
     def _computed(self, key: _Key, inputs: Tensor) -> Tensor:

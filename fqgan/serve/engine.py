@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -128,13 +129,12 @@ async def picture(
     unit: Unit, tokenizer: FactorizedTokenizer, codes: Tensor, keep: tuple[int, ...] | None = None
 ) -> bytes:
     """A PNG of codes (k, h, w)."""
-    image = await result(unit.codec.decode(tokenizer, codes, keep))
-    return await result(unit.codec.run(png, image))
+    return await result(unit.codec.decode(tokenizer, codes, png, keep))
 
 
 async def unfinished(unit: Unit, served: Served, codes: Tensor) -> bytes:
     """A PNG of the codes (k, t) that a picture has so far."""
     h, w = served.generator.config.grid
     whole = torch.nn.functional.pad(codes, (0, h * w - codes.shape[1])).view(-1, h, w)
-    image = await result(unit.codec.decode(served.tokenizer, whole))
-    return await result(unit.codec.run(unfinished_png, image, (h, w), codes.shape[1]))
+    then = partial(unfinished_png, grid=(h, w), positions=codes.shape[1])
+    return await result(unit.codec.decode(served.tokenizer, whole, then))

@@ -20,8 +20,6 @@ from fqgan.serve.requests import MOST_BYTES, Refused
 
 BODY_SECONDS = 60.0
 """That a client has to send its request's body."""
-SEND_SECONDS = 60.0
-"""That a client has to take a piece of the answer."""
 HELD = 256 * 2**20
 """Bytes of bodies that are held for all requests together."""
 _OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")  # and the page's files, and photographs that come with packages
@@ -122,7 +120,7 @@ class _Exchange:
 
     def __init__(self, gate: Gate, receive: Receive, send: Send):
         self._gate, self._receive, self._send = gate, receive, send
-        self.size, self.status = 0, 0
+        self.size, self.status, self._events = 0, 0, False
         self._ends = time.monotonic() + BODY_SECONDS
         self._whole, self._gone = asyncio.Event(), asyncio.Event()
 
@@ -162,16 +160,17 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message["headers"], *_SAFE]}
-        try:
-            await asyncio.wait_for(self._send(message), SEND_SECONDS)
-        except TimeoutError:
-            self.status = _GONE
-            raise OSError("the client does not read its answer") from None
+            self._events = (b"content-type", _EVENTS) in message["headers"]
+        await self._send(message)
 
     async def answer(self, scope: Scope, response: Any) -> None:
-        """The end, where the application has not begun to answer."""
+        """The end: whole, or as the last event of a stream; another answer that has begun is cut."""
         if not self.status:
             await response(scope, self.receive, self.send)
+        elif self._events:
+            event = b"event: error\ndata: " + bytes(response.body) + b"\n\n"
+            await self.send({"type": "http.response.body", "body": event, "more_body": False})
 
 
+_EVENTS = b"text/event-stream; charset=utf-8"
 _SAFE = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
