@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -396,6 +398,53 @@ def test_many_machines_without_ray_end_in_one_line(models: Path) -> None:
         ray_app.app({"models": str(models / "gen"), "token": "t"})
     with pytest.raises(UserError, match="name the models"):
         ray_app.app({})
+    for wrong, message in (
+        ({"replica": "2"}, "unknown argument 'replica'; did you mean 'replicas'"),
+        ({"gpus": "all"}, "gpus must be a number, got 'all'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ray_app.app({"models": "x", **wrong})
+
+
+def test_ray_is_handed_the_application_and_how_it_grows(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in with the part of Ray Serve's interface that is used: Ray itself is not installed."""
+    built: dict[str, Any] = {}
+
+    class Deployment:
+        def __init__(self, **options: Any):
+            built.update(options)
+
+        def __call__(self, ingress: Any) -> Any:
+            built["ingress"] = ingress
+            return self
+
+        def bind(self) -> str:
+            return "bound"
+
+    stand_in = ModuleType("ray.serve")
+    stand_in.deployment = Deployment  # pyright: ignore
+    stand_in.ingress = lambda build: lambda: build  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.setitem(sys.modules, "ray.serve", stand_in)
+    with pytest.raises(UserError, match="FQGAN_TOKEN"):
+        ray_app.app({"models": str(models / "gen")})
+    given = {"models": f"pets={models / 'gen'},{models / 'tok'}", "token": "t", "replicas": "8", "gpus": "0.5"}
+    assert ray_app.app({**given, "device": "cpu"}) == "bound"
+    assert built["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 8, "target_ongoing_requests": 32}
+    assert built["ray_actor_options"] == {"num_gpus": 0.5}
+    application = built["ingress"]()
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(application)
+        async with (
+            application.router.lifespan_context(application),
+            httpx.AsyncClient(transport=transport, base_url="http://ray") as client,
+        ):
+            data = {"model": "pets", "classes": [1], "seed": 4}
+            return await client.post("/api/generate", json=data, headers={"authorization": "Bearer t"})
+
+    response = asyncio.run(ask())
+    assert response.status_code == 200 and response.json()["images"][0]["class"] == CLASSES[1]
 
 
 def test_sampling_fields_are_those_of_the_library() -> None:

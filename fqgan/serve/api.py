@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from torch import Tensor
 
-from fqgan import __version__
 from fqgan.base.errors import UserError
 from fqgan.base.inputs import Numbers, as_codes, as_factors, as_tensor
 from fqgan.base.schema import finite
@@ -54,7 +54,7 @@ def routes(engine: Engine) -> APIRouter:
         """What is served here."""
         pictures = [{"name": name, "url": f"/api/pictures/{name}.png"} for name in packaged]
         facts = engine.units[0].catalogue.facts()
-        return JSONResponse({"models": facts, "pictures": pictures, "version": __version__})
+        return JSONResponse({"models": facts, "pictures": pictures, "version": metadata.version("fqgan")})
 
     @router.get("/pictures/{name}.png")
     async def packaged_picture(name: str) -> Response:

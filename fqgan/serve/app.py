@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import metadata
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -14,7 +15,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from fqgan import __version__
 from fqgan.base.errors import UserError
 from fqgan.serve import api, openai_api
 from fqgan.serve.engine import Engine
@@ -37,7 +37,7 @@ def make_app(engine: Engine) -> FastAPI:
 
     app = FastAPI(
         title="fqgan",
-        version=__version__,
+        version=metadata.version("fqgan"),
         description="Factorized tokenizers and generators of images.",
         lifespan=lifespan,
     )

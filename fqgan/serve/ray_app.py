@@ -7,10 +7,11 @@ more.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fqgan.base.errors import UserError
+from fqgan.base.schema import did_you_mean
 from fqgan.config.serving import ServingSettings
 from fqgan.serve.server import check_installed
 
@@ -20,7 +21,8 @@ class Replicas:
     """How many copies of the server run, and on what."""
 
     least: int = 1
-    most: int = 4
+    replicas: int = 4
+    """At most."""
     gpus: float = 1.0
     """Of each; 0: it computes on its machine's CPU."""
     ongoing: int = 32
@@ -28,7 +30,7 @@ class Replicas:
 
     def check(self) -> None:
         """`UserError` for numbers that make no sense."""
-        if not 0 <= self.least <= self.most or self.most < 1 or self.gpus < 0 or self.ongoing < 1:
+        if not 0 <= self.least <= self.replicas or self.replicas < 1 or self.gpus < 0 or self.ongoing < 1:
             raise UserError(f"replicas make no sense: {self}")
 
 
@@ -58,7 +60,7 @@ def application(settings: ServingSettings, replicas: Replicas) -> Any:
         name="fqgan",
         autoscaling_config={
             "min_replicas": replicas.least,
-            "max_replicas": replicas.most,
+            "max_replicas": replicas.replicas,
             "target_ongoing_requests": replicas.ongoing,
         },
         max_ongoing_requests=2 * replicas.ongoing,
@@ -69,21 +71,26 @@ def application(settings: ServingSettings, replicas: Replicas) -> Any:
 
 
 def app(arguments: dict[str, str]) -> Any:
-    """For `serve run`: `models`, separated by commas, `token`, `device`, `precision`, `batch`, `queue`, `most`, and of
-    `Replicas` `least`, `most_replicas`, `gpus`, `ongoing`."""
-    given = dict(arguments)
+    """For `serve run`: `models`, separated by commas; `least`, `replicas`, `gpus`, `ongoing` of `Replicas`; `token`,
+    `device`, `precision`, `batch`, `queue`, `most` of the server.
+
+    `UserError` for others, for values that are none, and without Ray.
+    """
+    given: dict[str, Any] = dict(arguments)
     models = tuple(filter(None, given.pop("models", "").split(",")))
     if not models:
         raise UserError("name the models: serve run fqgan.serve.ray_app:app models=hf:org/name")
-    given["replicas"] = given.pop("most_replicas", "4")
-    replicas = Replicas(
-        int(given.pop("least", "1")),
-        int(given.pop("replicas")),
-        float(given.pop("gpus", "1")),
-        int(given.pop("ongoing", "32")),
-    )
-    known = {each.name: each.type for each in fields(ServingSettings)}
-    if unknown := sorted(given.keys() - known.keys()):
-        raise UserError(f"unknown argument {unknown[0]}")
-    values: dict[str, Any] = {name: int(text) if known[name] == "int" else text for name, text in given.items()}
-    return application(ServingSettings(models=models, **values), replicas)
+    known = {"token": str, "device": str, "precision": str, "batch": int, "queue": int, "most": int}
+    scale = {"least": int, "replicas": int, "gpus": float, "ongoing": int}
+    values: dict[str, Any] = {}
+    for name, text in given.items():
+        kind = (known | scale).get(name)
+        if kind is None:
+            raise UserError(f"unknown argument {name!r}{did_you_mean(name, [*known, *scale])}")
+        try:
+            values[name] = kind(text)
+        except ValueError:
+            raise UserError(f"{name} must be a number, got {text!r}") from None
+    replicas = Replicas(**{name: value for name, value in values.items() if name in scale})
+    settings = ServingSettings(models=models, **{name: value for name, value in values.items() if name in known})
+    return application(settings, replicas)
