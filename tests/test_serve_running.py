@@ -304,6 +304,22 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(models: Path, genera
 
 
 @pytest.mark.slow
+def test_a_drain_ends_in_time_and_says_what_it_cut(models: Path) -> None:
+    options = ["--port", 0, "--batch", 1, "--device", "cpu", "--drain", 1]
+    with process(models / "gen", *options, code=SLOWLY) as server, ThreadPoolExecutor(1) as pool:
+        long = pool.submit(ask, server.address, num=60)  # 20 seconds
+        until(lambda: 'fqgan_batch_images{model="gen"} 1.0' in httpx.get(f"{server.address}/metrics").text)
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        with pytest.raises(httpx.HTTPError):
+            long.result().raise_for_status()
+        assert server.wait() == 0, server.lines
+        assert time.monotonic() - began < 10
+        assert server.lines[-1] == "fqgan serve: 1 request(s) took too long and were cut"
+        assert "Traceback" not in "".join(server.lines)
+
+
+@pytest.mark.slow
 def test_the_command_serves_by_name_until_ctrl_c(models: Path) -> None:
     with process(f"pets={models / 'gen'}", "--port", 0, "--device", "cpu", FQGAN_TOKEN="key") as server:
         assert server.lines[0].startswith("generator pets: 0.")

@@ -61,7 +61,7 @@ def routes(engine: Engine) -> APIRouter:
         """A packaged photograph."""
         if name not in packaged:
             raise Refused(404, "there is no such packaged photograph")
-        file = await result(engine.unit.codec.run(images.photograph_png, name))
+        file = await asyncio.to_thread(images.photograph_png, name)
         return Response(file, media_type="image/png", headers={"Cache-Control": "max-age=86400"})
 
     @router.post("/reconstruct", openapi_extra=describes(Pictured, form=True))

@@ -39,6 +39,8 @@ class Unit:
 class Engine:
     """Loads the models of a server on every device, and starts their threads.
 
+    `draining` says that the server is about to end, `cut` how many requests that cost.
+
     Args:
         devices: None: as the settings say, all GPUs of that kind.
 
@@ -48,7 +50,7 @@ class Engine:
 
     def __init__(self, settings: ServingSettings, devices: Sequence[torch.device] | None = None):
         self.settings, self.metrics = settings, Metrics()
-        self.draining = False
+        self.draining, self.cut = False, 0
         self._aside = 0
         found = places(settings.chosen)
         self.units = [self._unit(load(found, device, settings.precision), device) for device in devices or self._all()]
@@ -61,7 +63,7 @@ class Engine:
 
     def _unit(self, catalogue: Catalogue, device: torch.device) -> Unit:
         generators = {name: each.generator for name, each in catalogue.models.items() if each.model.kind == "generator"}
-        worker = Worker(generators, self.settings.batch, self.settings.queue, self.metrics)
+        worker = Worker(device, generators, self.settings.batch, self.settings.queue, self.metrics)
         return Unit(catalogue, worker, Codec(device))
 
     @property

@@ -55,7 +55,7 @@ class Gate:
         except Refused as error:
             await exchange.answer(scope, refusal(path, error.status, str(error), error.headers))
         except asyncio.CancelledError:
-            exchange.status = exchange.status or _GONE
+            self.engine.cut += self.engine.draining
             raise
         except Exception:
             say(f"fqgan serve: {scope['method']} {path[:200]} failed", error=True)

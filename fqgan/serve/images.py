@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import io
 import re
 from contextlib import suppress
@@ -79,6 +80,7 @@ def stored_png(image: Tensor) -> bytes:
     return _file(Image.fromarray(image.permute(1, 2, 0).numpy()))
 
 
+@functools.cache
 def photograph_png(name: str) -> bytes:
     """A packaged photograph. `UserError` where it is not there."""
     return _file(photograph(name))

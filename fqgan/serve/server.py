@@ -45,7 +45,8 @@ def serve(settings: ServingSettings) -> None:
         # uvicorn hands its signals on when it is done: they have done their work then
         with handling(lambda number, frame: None, (signal.SIGTERM, signal.SIGINT)):
             server.run([listening])
-    say("fqgan serve: all requests are done")
+    cut = f"{engine.cut} request(s) took too long and were cut"
+    say(f"fqgan serve: {cut if engine.cut else 'all requests are done'}")
 
 
 def make_server(engine: Any) -> Any:

@@ -92,19 +92,20 @@ class Worker:
     """A device's thread and its queue, whose methods any thread may call.
 
     Args:
-        generators: of the device, by name.
+        device: that the models are on.
+        generators: by name.
         batch: pictures that each draws at a time.
         queue: pictures that may wait in all.
     """
 
-    def __init__(self, generators: dict[str, FAR], batch: int, queue: int, metrics: Metrics):
+    def __init__(self, device: torch.device, generators: dict[str, FAR], batch: int, queue: int, metrics: Metrics):
         self._lanes = {name: Lane(name, each, batch, metrics) for name, each in generators.items()}
         self._batch, self._queue, self._metrics = batch, queue, metrics
         self._changed = threading.Condition()
         self._stopped = False
         self._pace = 0.0
         """Seconds that a picture takes in a full batch, of late."""
-        self._threads = torch.get_num_threads()
+        self._device, self._threads = device, torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="fqgan-draw", daemon=True)
         self._thread.start()
 
@@ -145,7 +146,9 @@ class Worker:
         return sum(len(job.left) for lane in self._lanes.values() for job in lane.waiting if not job.cancelled)
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)  # a thread of its own has its own number
+        torch.set_num_threads(self._threads)  # a thread has a number, and a GPU, of its own
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
         while True:
             with self._changed:
                 while not (busy := [lane for lane in self._lanes.values() if lane.busy]):
