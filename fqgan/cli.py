@@ -25,6 +25,7 @@ COMMANDS = {
     "extract": "a set of images as codes in a token store, for a generator's training",
     "generate": "pictures by class from a generator",
     "edit": "a picture with a factor or a region drawn again, or a factor of another picture",
+    "serve": "tokenizers and generators behind a web server, with a page",
     "convert": "released files to folders with a model card and back; runs to such folders",
     "data": "what is in a set of images; pack one into resized parquet shards",
     "evaluate": "metrics of a tokenizer, a generator or any two sets of images",

@@ -34,6 +34,7 @@ LAYERS = (
     "lab/studies",
     "lab/understanding",
     "lab",
+    "serve",
     "commands",
     ".",
 )

@@ -85,9 +85,13 @@ class Pretrained(nn.Module):
         folder = self.export(folder)
         if self.scores:
             write_text(folder / "eval.json", json.dumps(self.scores, indent=2) + "\n")
-        facts = {**self._facts(), "fingerprint": self.fingerprint()}
-        write_text(folder / "README.md", model_card(self.config, num_parameters(self), facts, self.scores))
+        write_text(folder / "README.md", self.card())
         return folder
+
+    def card(self) -> str:
+        """The text of its model card, with the hub's metadata in front."""
+        facts = {**self._facts(), "fingerprint": self.fingerprint()}
+        return model_card(self.config, num_parameters(self), facts, self.scores)
 
     def push_to_hub(
         self,

@@ -91,6 +91,14 @@ class PhotoSource(ImageSource):
         return map(self.describe, range(len(self)))
 
 
+def photograph(name: str) -> Image.Image:
+    """The whole photograph of a class. `UserError` for another name, and where the packages are not installed."""
+    for photo in PHOTOS:
+        if photo.name == name:
+            return _load(photo)
+    raise UserError(f"there is no packaged photograph {name[:40]!r}; there are {', '.join(p.name for p in PHOTOS)}")
+
+
 def crop_boxes(photo: Photo, split: str, count: int = 0) -> list[Box]:
     """The (left, top, right, bottom) of the crops of one photograph, or `count` of them, in raster order, evenly spread
     over the split's region."""
