@@ -69,6 +69,6 @@ class Ema:
         """Take in the weights after optimizer step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         # on a GPU a few launches for all of them
-        torch._foreach_lerp_([*self.module.parameters()], [*module.parameters()], 1 - decay)
+        torch._foreach_lerp_([*self.module.parameters()], [*module.parameters()], 1 - decay)  # pyright: ignore
         for own, new in zip(self.module.buffers(), module.buffers(), strict=True):
             own.copy_(new)
