@@ -22,6 +22,16 @@ _Key = tuple[FactorizedTokenizer, tuple[int, ...] | None, bool, torch.Size]
 """Tokenizer, factors to keep, whether it encodes, and the shape of an input."""
 
 
+def shares(device: torch.device) -> tuple[int, int]:
+    """Threads of a device's sampler, and of its codec. On a CPU a quarter of all, but one at least, decodes, each a
+    picture of its own, and the others draw: sharing cores costs both more than either gains."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu":
+        return threads, 1
+    decoding = max(1, threads // 4)
+    return max(1, threads - decoding), decoding
+
+
 class Codec:
     """A device's encoder and decoder.
 
@@ -32,8 +42,7 @@ class Codec:
     def __init__(self, device: torch.device):
         cpu = device.type == "cpu"
         self.device, self.size = device, 1 if cpu else _PASS
-        # a sampler on the same CPU keeps its share
-        threads = max(1, torch.get_num_threads() // 2) if cpu else 1
+        threads = shares(device)[1]
         self._pool = ThreadPoolExecutor(threads, "fqgan-codec", torch.set_num_threads, (1,))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._lock = threading.Lock()

@@ -15,6 +15,7 @@ import torch
 from fqgan.base.printing import say, say_lines
 from fqgan.generator.model import FAR
 from fqgan.generator.sampler import Sampler
+from fqgan.serve.codec import shares
 from fqgan.serve.jobs import Job, JobError
 from fqgan.serve.metrics import Metrics
 
@@ -105,7 +106,7 @@ class Worker:
         self._stopped = False
         self._pace = 0.0
         """Seconds that a picture takes in a full batch, of late."""
-        self._device, self._threads = device, torch.get_num_threads()
+        self._device, self._threads = device, shares(device)[0]
         self._thread = threading.Thread(target=self._run, name="fqgan-draw", daemon=True)
         self._thread.start()
 
