@@ -226,3 +226,35 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="still under way"):
         sampler([1])
     assert sampler.step()[0] == [] and own.step()[0] == []
+
+
+def test_caches_in_bf16_grow_with_the_furthest_row_and_shrink_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 on a CPU; 90 positions are more than a step of 64. What is seen is what whole caches would show."""
+    model = tiny(grid=(9, 10), depth=1, head_depth=1).set_precision("bf16")
+    logits: dict[bool, list[Tensor]] = {}
+    for grows in (True, False):
+        seen = logits.setdefault(grows, [])
+
+        def watch(own: Tensor, *others: Any, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(own)
+            return others[0].mul(0).long()  # the first code, so that both go the same way
+
+        monkeypatch.setattr(sampler_module, "draw", watch)
+        sampler = model.sampler(2)
+        caches = [block.cache for block in sampler._blocks]
+        for cache in caches:
+            assert cache.grows and cache.keys.shape[2] == 64
+            if not grows:
+                cache._make_room(90)
+                cache.grows = False
+        sampler.join(LABELS[:1])
+        rooms = []
+        for t in range(120):
+            if t == 70:
+                sampler.join(LABELS[1:2])
+            sampler.step()
+            rooms.append(caches[0].keys.shape[2])
+        if grows:
+            assert rooms == [64] * 64 + [90] * 26 + [64] * 30  # the second row stands at 20 when the first is done
+    for own, whole in zip(logits[True], logits[False], strict=True):
+        torch.testing.assert_close(own, whole, atol=0.06, rtol=0.06)

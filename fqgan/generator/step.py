@@ -14,6 +14,7 @@ from fqgan.engine.speed import allow_forms
 from fqgan.generator.transformer import Block, rotate
 
 _PACK_ROWS = 4
+_ROOM = 64  # positions by which caches grow
 # plain products take other kernels for few rows; from here on, and at multiples of it, sums keep their order
 _PLAIN_ROWS = 8
 
@@ -48,11 +49,18 @@ def together(n: int, position: int) -> tuple[Run]:
 
 
 class KeyValueCache:
-    """Keys and values of one attention layer, each (rows, kv_heads, positions, head_dim)."""
+    """Keys and values of one attention layer, each (rows, kv_heads, positions, head_dim).
+
+    In bf16 on a CPU they have room for the positions so far alone, in steps of 64: there products copy what is not
+    contiguous, which takes twice the time of the products themselves.
+    """
 
     def __init__(self, block: Block, rows: int, positions: int, dtype: torch.dtype, device: torch.device):
         attention = block.attention
-        shape = (2, rows, attention.kv_heads, positions, attention.head_dim)
+        self.positions = positions
+        self.grows = device.type == "cpu" and dtype == torch.bfloat16
+        room = min(_ROOM, positions) if self.grows else positions
+        shape = (2, rows, attention.kv_heads, room, attention.head_dim)
         # zeros: what a masked softmax multiplies by nothing must be finite
         self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
 
@@ -60,18 +68,44 @@ class KeyValueCache:
         """Take in the keys and values (n, kv_heads, hd) of a position of each row; what its queries (n, heads, hd) see
         of all positions so far, (n, heads, hd)."""
         if not isinstance(places, Fixed):
+            if self.grows:
+                self._make_room(max(run.position for run in places) + 1)
             parts = [self._attend_run(q[run.rows], k[run.rows], v[run.rows], run) for run in places]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
+        n, length = places.mask.shape
+        if self.grows:
+            self._make_room(self.positions)
         self.keys[places.rows, :, places.index] = k.to(self.keys.dtype)
         self.values[places.rows, :, places.index] = v.to(self.values.dtype)
-        n, length = places.mask.shape
         return _attend(q, self.keys[:n, :, :length], self.values[:n, :, :length], places.mask)
 
     def _attend_run(self, q: Tensor, k: Tensor, v: Tensor, run: Run) -> Tensor:
         keys, values = self.keys[run.slots], self.values[run.slots]
         keys[:, :, run.position], values[:, :, run.position] = k, v
         seen = run.position + 1
+        if self.grows:  # all there is, in one piece
+            return _attend(q, keys, values, _mask(seen, keys.shape[2], keys.dtype))
         return _attend(q, keys[:, :, :seen], values[:, :, :seen])
+
+    def _make_room(self, length: int) -> None:
+        room = min(-(-length // _ROOM) * _ROOM, self.positions)
+        if room == self.keys.shape[2]:
+            return
+        kept = min(room, self.keys.shape[2])
+        for name in ("keys", "values"):
+            old: Tensor = getattr(self, name)
+            new = old.new_zeros((*old.shape[:2], room, old.shape[3]))
+            new[:, :, :kept] = old[:, :, :kept]
+            setattr(self, name, new)
+
+
+@lru_cache(maxsize=1024)
+def _mask(seen: int, length: int, dtype: torch.dtype) -> Tensor | None:
+    """(1, length): 0 at the positions that are seen, -inf at the others; None where all are."""
+    if seen == length:
+        return None
+    with torch.inference_mode(False):
+        return torch.zeros(1, length, dtype=dtype).masked_fill(torch.arange(length) >= seen, -torch.inf)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
