@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub: a missing
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -24,6 +25,11 @@ from fqgan.config.presets import child
 from fqgan.generator.transformer import rotary_table
 from fqgan.nets.efficientnet import load_efficientnet_lite0
 from fqgan.tokenizer.model import FactorizedTokenizer
+
+if TYPE_CHECKING:
+    import httpx
+
+    from fqgan.serve.engine import Engine
 
 torch.set_num_threads(1)  # small networks on more threads than free cores are 10 to 100 times as slow
 
@@ -158,3 +164,29 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     if disk.is_mount():
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small models of `servers`, on disk."""
+    from servers import write_models
+
+    return write_models(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def running(models: Path) -> Iterator[tuple[str, Engine]]:
+    """The address of a server of them, and its engine."""
+    from servers import served, settings
+
+    with served(settings(models)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(running: tuple[str, Engine]) -> Iterator[httpx.Client]:
+    """Speaks to it."""
+    import httpx
+
+    with httpx.Client(base_url=running[0], timeout=60) as client:
+        yield client

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +13,7 @@ import httpx
 import openai
 import pytest
 import torch
-from servers import CLASSES, GRID, SIDE, decoded, pixels, png, served, settings, write_models
+from servers import CLASSES, GRID, SIDE, decoded, pixels, png, served, settings
 
 import fqgan
 from fqgan.data.decode import decode_image
@@ -26,11 +25,6 @@ from fqgan.tokenizer.model import FactorizedTokenizer
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
 def generator(models: Path) -> FAR:
     return fqgan.load_generator(models / "gen")
 
@@ -38,18 +32,6 @@ def generator(models: Path) -> FAR:
 @pytest.fixture(scope="module")
 def tokenizer(models: Path) -> FactorizedTokenizer:
     return fqgan.load_tokenizer(models / "tok")
-
-
-@pytest.fixture(scope="module")
-def running(models: Path) -> Iterator[tuple[str, Engine]]:
-    with served(settings(models)) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(running: tuple[str, Engine]) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running[0], timeout=60) as client:
-        yield client
 
 
 def answer(client: httpx.Client, path: str, **data: Any) -> dict[str, Any]:

@@ -19,27 +19,10 @@ from hostile import HOSTILE, JSON
 from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as options
 from PIL import Image
-from servers import png, served, settings, write_models
+from servers import png, served, settings
 
 from fqgan.serve import connections, gate
 from fqgan.serve.engine import Engine
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def running(models: Path) -> Iterator[tuple[str, Engine]]:
-    with served(settings(models)) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(running: tuple[str, Engine]) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running[0], timeout=60) as client:
-        yield client
 
 
 def sentence(response: httpx.Response) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from servers import CLASSES, served, settings, write_models
+from servers import CLASSES, served, settings
 
 import fqgan
 from fqgan.base.errors import UserError
@@ -39,11 +39,6 @@ from fqgan.serve.server import listen
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 Refused = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")

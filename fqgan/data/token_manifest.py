@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -62,12 +63,17 @@ class StoreOptions:
 
     @property
     def dtype(self) -> npt.DTypeLike:
-        """Of the codes: little-endian uint16, or uint32 for codebooks of more than 65,536 codes."""
-        return "<u2" if max(self.codebook_sizes) <= 1 << 16 else "<u4"
+        """Of the codes."""
+        return code_type(self.codebook_sizes)
 
     def shape(self, images: int) -> tuple[int, ...]:
         """Of the codes of some images: (images, crops, k, h*w)."""
         return (images, self.num_crops, len(self.codebook_sizes), math.prod(self.grid))
+
+
+def code_type(codebook_sizes: Sequence[int]) -> str:
+    """Little-endian uint16, or uint32 for codebooks of more than 65,536 codes."""
+    return "<u2" if max(codebook_sizes) <= 1 << 16 else "<u4"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fqgan.base.errors import UserError
 from fqgan.config import SourceOptions
 from fqgan.config.evaluation import LikelihoodEvaluation
-from fqgan.data.loader import EvaluationSet, evaluation_batches
+from fqgan.data.loader import EvaluationSet
 from fqgan.data.order import evenly_spaced
 from fqgan.data.sources import ImageSource, announce, open_source
 from fqgan.data.sources.base import listed
@@ -21,8 +21,7 @@ from fqgan.data.tokens import TokenStore, is_store
 from fqgan.data.transforms import normalize
 from fqgan.data.workers import Batches
 from fqgan.engine.distributed import World, from_main
-from fqgan.engine.sizes import check_pictures
-from fqgan.evaluation.collect import LeftUnmeasured
+from fqgan.evaluation.collect import LeftUnmeasured, centre_crops
 from fqgan.evaluation.protocol import CROP
 from fqgan.evaluation.sets import content_of, describe
 from fqgan.generator.model import FAR, load_generator
@@ -129,17 +128,8 @@ class EncodedCodes(Codes):
         return self._tokenizer
 
     def batches(self) -> Iterator[Coded]:
-        chosen, world = self.settings, self.world
-        check_pictures(chosen.batch, self.size, 3, torch.device("cpu"))
-        self._batches = evaluation_batches(
-            self._source,
-            size=self.size,
-            batch=chosen.batch,
-            limit=chosen.limit,
-            workers=chosen.workers,
-            rank=world.rank,
-            world=world.size,
-        )
+        world = self.world
+        self._batches = centre_crops(self._source, self.size, self.settings, world)
         grid = (self.size // self.tokenizer.config.downsampling,) * 2
         per_pass = crops_per_pass(self.size, world.device)
         with exact_convolutions(), Passes(self.tokenizer, world.device, per_pass) as passes:

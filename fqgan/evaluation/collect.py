@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fqgan.base.errors import UserError
-from fqgan.config.evaluation import Measuring
+from fqgan.config.evaluation import LikelihoodEvaluation, Measuring
 from fqgan.data.loader import evaluation_batches
 from fqgan.data.order import evenly_spaced
 from fqgan.data.sources import ImageSource
@@ -127,19 +127,25 @@ class CentreCrops:
         return evenly_spaced(len(source), self.settings.limit)
 
     def batches(self, source: ImageSource, world: World) -> Batches[tuple[Tensor, Tensor, Tensor]]:
-        """This rank's share of them: uint8 images (b, 3, size, size), labels (b,) and indices (b,).
-        `UserError` for pictures that cannot fit into memory."""
-        chosen = self.settings
-        check_pictures(chosen.batch, self.size, 3, torch.device("cpu"))
-        return evaluation_batches(
-            source,
-            size=self.size,
-            batch=chosen.batch,
-            limit=chosen.limit,
-            workers=chosen.workers,
-            rank=world.rank,
-            world=world.size,
-        )
+        """This rank's share of them, as `centre_crops`."""
+        return centre_crops(source, self.size, self.settings, world)
+
+
+def centre_crops(
+    source: ImageSource, size: int, settings: Measuring | LikelihoodEvaluation, world: World
+) -> Batches[tuple[Tensor, Tensor, Tensor]]:
+    """This rank's share of a set: uint8 images (b, 3, size, size), labels (b,) and indices (b,). `UserError` for
+    pictures that cannot fit into memory."""
+    check_pictures(settings.batch, size, 3, torch.device("cpu"))
+    return evaluation_batches(
+        source,
+        size=size,
+        batch=settings.batch,
+        limit=settings.limit,
+        workers=settings.workers,
+        rank=world.rank,
+        world=world.size,
+    )
 
 
 def collect(

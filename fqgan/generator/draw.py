@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -95,3 +96,10 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
     if top_p < 1:
         p = p.masked_fill(p.cumsum(1) - p >= max(top_p, _TINY), 0)
     return torch.zeros_like(logits).scatter_(1, codes, p)
+
+
+def check_drawn(codes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Codes (n, k, h, w) as they are; `UserError` where logits were not numbers."""
+    if (codes >= codes.new_tensor(sizes).view(-1, 1, 1)).any():
+        raise UserError("the generator's logits are not numbers: its weights are spoilt, or bf16 is too narrow for it")
+    return codes

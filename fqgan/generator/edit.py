@@ -17,7 +17,7 @@ from fqgan.base.classes import drawn_classes
 from fqgan.base.errors import UserError
 from fqgan.base.files import write_bytes, write_text
 from fqgan.base.folder import ResumableFolder
-from fqgan.base.inputs import Numbers, as_codes, as_factors
+from fqgan.base.inputs import Numbers, as_codes, as_count, as_factors
 from fqgan.base.printing import say
 from fqgan.base.schema import FORMAT_VERSION, load_json, to_dict
 from fqgan.config import SamplingConfig
@@ -52,7 +52,7 @@ def kept_mask(
     grid: Sequence[int],
     names: Sequence[str],
     keep: Sequence[str | int] = (),
-    region: Sequence[int] | None = None,
+    region: Sequence[float] | None = None,
     *,
     cell: int = 1,
 ) -> Tensor:
@@ -77,17 +77,35 @@ def kept_mask(
                 f"y0 < y1 <= {height * cell}"
             )
         mask[:] = True
-        mask[:, y0 // cell : -(-y1 // cell), x0 // cell : -(-x1 // cell)] = False
+        mask[:, int(y0 // cell) : int(-(-y1 // cell)), int(x0 // cell) : int(-(-x1 // cell))] = False
     mask[as_factors(list(keep), names)] = True
     return mask
 
 
-def mixed(codes: Tensor, other: Tensor, names: Sequence[str], take: Sequence[str | int]) -> Tensor:
-    """Codes (..., k, h, w) with those of the factors `take` from another picture's of the same shape."""
+def mixed(
+    codes: Tensor,
+    other: Tensor,
+    names: Sequence[str],
+    take: Sequence[str | int],
+    start: int = 0,
+    end: int | None = None,
+) -> Tensor:
+    """Codes (k, h, w) with those of the factors `take` from another picture's, at the positions from start up to end.
+
+    Args:
+        end: None: the last one, too.
+
+    Raises:
+        UserError: factors and positions that are none.
+    """
+    result = codes.clone().flatten(1)
+    start = as_count(start, "from", 0, result.shape[1])
+    end = result.shape[1] if end is None else as_count(end, "to", 0, result.shape[1])
+    if start > end:
+        raise UserError(f"the mix goes from position {start} to {end}: the first must not be the larger one")
     chosen = as_factors(list(take), names)
-    result = codes.clone()
-    result[..., chosen, :, :] = other[..., chosen, :, :].to(codes.device)
-    return result
+    result[chosen, start:end] = other.flatten(1)[chosen, start:end].to(codes.device)
+    return result.view_as(codes)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,36 @@ from fqgan.generator.step import Run
 
 Draw = tuple[float, int, float]
 """Temperature, top-k and top-p of a factor."""
+Draws = Sequence[tuple[slice | Tensor, tuple[Draw, ...]]]
+"""Groups of rows, and of each group the draws of all factors."""
+ALL = slice(None)
+
+
+class Key(NamedTuple):
+    """What the shapes and operators of a static step depend on."""
+
+    length: int
+    guided: bool
+    some_held: bool
+    all_held: bool
+
+
+class Step(NamedTuple):
+    """The rows of a step: those with their class, then the guided ones of them with the null class.
+
+    Attributes:
+        rows: of the batch.
+        guided: which of `rows` are guided; None: none of them.
+        at: (position, row) of each: where tables are read and written.
+        draws: for groups of `rows`; empty: the tables of settings say it.
+        key: what is given.
+    """
+
+    rows: slice | Tensor
+    guided: slice | Tensor | None
+    at: tuple[Any, Any]
+    draws: Draws
+    key: Key
 
 
 @dataclass(frozen=True)

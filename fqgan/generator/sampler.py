@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,43 +14,12 @@ from fqgan.base.inputs import Numbers, as_count, as_kind, as_labels, as_streams
 from fqgan.base.printing import say
 from fqgan.config import SamplingConfig
 from fqgan.engine.speed import compile_problem
-from fqgan.generator.draw import draw, draw_each, uniforms
-from fqgan.generator.rows import Draw, Given, Rule, Slots, index, runs
-from fqgan.generator.step import BlockStep, Fixed, Product, Run
+from fqgan.generator.draw import check_drawn, draw, draw_each, uniforms
+from fqgan.generator.rows import ALL, Draw, Draws, Given, Key, Rule, Slots, Step, index, runs
+from fqgan.generator.step import BlockStep, Fixed, Product, Run, in_steps
 
 if TYPE_CHECKING:
     from fqgan.generator.model import FAR
-
-_ALL = slice(None)
-Draws = Sequence[tuple[slice | Tensor, tuple[Draw, ...]]]
-_BUCKET = 64  # positions: with static shapes, attention reads a multiple of it
-
-
-class _Key(NamedTuple):
-    """What the shapes and operators of a static step depend on."""
-
-    length: int
-    guided: bool
-    some_held: bool
-    all_held: bool
-
-
-class _Step(NamedTuple):
-    """The rows of a step: those with their class, then the guided ones of them with the null class.
-
-    Attributes:
-        rows: of the batch.
-        guided: which of `rows` are guided; None: none of them.
-        at: (position, row) of each: where tables are read and written.
-        draws: for groups of `rows`; empty: the tables of settings say it.
-        key: what is given.
-    """
-
-    rows: slice | Tensor
-    guided: slice | Tensor | None
-    at: tuple[Any, Any]
-    draws: Draws
-    key: _Key
 
 
 class Sampler:
@@ -125,7 +94,7 @@ class Sampler:
         """Temperature, top-k and top-p, for static steps whose rows bring their own."""
         self._now = torch.zeros(batch, dtype=torch.int64, device=device)
         self._every = torch.arange(rows, device=device)
-        self._runs: dict[_Key, Callable[[], object]] = {}
+        self._runs: dict[Key, Callable[[], object]] = {}
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
 
@@ -272,7 +241,7 @@ class Sampler:
         which = None
         if guided:
             whole = len(guided) == len(active)
-            which = _ALL if whole else index([active.index(slot) for slot in guided], self.device)
+            which = ALL if whole else index([active.index(slot) for slot in guided], self.device)
         place: tuple[Any, Any] = standing[0], rows
         rotary = self._rotary[standing[0]]
         if len(set(standing)) > 1:
@@ -284,32 +253,31 @@ class Sampler:
             assert rule
             groups.setdefault(rule.draws, []).append(row)
         draws = [(index(own, self.device), settings) for settings, own in groups.items()]
-        key = _Key(0, bool(guided), *self.slots.how_held(active))
-        self._step(_Step(rows, which, place, draws, key), rotary, layout)
+        key = Key(0, bool(guided), *self.slots.how_held(active))
+        self._step(Step(rows, which, place, draws, key), rotary, layout)
 
-    def _key(self, active: list[int], guided: list[int]) -> _Key:
+    def _key(self, active: list[int], guided: list[int]) -> Key:
         """Which of the static steps: how many positions it reads, whether any row is guided, and what is given."""
         furthest = int(self.slots.at[active].max()) + 1
-        length = min(-(-furthest // _BUCKET) * _BUCKET, self.positions)
-        return _Key(length, bool(guided), *self.slots.how_held(active))
+        return Key(in_steps(furthest, self.positions), bool(guided), *self.slots.how_held(active))
 
-    def _static_step(self, key: _Key) -> None:
+    def _static_step(self, key: Key) -> None:
         """The step of all rows at positions `_now`, which it moves on. Every shape depends on the key alone."""
         now = self._now.repeat(2) if key.guided else self._now
         seen = torch.arange(key.length, device=self.device) <= now[:, None]
         mask = torch.zeros(seen.shape, dtype=self._input.dtype, device=self.device).masked_fill(~seen, -torch.inf)
         every = self._every[: self.batch]
         draws = [(slice(None), self.rule.draws)] if self.rule else []
-        step = _Step(slice(0, self.batch), _ALL if key.guided else None, (self._now, every), draws, key)
+        step = Step(slice(0, self.batch), ALL if key.guided else None, (self._now, every), draws, key)
         self._step(step, self._rotary[now][:, None], Fixed(self._every[: len(now)], now, mask))
         self._now.add_(1).clamp_(max=self.positions - 1)  # rows that are done, or nobody's, stay where they are
 
-    def _step(self, step: _Step, rotary: Tensor, places: tuple[Run, ...] | Fixed) -> None:
+    def _step(self, step: Step, rotary: Tensor, places: tuple[Run, ...] | Fixed) -> None:
         """Draw one position's codes of the rows into the buffer, and make their next input of them."""
         halves = self._input.view(-1, self.batch, self._input.shape[1])
         x = own = halves[0][step.rows]
         if step.guided is not None:
-            both = isinstance(step.rows, slice) and len(own) == self.batch and step.guided is _ALL
+            both = isinstance(step.rows, slice) and len(own) == self.batch and step.guided is ALL
             x = self._input if both else torch.cat([own, halves[1][step.rows][step.guided]])
         for block in self._blocks:
             x = block(x, rotary, places)
@@ -320,11 +288,11 @@ class Sampler:
         if step.guided is not None:
             halves[1][step.rows] = aggregated
 
-    def _given_codes(self, step: _Step) -> tuple[Tensor, list[Tensor]]:
+    def _given_codes(self, step: Step) -> tuple[Tensor, list[Tensor]]:
         codes = self._given[step.at]
         return codes, [table[codes[:, i]] for i, table in enumerate(self._codes_of)]
 
-    def _drawn(self, step: _Step, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _drawn(self, step: Step, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Codes (n, k) of the backbone's vectors x of all rows, and their embeddings."""
         codes: list[Tensor] = []
         embeddings: list[Tensor] = []
@@ -362,7 +330,7 @@ class Sampler:
             codes[rows] = draw(logits[rows], u[rows], *settings[i])
         return codes
 
-    def _prepared(self, key: _Key) -> Callable[[], object]:
+    def _prepared(self, key: Key) -> Callable[[], object]:
         """A static step; on CUDA replayed from a graph, without its launches."""
         step = partial(self._static_step, key)
         if self.device.type != "cuda":
@@ -384,10 +352,3 @@ class Sampler:
             step()
         self._pool = graph.pool()
         return graph.replay
-
-
-def check_drawn(codes: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Codes (n, k, h, w) as they are; `UserError` where logits were not numbers."""
-    if (codes >= codes.new_tensor(sizes).view(-1, 1, 1)).any():
-        raise UserError("the generator's logits are not numbers: its weights are spoilt, or bf16 is too narrow for it")
-    return codes

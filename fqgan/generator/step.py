@@ -14,7 +14,7 @@ from fqgan.engine.speed import allow_forms
 from fqgan.generator.transformer import Block, rotate
 
 _PACK_ROWS = 4
-_ROOM = 64  # positions by which caches grow
+_STEP = 64  # positions by which caches grow, and what static shapes read
 # plain products take other kernels for few rows; from here on, and at multiples of it, sums keep their order
 _PLAIN_ROWS = 8
 
@@ -48,6 +48,11 @@ def together(n: int, position: int) -> tuple[Run]:
     return (Run(slice(0, n), slice(0, n), position),)
 
 
+def in_steps(length: int, positions: int) -> int:
+    """The next multiple of 64 positions, or all positions there are."""
+    return min(-(-length // _STEP) * _STEP, positions)
+
+
 class KeyValueCache:
     """Keys and values of one attention layer, each (rows, kv_heads, positions, head_dim).
 
@@ -59,7 +64,7 @@ class KeyValueCache:
         attention = block.attention
         self.positions = positions
         self.grows = device.type == "cpu" and dtype == torch.bfloat16
-        room = min(_ROOM, positions) if self.grows else positions
+        room = in_steps(1, positions) if self.grows else positions
         shape = (2, rows, attention.kv_heads, room, attention.head_dim)
         # zeros: what a masked softmax multiplies by nothing must be finite
         self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -88,7 +93,7 @@ class KeyValueCache:
         return _attend(q, keys[:, :, :seen], values[:, :, :seen])
 
     def _make_room(self, length: int) -> None:
-        room = min(-(-length // _ROOM) * _ROOM, self.positions)
+        room = in_steps(length, self.positions)
         if room == self.keys.shape[2]:
             return
         kept = min(room, self.keys.shape[2])

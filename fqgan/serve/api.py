@@ -16,10 +16,10 @@ from fqgan.base.inputs import Numbers, as_codes, as_factors, as_tensor
 from fqgan.base.schema import finite
 from fqgan.data.transforms import normalize
 from fqgan.engine.sizes import check_pictures
+from fqgan.generator.edit import kept_mask, mixed
 from fqgan.metrics.psnr import psnr
 from fqgan.serve import images
 from fqgan.serve.drawing import answer, order_of
-from fqgan.serve.edits import kept, mixed, own_mask
 from fqgan.serve.engine import Engine, Unit, picture, result
 from fqgan.serve.models import Served
 from fqgan.serve.requests import Body, Decoded, Drawn, Edited, Likely, Pictured, Refused, checked, payload
@@ -70,8 +70,7 @@ def routes(engine: Engine) -> APIRouter:
         body = checked(Pictured, await payload(request))
         unit, served = chosen(request, body, "tokenizer")
         with engine.aside():
-            original = await received(unit, served, body.picture, _side(served, body.size))
-            codes = await result(unit.codec.encode(served.tokenizer, original))
+            original, codes = await _encoded(unit, served, body)
             return JSONResponse(finite(await _reconstructed(unit, served, original, codes)))
 
     @router.post("/encode", openapi_extra=describes(Pictured, form=True))
@@ -80,8 +79,7 @@ def routes(engine: Engine) -> APIRouter:
         body = checked(Pictured, await payload(request))
         unit, served = chosen(request, body, "tokenizer")
         with engine.aside():
-            original = await received(unit, served, body.picture, _side(served, body.size))
-            codes = await result(unit.codec.encode(served.tokenizer, original))
+            original, codes = await _encoded(unit, served, body)
         return JSONResponse({"codes": codes.tolist(), "size": list(original.shape[1:])})
 
     @router.post("/decode", openapi_extra=describes(Decoded))
@@ -149,6 +147,12 @@ async def received(unit: Unit, served: Served, given: Any, side: tuple[int, int]
     return await result(unit.codec.run(images.received, given, *side))
 
 
+async def _encoded(unit: Unit, served: Served, body: Pictured) -> tuple[Tensor, Tensor]:
+    """A picture (3, H, W) uint8 and its codes (k, h, w)."""
+    original = await received(unit, served, body.picture, _side(served, body.size))
+    return original, await result(unit.codec.encode(served.tokenizer, original))
+
+
 def _side(served: Served, size: int) -> tuple[int, int]:
     """Height and width of the crop that a tokenizer takes."""
     tokenizer = served.tokenizer
@@ -208,6 +212,14 @@ async def _own_codes(unit: Unit, served: Served, body: Likely | Edited) -> Tenso
     return await result(unit.codec.encode(served.tokenizer, original))
 
 
+def _own_mask(mask: Numbers, shape: tuple[int, int, int]) -> Tensor:
+    """A client's mask (k, h, w) of booleans; `UserError` for another shape or type."""
+    found = as_tensor(mask, "mask")
+    if found.dtype != torch.bool or tuple(found.shape) != shape:
+        raise UserError(f"mask must be booleans in lists of {' x '.join(map(str, shape))}")
+    return found
+
+
 async def _given(unit: Unit, served: Served, body: Edited) -> tuple[Tensor, Tensor]:
     """Codes and mask (k, h, w) of an edit."""
     grid: Any = tuple(served.generator.config.grid)
@@ -217,13 +229,13 @@ async def _given(unit: Unit, served: Served, body: Edited) -> tuple[Tensor, Tens
     if not chosen and body.mask is None and body.mix is None:
         raise UserError("say what is kept: keep, region, mask or mix")
     if body.mask is not None:
-        mask = own_mask(body.mask, (len(served.factors), *grid))
+        mask = _own_mask(body.mask, (len(served.factors), *grid))
     elif chosen:
-        mask = kept(grid, served.factors, served.tokenizer.config.downsampling, body.keep, body.region)
+        cell = served.tokenizer.config.downsampling
+        mask = kept_mask(grid, served.factors, body.keep or [], body.region, cell=cell)
     else:
         mask = torch.ones(len(served.factors), *grid, dtype=torch.bool)
     codes = await _own_codes(unit, served, body)
     if mix := body.mix:
-        end = grid[0] * grid[1] if mix.to is None else mix.to
-        codes = mixed(codes, _one(served, mix.codes), mix.take, mix.from_, end, served.factors)
+        codes = mixed(codes, _one(served, mix.codes), served.factors, mix.take, mix.from_, mix.to)
     return codes, mask

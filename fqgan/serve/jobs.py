@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.config import SamplingConfig
-from fqgan.generator.sampler import check_drawn
+from fqgan.generator.draw import check_drawn
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fqgan.config import SourceOptions, TokenizerConfig, TokenizerRunConfig
 from fqgan.config.planning import PlanSettings
 from fqgan.config.presets import PRESETS, named
 from fqgan.data.sources import open_source
+from fqgan.data.token_manifest import code_type
 from fqgan.data.tokens import TokenStore
 from fqgan.data.transforms import NUM_CROPS
 from fqgan.engine.sizes import micro_batch, num_parameters, total_steps
@@ -145,7 +146,7 @@ def plan(config: RunConfig, settings: PlanSettings, subject: str = "run") -> Pla
     """
     settings.check_machines()
     chosen, gpus, train = card(settings.gpu), settings.gpus, config.train
-    config, images = _resolved(config, settings)
+    config, images = _resolved(config)
     config.check()
     share = micro_batch(replace(train, micro_batch=0), gpus)
     own = train.micro_batch and micro_batch(train, gpus)
@@ -184,10 +185,13 @@ def plan(config: RunConfig, settings: PlanSettings, subject: str = "run") -> Pla
     )
 
 
-def _resolved(config: RunConfig, settings: PlanSettings) -> tuple[RunConfig, int]:
+def _resolved(config: RunConfig) -> tuple[RunConfig, int]:
     """The settings with nothing left open, and how many images there are."""
     if isinstance(config, TokenizerRunConfig):
-        return config, _count(config.data.source, config)[0]
+        known = _known(config.data.source)
+        return config, known[0] if known else len(
+            open_source(config.data.source, "train", SourceOptions.of(config.data))
+        )
     named_set = _known(config.data)
     if named_set is None:
         store = TokenStore.open(config.data)
@@ -197,14 +201,6 @@ def _resolved(config: RunConfig, settings: PlanSettings) -> tuple[RunConfig, int
     sizes = config.model.codebook_sizes or tuple(factor.codebook_size for factor in tokenizer.factors)
     grid = config.model.grid or (tokenizer.grid, tokenizer.grid)
     return config.resolved(sizes, grid, config.model.num_classes or classes), images
-
-
-def _count(source: str, config: TokenizerRunConfig) -> tuple[int, int]:
-    known = _known(source)
-    if known:
-        return known
-    found = open_source(source, "train", SourceOptions.of(config.data))
-    return len(found), len(found.classes)
 
 
 def _known(name: str) -> tuple[int, int] | None:
@@ -230,7 +226,12 @@ def _computation(chosen: Card, step: Step, accumulated: int) -> tuple[Time, int]
     times = accumulated / step.parts
     limit = times * chosen.seconds(step.work) + chosen.seconds(step.update)
     launches = round(times * len(step.work)) + len(step.update)
-    return Time(*(max(limit / share, launches * LAUNCH) for share in (BEST, USUAL))), launches
+    return _kernels(limit, launches), launches
+
+
+def _kernels(limit: float, operators: int, times: float = 1) -> Time:
+    """Seconds of good and of usual kernels, or of Python starting them; `limit`: seconds at the operators' limits."""
+    return Time(*(times * max(limit / share, operators * LAUNCH) for share in (BEST, USUAL)))
 
 
 def _collectives(
@@ -283,7 +284,7 @@ def _disk(config: RunConfig, step: Step, images: int, settings: PlanSettings) ->
 
 
 def _store_size(images: int, settings: PlanSettings, codebook_sizes: tuple[int, ...], positions: int) -> int:
-    width = 2 if max(codebook_sizes) <= 2**16 else 4
+    width = np.dtype(code_type(codebook_sizes)).itemsize
     return images * (NUM_CROPS[settings.crops] * len(codebook_sizes) * positions * width + 8)
 
 
@@ -294,8 +295,7 @@ def _extraction(model: TokenizerConfig, images: int, settings: PlanSettings, cho
     work: npt.NDArray[np.int64] = np.zeros((0, 3), np.int64)
     for precision in ("float32", "bf16"):
         work = follow_encoding(model, a_pass, precision)
-        limit, launches = chosen.seconds(work), len(work) * LAUNCH
-        seconds[precision] = Time(*(passes * max(limit / share, launches) for share in (BEST, USUAL)))
+        seconds[precision] = _kernels(chosen.seconds(work), len(work), passes)
     sizes = tuple(factor.codebook_size for factor in model.factors)
     size = _store_size(images, settings, sizes, model.grid**2)
     return Extraction(crops, int(work[:, 0].sum()) // a_pass, seconds, size)
