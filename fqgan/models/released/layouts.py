@@ -242,7 +242,7 @@ def _check_expressible(config: Config) -> None:
             fixed["kv_heads"] = config.heads
     else:
         names = factor_names(len(config.factors))
-        fixed = {"stem": 1, "attention": True}
+        fixed = {"stem": 1, "attention": True, "composition": TokenizerConfig.composition}
         for i, (each, factor) in enumerate(zip(names, config.factors, strict=True)):
             if bool(factor.adapter_depth) != bool(each.adapter):
                 rule = "needs an adapter" if each.adapter else "has no adapter"
