@@ -30,9 +30,9 @@ QUANTIZERS_PRESETS = {
 
 
 def quantizers(base: TokenizerRunConfig) -> Study:
-    """Compositions and quantizers with as many bits a position as two factors of the base have, and networks as large.
+    """Compositions and quantizers with as many bits a position as two factors of the base have, networks as large.
 
-    One adapter of a shared projection, or of a single factor, is as deep as all of the base's together. `UserError` where
+    One adapter of a shared projection, or of a single factor, is as deep as the base has in all. `UserError` where
     the base is not two equal factors of `vq` with a power of two of codes.
     """
     first, *others = base.model.factors
