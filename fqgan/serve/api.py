@@ -140,7 +140,7 @@ def routes(engine: Engine) -> APIRouter:
     return router
 
 
-async def received(unit: Unit, served: Served, given: Any, side: tuple[int, int]) -> Tensor:
+async def received(unit: Unit, given: Any, side: tuple[int, int]) -> Tensor:
     """A picture that somebody sent, (3, H, W) uint8."""
     if not isinstance(given, str | bytes):
         raise UserError("picture is missing: a file in a form, a data URL, or the name of a packaged photograph")
@@ -149,15 +149,15 @@ async def received(unit: Unit, served: Served, given: Any, side: tuple[int, int]
 
 async def _encoded(unit: Unit, served: Served, body: Pictured) -> tuple[Tensor, Tensor]:
     """A picture (3, H, W) uint8 and its codes (k, h, w)."""
-    original = await received(unit, served, body.picture, _side(served, body.size))
+    original = await received(unit, body.picture, _sides(served, body.size))
     return original, await result(unit.codec.encode(served.tokenizer, original))
 
 
-def _side(served: Served, size: int) -> tuple[int, int]:
-    """Height and width of the crop that a tokenizer takes."""
-    tokenizer = served.tokenizer
-    own = tokenizer.config.image_size
-    size = size or own
+def _sides(served: Served, size: int) -> tuple[int, int]:
+    """Height and width of the crop that is encoded: a square's, or where no size is wanted the model's own."""
+    if not size:
+        return served.pixels
+    tokenizer, own = served.tokenizer, max(served.pixels)
     tokenizer.check_size(size, size)
     if size > max(LARGEST_SIDE, own):
         raise UserError(f"size must be at most {max(LARGEST_SIDE, own)} pixels, got {size}")
@@ -208,7 +208,7 @@ async def _own_codes(unit: Unit, served: Served, body: Likely | Edited) -> Tenso
         raise UserError("give a picture, or else codes")
     if body.codes is not None:
         return _one(served, body.codes)
-    original = await received(unit, served, body.picture, served.pixels)
+    original = await received(unit, body.picture, served.pixels)
     return await result(unit.codec.encode(served.tokenizer, original))
 
 

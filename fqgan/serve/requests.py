@@ -24,6 +24,8 @@ MOST_BYTES = 20 * 2**20
 MOST_VALUES = 2**20
 """In a body of JSON: as Python's objects they take ten times the memory."""
 _ASIDE = 2**18  # bytes: parsing more would hold up all others
+_TEXT = ("model", "class", "picture", "cfg_schedule")
+"""Fields that hold text: in a form they stay as they are, whatever else they read as."""
 
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Word = Annotated[str, Field(max_length=200)]
@@ -119,7 +121,12 @@ class Edited(Drawn):
     )
     mask: Any = Field(None, description="Lists [k][h][w] of booleans, true where a code stays; or else keep, region.")
     mix: Mix | None = None
-    best_of: int = Field(1, ge=1, description="Draw this many for each picture, and take the likeliest.")
+    best_of: int = Field(
+        1,
+        ge=1,
+        description="Draw this many for each picture, and take the one under which the given codes behind the first "
+        "drawn one are likeliest; where there are none, the one whose codes are.",
+    )
 
 
 def checked(kind: type[M], data: dict[str, Any]) -> M:
@@ -189,7 +196,7 @@ async def _form(request: Request) -> dict[str, Any]:
         for name, value in form.multi_items():
             if name in fields:
                 raise UserError(f"the form has two fields {name[:60]!r}")
-            fields[name] = await value.read() if isinstance(value, UploadFile) else _field(value)
+            fields[name] = await value.read() if isinstance(value, UploadFile) else _field(name, value)
         await form.close()
     except UserError:
         raise
@@ -200,8 +207,10 @@ async def _form(request: Request) -> dict[str, Any]:
     return fields
 
 
-def _field(text: str) -> Any:
-    """A form's field: what reads as JSON is that, other text stays as it is."""
+def _field(name: str, text: str) -> Any:
+    """A form's field: what reads as JSON is that, unless the field holds text."""
+    if name in _TEXT:
+        return text
     try:
         return json.loads(text, parse_constant=_no_number)
     except UserError:
