@@ -13,8 +13,8 @@ Models have random weights. All requests ask for one picture of one class at gui
 - the plain way, a lock around `generator.generate`, against ours, at 8 clients (aim: ours 3 times as many pictures).
 
 With --soak requests of all kinds, good and bad, come at two a second, and some clients hang up. The server's resident
-memory is sampled each 30 seconds; the first sixth of the time is its warm-up (aim: within 5 % of that in the end). It needs
-Linux.
+memory is sampled each 30 seconds; the first sixth of the time is its warm-up (aim: within 5 % of that in the end). It
+needs Linux.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def test_where_nothing_given_lies_behind_the_likeliest_draw_is_taken(generator: 
         mask[:, :rows] = True
         every = generator.generate([1] * 6, seed=2, given=codes[None], mask=mask[None])
         bits = generator.log_likelihood(every, [1] * 6).sum((1, 2, 3)).view(2, 3)
-        best = [0, 3] + bits.argmax(1).numpy()
+        best = torch.tensor([0, 3]) + bits.argmax(1)
         assert likeliest(generator, every, mask, [1] * 6, 3, batch=4).tolist() == best.tolist()
         assert torch.equal(redraw(generator, codes, mask, 1, num=2, seed=2, best_of=3), every[best])
 

@@ -257,9 +257,9 @@ def test_a_name_of_several_classes_is_refused_and_their_numbers_are_taken(
     served = Served("birds", generator)
     assert [served.label(word) for word in (0, 1, 2, 3, "0", "3", "Crane")] == [0, 1, 2, 3, 0, 3, 1]
     assert served.label("2") == 0  # a name before a number
-    with pytest.raises(UserError, match="^'crane' names the classes 2, 3 of the model birds: give the number$"):
+    with pytest.raises(UserError, match=r"^'crane' names the classes 2, 3 of the model birds: give the number$"):
         served.label("crane")
-    with pytest.raises(UserError, match="^'CRANE' names the classes 1, 2, 3 of the model birds"):
+    with pytest.raises(UserError, match=r"^'CRANE' names the classes 1, 2, 3 of the model birds"):
         served.label("CRANE")
 
 

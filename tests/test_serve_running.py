@@ -420,7 +420,7 @@ def test_many_machines_without_ray_end_in_one_line(models: Path, monkeypatch: py
 
 
 def test_ray_is_handed_the_application_and_how_it_grows(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in with the part of Ray Serve's interface that is used; tests/test_serve_ray.py has Ray itself."""
+    """Against a stand-in with the part of Ray Serve's interface that is used; test_serve_ray.py has Ray itself."""
     built: dict[str, Any] = {}
 
     class Deployment:

@@ -24,6 +24,7 @@ from fqgan.serve.engine import Engine, Unit, picture, result
 from fqgan.serve.models import Served
 from fqgan.serve.requests import Body, Decoded, Drawn, Edited, Likely, Pictured, Refused, checked, payload
 
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 LARGEST_SIDE = 1024
 """Pixels of a picture at most, where a client chooses."""
 
@@ -56,7 +57,7 @@ def routes(engine: Engine) -> APIRouter:
         facts = engine.units[0].catalogue.facts()
         return JSONResponse({"models": facts, "pictures": pictures, "version": metadata.version("fqgan")})
 
-    @router.get("/pictures/{name}.png")
+    @router.get("/pictures/{name}.png", response_class=Response, responses={200: {"content": {"image/png": {}}}})
     async def packaged_picture(name: str) -> Response:
         """A packaged photograph."""
         if name not in packaged:
@@ -99,7 +100,7 @@ def routes(engine: Engine) -> APIRouter:
             files = await asyncio.gather(*(picture(unit, served.tokenizer, each, keep) for each in codes))
         return JSONResponse({"images": [images.data_url(file) for file in files]})
 
-    @router.post("/generate", openapi_extra=describes(Drawn))
+    @router.post("/generate", openapi_extra=describes(Drawn), responses=_STREAM)
     async def generate(request: Request) -> Response:
         """Pictures by class."""
         body = checked(Drawn, await payload(request))
@@ -108,7 +109,7 @@ def routes(engine: Engine) -> APIRouter:
         request.scope["note"]["pictures"] = len(order.wish.labels)
         return await answer(order, body.stream)
 
-    @router.post("/edit", openapi_extra=describes(Edited, form=True))
+    @router.post("/edit", openapi_extra=describes(Edited, form=True), responses=_STREAM)
     async def edit(request: Request) -> Response:
         """A picture of which some codes are kept and the others drawn."""
         body = checked(Edited, await payload(request))

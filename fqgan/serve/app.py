@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -70,18 +70,20 @@ def make_app(engine: Engine) -> FastAPI:
 
 
 def _add_state(app: FastAPI, engine: Engine) -> None:
-    @app.get("/healthz")
+    no = {503: {"description": "No.", "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+    @app.get("/healthz", responses=no)
     async def healthz() -> JSONResponse:
         """Whether the process lives, and its threads."""
         alive = all(unit.worker.alive for unit in engine.units)
         return JSONResponse({"alive": alive}, 200 if alive else 503)
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=no)
     async def readyz() -> JSONResponse:
         """Whether it takes requests: not while it drains."""
         return JSONResponse({"ready": engine.ready}, 200 if engine.ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus' metrics."""
         return Response(engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -30,7 +30,8 @@ _TEXT = ("model", "class", "picture", "cfg_schedule")
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Word = Annotated[str, Field(max_length=200)]
 M = TypeVar("M", bound=BaseModel)
-CODES = "lists [k][h][w] of whole numbers"
+CODES = "Lists [k][h][w] of whole numbers"
+PICTURE = "A file, a data URL, base64, or the name of a packaged photograph"
 
 
 class Refused(Exception):
@@ -75,13 +76,13 @@ class Drawn(Sampled):
         None, max_length=1000, description="Names or numbers; picture i takes the one at i modulo their number."
     )
     num: int | None = Field(None, ge=1, description="Pictures; as many as classes unless said.")
-    stream: bool = Field(False, description="Server-sent events `progress`, `image`, `done` instead of one answer.")
+    stream: bool = Field(False, description="Server-sent events progress, image, done instead of one answer.")
 
 
 class Pictured(Body):
     """A picture: a file in a form, or in JSON a data URL, base64 or the name of a packaged photograph."""
 
-    picture: Any = Field(None, description="A file, a data URL, base64, or the name of a packaged photograph.")
+    picture: Any = Field(None, description=f"{PICTURE}.")
     size: int = Field(0, ge=0, le=4096, description="Side of the crop in pixels; 0: the model's own.")
 
 
@@ -96,8 +97,8 @@ class Likely(Body):
     """Codes, or a picture, whose likelihood is asked for."""
 
     codes: Any = Field(None, description=CODES)
-    picture: Any = Field(None, description="As elsewhere.")
-    class_: Word | int | None = Field(None, alias="class")
+    picture: Any = Field(None, description=f"{PICTURE}; or else codes.")
+    class_: Word | int | None = Field(None, alias="class", description="Name or number; none unless said.")
 
 
 class Mix(BaseModel):
@@ -113,7 +114,7 @@ class Mix(BaseModel):
 class Edited(Drawn):
     """A picture of which some codes are kept and the others drawn."""
 
-    picture: Any = Field(None, description="As elsewhere; or else `codes`.")
+    picture: Any = Field(None, description=f"{PICTURE}; or else codes.")
     codes: Any = Field(None, description=CODES)
     keep: list[Word | int] | None = Field(None, max_length=100, description="Factors that stay as they are.")
     region: list[Real] | None = Field(
