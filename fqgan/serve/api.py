@@ -22,7 +22,7 @@ from fqgan.serve import images
 from fqgan.serve.drawing import answer, order_of
 from fqgan.serve.engine import Engine, Unit, picture, result
 from fqgan.serve.models import Served
-from fqgan.serve.requests import Body, Decoded, Drawn, Edited, Likely, Pictured, Refused, checked, payload
+from fqgan.serve.requests import CODES, Body, Decoded, Drawn, Edited, Likely, Pictured, Refused, checked, payload
 
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 LARGEST_SIDE = 1024
@@ -191,6 +191,8 @@ async def _reconstructed(unit: Unit, served: Served, original: Tensor, codes: Te
 def _codes(served: Served, given: Any, grid: tuple[int, ...] | None = None) -> Tensor:
     """Codes (n, k, h, w) of a client, one picture's or several's; `UserError` for what is none."""
     found = as_tensor(given, "codes")
+    if found.ndim not in (3, 4):
+        raise UserError(f"codes must be {CODES.lower()}, or a list of such, got {found.ndim} levels of lists")
     found = found[None] if found.ndim == 3 else found
     return as_codes(found, [quantizer.codebook_size for quantizer in served.tokenizer.quantizers], grid=grid)
 

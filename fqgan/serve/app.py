@@ -70,7 +70,9 @@ def make_app(engine: Engine) -> FastAPI:
 
 
 def _add_state(app: FastAPI, engine: Engine) -> None:
-    no = {503: {"description": "No.", "content": {"application/json": {"schema": {"type": "object"}}}}}
+    no: dict[int | str, dict[str, Any]] = {
+        503: {"description": "No.", "content": {"application/json": {"schema": {"type": "object"}}}}
+    }
 
     @app.get("/healthz", responses=no)
     async def healthz() -> JSONResponse:
