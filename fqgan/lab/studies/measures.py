@@ -3,7 +3,9 @@ codes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,48 @@ def mutual_information(a: Tensor, b: Tensor, permutations: int = 3, seed: int = 
     chance = [apart - entropy(a * size + each) for each in shuffled]
     counted = apart - entropy(a * size + b)
     return Information(counted, sum(chance) / max(1, len(chance)), min(entropy(a), entropy(b)))
+
+
+@dataclass(frozen=True)
+class CodeStatistics:
+    """What codes tell of each other, in bits a position, summed over the factors."""
+
+    entropy: float
+    """Of each code on its own."""
+    left: float
+    """Information of a code about its right neighbour of the same factor, above chance."""
+    upper: float
+    """The same of the code above."""
+    other: float
+    """Mutual information of a position's factors, above chance, summed over all pairs."""
+    usage: float
+    """Share of codes used, mean over the factors."""
+
+    @property
+    def numbers(self) -> tuple[float, float, float, float]:
+        """Those in bits."""
+        return self.entropy, self.left, self.upper, self.other
+
+
+def code_statistics(codes: Tensor, codebook_sizes: Sequence[int], permutations: int = 3) -> CodeStatistics:
+    """Statistics of codes (n, k, h, w) int64 of many images. Neighbours exist where the grid has them: a grid of one
+    column has none to the left, and 0 bits."""
+    columns = codes.unbind(1)
+    found = {"left": 0.0, "upper": 0.0}
+    for each in columns:
+        for name, later, earlier in (
+            ("left", each[:, :, 1:], each[:, :, :-1]),
+            ("upper", each[:, 1:], each[:, :-1]),
+        ):
+            if later.numel():
+                found[name] += mutual_information(later.flatten(), earlier.flatten(), permutations).corrected
+    other = sum(
+        mutual_information(a.flatten(), b.flatten(), permutations).corrected for a, b in combinations(columns, 2)
+    )
+    usage = [len(each.unique()) / size for each, size in zip(columns, codebook_sizes, strict=True)]
+    return CodeStatistics(
+        sum(entropy(each.flatten()) for each in columns), found["left"], found["upper"], other, sum(usage) / len(usage)
+    )
 
 
 def neighbour_purity(points: Array, labels: Labels, neighbours: int = 10) -> float:

@@ -13,6 +13,7 @@ from fqgan.lab.studies.settings import (
     DisentangleOptions,
     GeneratorsOptions,
     GeneratorStudy,
+    LearnabilityOptions,
     ProbeOptions,
     TokenizersOptions,
     TokenizerStudy,
@@ -83,6 +84,12 @@ STUDIES = {
     ),
     "generators": Entry(
         _LOOK, "Table 2: generators under one protocol", GeneratorsOptions, "studies.comparison:generators"
+    ),
+    "learnability": Entry(
+        "TOKENIZER ... --data DATA --out DIR",
+        "which tokenizer's codes are easy to generate: small generators on each",
+        LearnabilityOptions,
+        "studies.learnability:learnability",
     ),
     "disentangle": Entry(
         _LOOK,

@@ -203,6 +203,54 @@ class GeneratorsOptions(ComparisonOptions, SamplingConfig):
     """Seed of the samples."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LearnabilityOptions(GivenOptions):
+    """Of `study learnability`."""
+
+    data: str
+    """Images that the generators learn: `cifar10`, a folder, parquet files or tars; their training split."""
+    validation: str = ""
+    """Held-out images, for bits and distances; by default the validation split of the data."""
+    preset: str = "far-tiny"
+    """Generator preset of everything but width, length and recipe."""
+    widths: tuple[int, ...] = (64, 128)
+    """Widths of the generators, multiples of 64 with a head for each 64 channels, or smaller ones."""
+    steps: int = 600
+    """Number of optimizer steps of each generator."""
+    train_batch: int = 64
+    """Number of images in a step."""
+    seeds: int = 1
+    """Number of seeds of each generator, counted from 0."""
+    scales: tuple[float, ...] = (1.5, 2.0, 3.0)
+    """Guidance scales of which the best counts; every generator also draws without guidance."""
+    num: int = 2000
+    """Number of samples for each distance."""
+    limit: int = 2000
+    """Number of held-out images, spread evenly over the set; 0: all."""
+    features: tuple[str, ...] = ("efficientnet-lite0",)
+    """Network whose features are compared, such as classifier:RUN, which none of the tokenizers has seen."""
+    processes: int = 0
+    """Number of generators that train at the same time; 0: one for each GPU, or one without GPUs."""
+    batch: int = 64
+
+    @property
+    def validation_data(self) -> str:
+        """Where the held-out images are."""
+        return self.validation or self.data
+
+    def check(self) -> None:
+        """As of `GivenOptions`; and `UserError` for settings that give no comparison."""
+        super().check()
+        if len(self.features) != 1:
+            raise UserError("--features must name one network: distances of several are no one ranking")
+        if not self.widths or not self.scales:
+            raise UserError("--widths and --scales must name at least one number each")
+        at_least(1, steps=self.steps, seeds=self.seeds, **{"train-batch": self.train_batch, "widths": min(self.widths)})
+        at_least(0, processes=self.processes)
+        if min(self.scales) <= 1:
+            raise UserError("--scales are guidance scales above 1: without guidance is measured in any case")
+
+
 @dataclass(frozen=True)
 class MeasureOptions:
     """How all rows are measured."""

@@ -58,19 +58,7 @@ def train_study(study: Study, base: Run, options: StudyOptions) -> list[Path]:
     input_fingerprints.cache_clear()  # the files may have changed since an earlier study of this process
     settings = settings_of(study, base)
     chosen = study.only(options.only) if options.only else study
-    jobs = [
-        Job(
-            row.name,
-            seed,
-            replace(settings[row.name], train=replace(settings[row.name].train, seed=seed)),
-            options.out / "rows" / row.name / f"seed-{seed}",
-            tuple(line for line in chosen.lines if line.row == row.name),
-            protocol,
-        )
-        for seed in range(options.seeds)
-        for row in chosen.rows
-        if chosen.fractions(row.name)
-    ]
+    jobs = _jobs(chosen, settings, options, protocol)
     for job in jobs:  # before hours of training
         work.check(job)
     check_alike(study, jobs)
@@ -79,6 +67,27 @@ def train_study(study: Study, base: Run, options: StudyOptions) -> list[Path]:
     with study_folder(options.out):
         over_processes(work.run, jobs, options.processes or max(1, gpus), gpus)
         return report(chosen, jobs, options.out)
+
+
+def jobs_of(study: Study, base: Run, options: StudyOptions) -> list[Job]:
+    """The jobs of a study that `train_study` has finished."""
+    return _jobs(study, settings_of(study, base), options, protocol_of(base, options.measure))
+
+
+def _jobs(study: Study, settings: Mapping[str, Any], options: StudyOptions, protocol: Protocol) -> list[Job]:
+    return [
+        Job(
+            row.name,
+            seed,
+            replace(settings[row.name], train=replace(settings[row.name].train, seed=seed)),
+            options.out / "rows" / row.name / f"seed-{seed}",
+            tuple(line for line in study.lines if line.row == row.name),
+            protocol,
+        )
+        for seed in range(options.seeds)
+        for row in study.rows
+        if study.fractions(row.name)
+    ]
 
 
 def protocol_of(base: TokenizerRunConfig | GeneratorRunConfig, measure: MeasureOptions) -> Protocol:
