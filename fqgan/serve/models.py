@@ -17,7 +17,7 @@ from fqgan.engine.sizes import num_parameters
 from fqgan.generator.model import FAR, load_generator
 from fqgan.models import hub
 from fqgan.models.find import Source, find
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def places(words: Sequence[str]) -> list[Place]:
 def load(chosen: Sequence[Place], device: torch.device, precision: str) -> Catalogue:
     """All models on a device. `UserError` for a generator whose tokenizer is not there."""
     tokenizers = {
-        place.name: load_tokenizer(place.path, device, precision=precision)
+        place.name: FactorizedTokenizer.from_pretrained(place.path, device, precision=precision)
         for place in chosen
         if place.source.kind == "tokenizer"
     }
