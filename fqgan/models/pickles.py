@@ -7,7 +7,7 @@ import pickle
 import pickletools
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def _plain_classes() -> list[Any]:
 class PassedBy:
     """Stands where a file has something of a class that is not taken: it holds nothing and does nothing."""
 
-    collects: Callable[[], Any] | None = None
+    collects: type | None = None
     """What stands there where that class is a dict or a list: the loader fills no others."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Any:
@@ -101,7 +101,7 @@ def _to_pass_by(error: Exception, passed: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _stand_in(name: str, collects: Callable[[], Any] | None = None) -> type:
+def _stand_in(name: str, collects: type | None = None) -> type:
     return type("PassedBy", (PassedBy,), {"__module__": _HOME, "__qualname__": name, "collects": collects})
 
 

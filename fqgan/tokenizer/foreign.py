@@ -204,14 +204,9 @@ def _python_parts(address: str) -> _Parts:
     if not hasattr(home, name):
         raise UserError(f"{address}: {where} has no {name}")
     found = getattr(home, name)
-    if inspect.isclass(found) or not (hasattr(found, "encode") and hasattr(found, "decode")):
-        if not callable(found):
-            raise UserError(f"{address}: {name} has no encode and decode, and cannot be called for what has")
-        try:
-            found = found()
-        except Exception as error:
-            raise UserError(f"{address}: {name}() failed: {in_one_line(error)}") from error
-    if missing := [each for each in ("encode", "decode") if not callable(getattr(found, each, None))]:
+    if isinstance(found, type) or _lacking(found):
+        found = _made(found, f"{address}: {name}")
+    if missing := _lacking(found):
         raise UserError(f"{address}: {type(found).__name__} has no {' and no '.join(missing)}")
     sizes = getattr(found, "codebook_sizes", ())
     sizes = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
@@ -223,6 +218,21 @@ def _python_parts(address: str) -> _Parts:
         as_count(getattr(found, "image_size", _IMAGE_SIZE), f"{address}: image_size", 1, 2**16),
         as_count(getattr(found, "downsampling", 0), f"{address}: downsampling", 0, 2**16),
     )
+
+
+def _made(make: Any, who: str) -> Any:
+    """What a class or function gives without arguments."""
+    if not callable(make):
+        raise UserError(f"{who} has no encode and decode, and cannot be called for what has")
+    try:
+        return make()
+    except Exception as error:  # whatever the code of others does
+        raise UserError(f"{who}() failed: {in_one_line(error)}") from error
+
+
+def _lacking(found: Any) -> list[str]:
+    """What it should have and has not."""
+    return [name for name in ("encode", "decode") if not callable(getattr(found, name, None))]
 
 
 def _module(where: str, address: str) -> Any:
@@ -257,7 +267,7 @@ def _diffusers_parts(address: str) -> _Parts:
     config, options = _diffusers_config(place, address)
     name = str(config.get("_class_name", ""))
     cls: Any = getattr(diffusers, name, None)
-    if not (inspect.isclass(cls) and hasattr(cls, "encode") and hasattr(cls, "decode")):
+    if _lacking(cls):
         raise UserError(f"{address} holds {name or 'nothing that says its class'}, no autoencoder of diffusers")
     try:
         model: Any = cls.from_pretrained(place, **options)
@@ -292,7 +302,7 @@ def _latents(output: Any) -> Tensor:
 
 def _diffusers_config(place: str, address: str) -> tuple[dict[str, Any], dict[str, str]]:
     """config.json, and where it lies: in the folder or repository itself, or in a pipeline's."""
-    from diffusers import AutoencoderKL  # any of its models reads the configs of all
+    from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 
     problem = ""
     for folder in ("", "vae", "vqvae", "vqgan"):

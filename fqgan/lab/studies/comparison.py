@@ -171,7 +171,8 @@ def _table(
     for each in _in_order(models, paper):
         if isinstance(each, Compared):
             own: Mapping[str, Any] = scores[each.name]
-            rows.append([each.name, *each.facts, *(c.text(own.get(c.key, math.nan)) for c in shown), *("–" for _ in more)])
+            measured = [c.text(own.get(c.key, math.nan)) for c in shown]
+            rows.append([each.name, *each.facts, *measured, *("–" for _ in more)])
             data.append([each.name, *each.facts, *(own.get(key, "") for key in keys)])
         else:
             name, facts, numbers = each
