@@ -24,6 +24,7 @@ from fqgan.base.inputs import Numbers, as_codes, as_count, as_images, as_tensor
 from fqgan.config import FactorConfig
 from fqgan.models.find import DIFFUSERS, FOREIGN, PYTHON
 from fqgan.models.fingerprint import weights_fingerprint
+from fqgan.tokenizer.protocol import check_sides
 
 _IMAGE_SIZE = 256  # of a tokenizer that does not say
 
@@ -118,9 +119,7 @@ class ForeignTokenizer(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         """`UserError` unless both are positive multiples of the downsampling factor."""
-        f = self.config.downsampling
-        if height % f or width % f or min(height, width) < f:
-            raise UserError(f"image size {width}x{height} is no multiple of {self.address}'s downsampling factor {f}")
+        check_sides(height, width, self.config.downsampling, self.address)
 
     def fingerprint(self) -> str:
         """64 hex digits that only the same weights share; of what is no `nn.Module`, the same address and source."""

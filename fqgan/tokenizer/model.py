@@ -20,6 +20,7 @@ from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.backbone import Decoder, Encoder
 from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead
 from fqgan.tokenizer.foreign import ForeignTokenizer, is_foreign
+from fqgan.tokenizer.protocol import check_sides
 from fqgan.tokenizer.quantizers import make_quantizer
 from fqgan.tokenizer.quantizers.base import Quantized, Quantizer
 
@@ -159,9 +160,7 @@ class FactorizedTokenizer(Pretrained):
 
     def check_size(self, height: int, width: int) -> None:
         """`UserError` unless both are positive multiples of the downsampling factor."""
-        f = self.config.downsampling
-        if height % f or width % f or min(height, width) < f:
-            raise UserError(f"image size {width}x{height} is no multiple of the tokenizer's downsampling factor {f}")
+        check_sides(height, width, self.config.downsampling)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()

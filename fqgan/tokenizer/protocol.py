@@ -66,6 +66,12 @@ class Tokenizer(Protocol):
     def parameters(self) -> Iterable[nn.Parameter]: ...
 
 
+def check_sides(height: int, width: int, f: int, whose: str = "the tokenizer") -> None:
+    """`UserError` unless both sides of an image are positive multiples of the downsampling factor f."""
+    if height % f or width % f or min(height, width) < f:
+        raise UserError(f"image size {width}x{height} is no multiple of {whose}'s downsampling factor {f}")
+
+
 def needed_codes(tokenizer: Tokenizer, name: object) -> tuple[int, ...]:
     """Sizes of a tokenizer's codebooks; `UserError` where it has none."""
     if not tokenizer.codebook_sizes:
