@@ -214,6 +214,15 @@ def test_forms_of_a_vqgans_file(form: str, tmp_path: Path) -> None:
         case _:
             torch.save({"epoch": 1, "state_dict": whole, "optimizer_states": [{"state": {}}]}, path)
     assert fingerprint(path) == expected.fingerprint()
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    model = fqgan.load_tokenizer(path)
+    codes = model.encode(images)
+    # the codes whose distance to the features, not normalised, is the least
+    features, table = model.features(images)[0].double(), given["quantize.embedding.weight"].double()
+    distances = (features[:, None] - table[None, :, :, None, None]).square().sum(2)
+    chosen = distances.gather(1, codes).squeeze(1)
+    torch.testing.assert_close(chosen, distances.amin(1), rtol=1e-5, atol=1e-5)
+    assert model.decode(codes).shape == images.shape
 
 
 class Command:

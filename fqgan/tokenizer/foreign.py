@@ -27,6 +27,7 @@ from fqgan.models.fingerprint import weights_fingerprint
 from fqgan.tokenizer.protocol import check_sides
 
 _IMAGE_SIZE = 256  # of a tokenizer that does not say
+_TRIED = 64  # pixels a side that any autoencoder of diffusers takes
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class _Parts:
     facts: tuple[tuple[str, Any], ...] = ()
     dim: int = 0
     """Of a code; 0: not known."""
+    tried: int = 0
+    """Side of the first picture; 0: `image_size`."""
 
 
 class ForeignTokenizer(nn.Module):
@@ -139,7 +142,7 @@ class ForeignTokenizer(nn.Module):
 
     def _found_out(self, parts: _Parts) -> ForeignConfig:
         """What one picture tells."""
-        side = parts.image_size
+        side = parts.tried or parts.image_size
         self.config = ForeignConfig(self.address, side, 1, (), "")
         found = self._encoded(torch.zeros(1, 3, side, side, device=self.device), None)
         f = side // found.shape[2] if found.shape[2] else 0
@@ -153,7 +156,7 @@ class ForeignTokenizer(nn.Module):
         factors = tuple(FactorConfig(n, size, parts.dim, 0) for n, size in zip(names, parts.sizes, strict=True))
         if not factors:
             factors = (FactorConfig("latents", 0, found.shape[1], 0),)
-        return ForeignConfig(self.address, side, f, factors, type(self.inner).__name__, parts.facts)
+        return ForeignConfig(self.address, parts.image_size, f, factors, type(self.inner).__name__, parts.facts)
 
     def _encoded(self, images: Tensor, grid: tuple[int, int] | None) -> Tensor:
         with torch.no_grad(), self._autocast():
@@ -278,7 +281,8 @@ def _diffusers_parts(address: str) -> _Parts:
     # the size that an untouched config has is not that of the training pictures
     size = size if isinstance(size, int) and size >= 64 else _IMAGE_SIZE
     if not hasattr(model, "quantize"):
-        return _Parts(lambda x: _latents(model.encode(x)), lambda z: model.decode(z).sample, model, (), size, 0, facts)
+        continuous = lambda x: _latents(model.encode(x)), lambda z: model.decode(z).sample
+        return _Parts(*continuous, model, (), size, facts=facts, tried=_TRIED)
 
     def encode(images: Tensor) -> Tensor:
         latents = model.encode(images).latents
@@ -289,7 +293,7 @@ def _diffusers_parts(address: str) -> _Parts:
         return model.decode(vectors).sample  # which quantizes them once more: to themselves
 
     codes, dim = model.quantize.embedding.weight.shape
-    return _Parts(encode, decode, model, (codes,), size, 0, facts, dim)
+    return _Parts(encode, decode, model, (codes,), size, facts=facts, dim=dim, tried=_TRIED)
 
 
 def _latents(output: Any) -> Tensor:
