@@ -18,7 +18,7 @@ from fqgan.config.presets import child
 from fqgan.engine.run import read_stats
 from fqgan.tokenizer.quantizers import keeper as codebook
 from fqgan.tokenizer.quantizers.base import as_rows
-from fqgan.tokenizer.quantizers.keeper import CodebookKeeper, spherical_kmeans
+from fqgan.tokenizer.quantizers.keeper import CodebookKeeper, kmeans
 from fqgan.tokenizer.quantizers.nearest import nearest_codes
 from fqgan.tokenizer.quantizers.vector import VectorQuantizer
 from fqgan.tokenizer.task import train_tokenizer
@@ -180,7 +180,7 @@ def test_kmeans_ends_where_every_centre_is_the_direction_of_its_rows() -> None:
     rows, count = F.normalize(unit(2000, 3).double(), dim=1), 16
     similarity = []
     for iterations in (0, 1, 3, 100):
-        centres = spherical_kmeans(rows, count, iterations, torch.Generator().manual_seed(0))
+        centres = kmeans(rows, count, iterations, torch.Generator().manual_seed(0))
         torch.testing.assert_close(centres.norm(dim=1), torch.ones(count, dtype=torch.float64))
         similarity.append((rows @ centres.T).amax(1).mean().item())
     assert similarity == sorted(similarity) and similarity[-1] > similarity[0] + 0.01
@@ -191,7 +191,7 @@ def test_kmeans_ends_where_every_centre_is_the_direction_of_its_rows() -> None:
 
 def test_a_centre_without_rows_stays() -> None:
     rows = torch.eye(3).repeat(4, 1)
-    centres = spherical_kmeans(rows, 12, 2, torch.Generator().manual_seed(0))
+    centres = kmeans(rows, 12, 2, torch.Generator().manual_seed(0))
     assert torch.isfinite(centres).all() and torch.equal(centres.amax(1), torch.ones(12))
 
 

@@ -27,7 +27,7 @@ from fqgan.engine import checkpoint
 from fqgan.engine.run import read_stats
 from fqgan.engine.sizes import check_pictures
 from fqgan.models import pickles
-from fqgan.tokenizer.quantizers.keeper import spherical_kmeans
+from fqgan.tokenizer.quantizers.keeper import kmeans
 
 __all__ = ["here", "nothing_happens"]  # fixtures
 
@@ -290,7 +290,7 @@ def test_names_that_a_terminal_cannot_show(tmp_path: Path) -> None:
 
 def test_kmeans_ends_where_nothing_moves() -> None:
     rows = torch.nn.functional.normalize(torch.randn(200, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    few, many = (spherical_kmeans(rows, 8, n, torch.Generator().manual_seed(1)) for n in (300, 10**9))
+    few, many = (kmeans(rows, 8, n, torch.Generator().manual_seed(1)) for n in (300, 10**9))
     assert torch.equal(few, many)
 
 

@@ -14,7 +14,7 @@ from released import filled
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fqgan.tokenizer.quantizers import vector as quantize
+from fqgan.tokenizer.quantizers import soft
 from fqgan.tokenizer.quantizers.base import as_rows, rotate
 from fqgan.tokenizer.quantizers.nearest import nearest_codes
 from fqgan.tokenizer.quantizers.vector import VectorQuantizer
@@ -71,7 +71,7 @@ def test_gradients_equal_the_plain_ones(
 ) -> None:
     """In float64, whatever the chunks: one row at a time, some rows with a rest, all at once."""
     chunks = lambda rows, k: (slice(i, i + max(1, elements // k)) for i in range(0, len(rows), max(1, elements // k)))  # noqa: E731
-    monkeypatch.setattr(quantize, "chunks", chunks)
+    monkeypatch.setattr(soft, "chunks", chunks)
     torch.manual_seed(0)
     quantizer = VectorQuantizer(codes_, 5, tau).double()
     quantizer.codebook.data *= torch.rand(codes_, 1) + 0.5

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fqgan.base.errors import UserError
 from fqgan.commands.runs import RunArguments, TrainingCommand, print_last, value_of
 from fqgan.config import TokenizerRunConfig, presets
-from fqgan.config.tokenizer import MOST_FACTORS
+from fqgan.config.factor import MOST_FACTORS
 
 
 @dataclass(frozen=True)

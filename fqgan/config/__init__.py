@@ -2,6 +2,7 @@
 
 from fqgan.config.classifier import ClassifierConfig, ClassifierRunConfig
 from fqgan.config.data import DataConfig, PictureOptions, SourceOptions
+from fqgan.config.factor import TEACHER_DIMS, FactorConfig, teacher_dim
 from fqgan.config.generator import (
     GeneratorConfig,
     GeneratorRunConfig,
@@ -9,15 +10,12 @@ from fqgan.config.generator import (
     SamplingConfig,
 )
 from fqgan.config.tokenizer import (
-    TEACHER_DIMS,
     DiscriminatorConfig,
-    FactorConfig,
     LossConfig,
     QuantizerConfig,
     TokenizerConfig,
     TokenizerRunConfig,
     TokenizerTrainConfig,
-    teacher_dim,
 )
 from fqgan.config.training import OptimizerConfig, TrainConfig
 from fqgan.config.understanding import (

@@ -2,61 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fqgan.base.errors import UserError
 from fqgan.base.schema import without
 from fqgan.config.data import DataConfig
+from fqgan.config.factor import MOST_FACTORS, FactorConfig
 from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
-
-# Class-token (or pooled) feature dimensions of the teachers that presets name, so that a model can be built
-# without loading its teachers.
-TEACHER_DIMS = {
-    "efficientnet-lite0": 1280,
-    **{f"efficientnet-lite0:stage{i}": channels for i, channels in enumerate((16, 24, 40, 112, 320), 1)},
-    "clip:openai/clip-vit-large-patch14": 1024,
-    "clip:openai/clip-vit-base-patch16": 768,
-    "dinov2:facebook/dinov2-small": 384,
-}
-
-
-MOST_FACTORS = 100
-
-
-@dataclass(frozen=True)
-class FactorConfig:
-    """One factor: a sub-codebook with its adapter (paper section 3.2)."""
-
-    name: str = "visual"
-    """Name of the factor in logs, reports and metrics; it must be unique within a model."""
-    codebook_size: int = setting(16384, least=1, most=2**24)
-    """Number of codes K."""
-    code_dim: int = setting(8, least=1)
-    """Dimension D of a code."""
-    adapter_depth: int = setting(6, most=1000)
-    """Number of transformer blocks of the adapter F_i (Eq. 4); 0: no adapter, so that the factor reads the encoder
-    directly."""
-    teacher: str = ""
-    """Frozen vision model whose class token this factor predicts (section 3.2.2); empty: none. efficientnet-lite0 and
-    efficientnet-lite0:stage1 to :stage5 work offline; clip:ID_OR_FOLDER, dinov2:ID_OR_FOLDER, timm:NAME and
-    timm:NAME=FILE need weights. @SIZE at the end sets the input size in pixels: clip:/path/to/folder@112."""
-    teacher_dim: int = 0
-    """Dimension of the teacher's feature; 0: looked up in a table of known teachers, or read from the teacher when
-    training starts."""
-    quantizer: str = "vq"
-    """What makes codes of features: vq, the nearest code on the unit sphere (Eq. 1), as in the released models."""
-
-
-def teacher_dim(factor: FactorConfig) -> int:
-    """Feature dimension of a factor's teacher; `UserError` when it is neither given nor known."""
-    dim = factor.teacher_dim or TEACHER_DIMS.get(factor.teacher.partition("@")[0], 0)
-    if not dim:
-        raise UserError(
-            f"factor {factor.name}: the dimension of teacher {factor.teacher!r} is not known: set teacher_dim"
-        )
-    return dim
 
 
 @dataclass(frozen=True)
@@ -93,6 +47,12 @@ class TokenizerConfig:
     feature_head_width: int = 0
     """Width of a feature-prediction head; 0: the teacher's dimension, as in the released models. With any other width,
     the head ends in a linear map to the teacher's dimension."""
+    composition: Literal["factorized", "product", "residual"] = "factorized"
+    """How the factors share a position's features. factorized: each has an adapter of its own, and their vectors are
+    concatenated (Eq. 4, 5). product: they split the channels of one projection (product quantization). residual: each
+    quantizes what the ones before it left, and the vectors are summed (RQ-VAE, Lee et al. 2022)."""
+    shared_codebook: bool = False
+    """Use one codebook for all factors of a residual composition, as RQ-VAE does."""
     factors: tuple[FactorConfig, ...] = (
         FactorConfig("visual"),
         FactorConfig("semantic", teacher="clip:openai/clip-vit-large-patch14"),
@@ -119,6 +79,7 @@ class TokenizerConfig:
             raise UserError(
                 f"model.image_size {self.image_size} is no multiple of the downsampling factor {self.downsampling}"
             )
+        self._check_composition()
         names = [factor.name for factor in self.factors]
         if odd := [name for name in names if not name.isprintable() or not name.strip()]:
             raise UserError(f"a factor's name must be printable, got {odd[0]!r}")
@@ -130,6 +91,7 @@ class TokenizerConfig:
             )
         width = self.channels * self.channel_multipliers[-1]
         for factor in self.factors:
+            factor.check()
             if factor.adapter_depth and width % self.adapter_head_dim:
                 raise UserError(f"model.adapter_head_dim {self.adapter_head_dim} does not divide the width {width}")
             if factor.teacher and self.feature_head_width % self.feature_head_heads:
@@ -137,6 +99,30 @@ class TokenizerConfig:
                     f"model.feature_head_heads {self.feature_head_heads} does not divide model.feature_head_width "
                     f"{self.feature_head_width}"
                 )
+
+    def _check_composition(self) -> None:
+        first, *others = self.factors
+        name = f"model.composition {self.composition}"
+        if self.shared_codebook and self.composition != "residual":
+            raise UserError(f"model.shared_codebook needs model.composition residual, not {self.composition}")
+        if self.composition == "factorized":
+            return
+        if any(factor.adapter_depth != first.adapter_depth for factor in others):
+            raise UserError(f"{name} has one adapter: give all factors the same adapter_depth")
+        if self.composition == "product":
+            return
+        if any(factor.code_dim != first.code_dim for factor in others):
+            raise UserError(f"{name} sums the factors' vectors: give all factors the same code_dim")
+        if taught := [factor.name for factor in others if factor.teacher]:
+            raise UserError(
+                f"{name}: factor {taught[0]} holds what the ones before it left, which predicts no teacher: set its "
+                'teacher to ""'
+            )
+        if self.shared_codebook and any(
+            replace(each, name="", teacher="", teacher_dim=0) != replace(first, name="", teacher="", teacher_dim=0)
+            for each in others
+        ):
+            raise UserError("model.shared_codebook needs factors of the same quantizer and sizes")
 
 
 @dataclass(frozen=True)

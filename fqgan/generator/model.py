@@ -83,7 +83,7 @@ class FAR(Pretrained):
     def carry(self, tokenizer: FactorizedTokenizer) -> None:
         """Take a tokenizer along; `UserError` where its codebooks are of other sizes."""
         as_kind(tokenizer, FactorizedTokenizer, "tokenizer")
-        sizes = tuple(quantizer.codebook_size for quantizer in tokenizer.quantizers)
+        sizes = tokenizer.codebook_sizes
         if sizes != self.config.codebook_sizes:
             texts = (" x ".join(map(str, each)) for each in (sizes, self.config.codebook_sizes))
             raise UserError("the tokenizer has {} codes, the generator {}: they don't belong together".format(*texts))

@@ -12,14 +12,17 @@ from torch import Tensor
 _HEAD = re.compile(r"branches\.\d+\.head\.")
 
 
-def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+def weights_fingerprint(tensors: Mapping[str, Tensor], meaning: str = "") -> str:
     """sha256 in hex over a tokenizer's state dict: every tensor's name, shape and float32 values, little-endian, in the
     order of the names.
 
     Feature-prediction heads don't count: only training uses them, and some files leave them out. Storing weights in
     another order, layout or file format changes nothing.
+
+    Args:
+        meaning: what changes the codes and cannot be read from the tensors, such as the levels of `fsq`.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(meaning.encode())
     for name in sorted(name for name in tensors if not _HEAD.match(name)):
         values = tensors[name].detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
         digest.update(f"{name} {'x'.join(map(str, values.shape))}\n".encode())

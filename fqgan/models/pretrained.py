@@ -67,7 +67,11 @@ class Pretrained(nn.Module):
     def fingerprint(self) -> str:
         """64 hex digits that only the same weights share (`fqgan.models.fingerprint`); of a tokenizer, those that
         its codes depend on."""
-        return weights_fingerprint(self.state_dict())
+        return weights_fingerprint(self.state_dict(), self.meaning())
+
+    def meaning(self) -> str:
+        """What of the architecture changes what the model computes without a trace in the weights."""
+        return ""
 
     def export(self, folder: str | Path) -> Path:
         """Write config.json and model.safetensors, all that `from_pretrained` needs; the folder."""

@@ -94,7 +94,7 @@ class Served:
             "name": self.name,
             "kind": self.model.kind,
             "factors": self.factors,
-            "codebook_sizes": [quantizer.codebook_size for quantizer in self.tokenizer.quantizers],
+            "codebook_sizes": list(self.tokenizer.codebook_sizes),
             "grid": [tokenizer.grid, tokenizer.grid],
             "image_size": tokenizer.image_size,
             "downsampling": tokenizer.downsampling,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fqgan.tokenizer.backbone import Normalize
 from fqgan.tokenizer.blocks import LearnedPositions, TransformerBlock
 from fqgan.tokenizer.fused import norm_silu_conv
-from fqgan.tokenizer.quantizers.base import Quantized, Quantizer
+from fqgan.tokenizer.quantizers.base import Quantizer
 
 
 class Adapter(nn.Module):
@@ -59,22 +59,35 @@ class FeaturePredictionHead(nn.Module):
 
 
 class Branch(nn.Module):
-    """Base features -> one factor's codes. The normalisation before the projection keeps the codes from collapsing."""
+    """What one factor has of its own: adapter and projection of the base features, quantizer, feature-prediction head.
 
-    def __init__(self, adapter: nn.Module, width: int, z_channels: int, quantizer: Quantizer, head: nn.Module | None):
+    The normalisation before the projection keeps the codes from collapsing.
+
+    Args:
+        adapter: None: the projection reads the base features.
+        channels: that the projection gives; 0: another branch's projection serves this one, too.
+        quantizer: None: another branch's serves this one, too.
+    """
+
+    def __init__(
+        self,
+        adapter: nn.Module | None,
+        width: int,
+        z_channels: int,
+        channels: int,
+        quantizer: Quantizer | None,
+        head: nn.Module | None,
+    ):
         super().__init__()
         self.adapter = adapter
-        self.norm = Normalize(width)
-        self.conv = nn.Conv2d(width, z_channels, 3, padding=1)
-        self.projection = nn.Conv2d(z_channels, quantizer.code_dim, 1)
+        if channels:
+            self.norm = Normalize(width)
+            self.conv = nn.Conv2d(width, z_channels, 3, padding=1)
+            self.projection = nn.Conv2d(z_channels, channels, 1)
         self.quantizer = quantizer
         self.head = head
 
     def project(self, base: Tensor) -> Tensor:
-        """(b, width, h, w) base features -> (b, code_dim, h, w) features, not normalised."""
-        return self.projection(norm_silu_conv(self.adapter(base), self.norm, self.conv))
-
-    def forward(self, base: Tensor, entropy: bool) -> tuple[Quantized, Tensor | None]:
-        """Quantized features and the predicted teacher feature (None without a teacher)."""
-        quantized = self.quantizer(self.project(base), entropy)
-        return quantized, None if self.head is None else self.head(quantized.vectors)
+        """(b, width, h, w) base features -> (b, channels, h, w) features, not normalised."""
+        adapted = base if self.adapter is None else self.adapter(base)
+        return self.projection(norm_silu_conv(adapted, self.norm, self.conv))

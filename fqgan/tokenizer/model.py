@@ -1,4 +1,4 @@
-"""FactorizedTokenizer: encoder -> k branches -> channel concatenation -> decoder (Eq. 3-6)."""
+"""FactorizedTokenizer: encoder -> k factors -> their vectors combined -> decoder (Eq. 3-6)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fqgan.engine.devices import pick_device
 from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.backbone import Decoder, Encoder
 from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead
+from fqgan.tokenizer.compositions import Composition, make_composition
 from fqgan.tokenizer.foreign import ForeignTokenizer, is_foreign
 from fqgan.tokenizer.protocol import check_sides
 from fqgan.tokenizer.quantizers import make_quantizer
@@ -60,10 +61,12 @@ class FactorizedTokenizer(Pretrained):
         attention = config.attention_at if config.attention else "nowhere"
         shape = (config.channels, config.channel_multipliers, config.res_blocks, attention, config.stem)
         self.encoder = Encoder(*shape, config.dropout)
+        self.composition = make_composition(config)
         self.branches = nn.ModuleList(
-            _branch(config, factor, entropy_temperature, gradient) for factor in config.factors
+            _branch(config, i, self.composition, entropy_temperature, gradient) for i in range(len(config.factors))
         )
-        self.post_quant = nn.Conv2d(sum(factor.code_dim for factor in config.factors), config.z_channels, 1)
+        dims = [factor.code_dim for factor in config.factors]
+        self.post_quant = nn.Conv2d(self.composition.channels(dims), config.z_channels, 1)
         self.decoder = Decoder(*shape, config.z_channels, config.dropout)
 
     @property
@@ -88,18 +91,17 @@ class FactorizedTokenizer(Pretrained):
 
     @property
     def quantizers(self) -> list[Quantizer]:
-        """One a factor."""
-        return [branch.quantizer for branch in self.branches]  # pyright: ignore[reportReturnType]
+        """One a factor; the same one k times where the factors share their codebook."""
+        return [branch.quantizer or self.branches[0].quantizer for branch in self.branches]  # pyright: ignore
 
     def forward(self, images: Numbers, entropy: bool = False) -> TokenizerOutput:
         """Training pass: everything that the losses need. `entropy` asks for the quantizers' entropy losses.
 
         The pixels' values are not looked at, which would make a GPU wait."""
-        base = self.encoder(self._images(images, values=False))
-        results = [branch(base, entropy) for branch in self.branches]
-        quantized = [result[0] for result in results]
-        reconstruction = self._decode([q.vectors for q in quantized])
-        return TokenizerOutput(reconstruction, quantized, [result[1] for result in results])
+        quantized = self._quantize(self._images(images, values=False), entropy)
+        heads = [branch.head for branch in self.branches]
+        predictions = [head and head(q.vectors) for head, q in zip(heads, quantized, strict=True)]  # pyright: ignore
+        return TokenizerOutput(self._decode(self.composition.passed(quantized)), quantized, predictions)
 
     def set_precision(self, precision: str) -> Self:
         """How `encode`, `decode` and `features` compute: `float32`, or `bf16` with quantizers in float32.
@@ -121,8 +123,7 @@ class FactorizedTokenizer(Pretrained):
         """
         images = self._images(images, values)
         with self._autocast(images.device):
-            base = self.encoder(images)
-            return torch.stack([b.quantizer.encode(b.project(base)) for b in self.branches], 1)  # pyright: ignore
+            return torch.stack([q.codes for q in self._quantize(images)], 1)
 
     def decode(
         self, codes: Numbers, keep: int | str | Iterable[int | str] | None = None, *, values: bool = True
@@ -144,10 +145,13 @@ class FactorizedTokenizer(Pretrained):
 
     def features(self, images: Numbers) -> list[Tensor]:
         """k tensors (b, d, h, w): the features before quantization, l2-normalised for `vq`."""
+        return [q.features for q in self.quantize(images)]
+
+    def quantize(self, images: Numbers) -> list[Quantized]:
+        """What each factor makes of images (b, 3, H, W): features before quantization, codes and their embeddings."""
         images = self._images(images)
         with self._autocast(images.device):
-            base = self.encoder(images)
-            return [b.quantizer.normalize(b.project(base)) for b in self.branches]  # pyright: ignore
+            return self._quantize(images)
 
     def embed(self, codes: Numbers, *, values: bool = True) -> list[Tensor]:
         """k tensors (b, d, h, w): the codes' embeddings, l2-normalised for `vq`."""
@@ -157,6 +161,18 @@ class FactorizedTokenizer(Pretrained):
     def check_codes(self, codes: Numbers, *, values: bool = True) -> Tensor:
         """(b, k, h, w) int64 on its device of what a user gave for codes; `UserError` for what it has not."""
         return as_codes(codes, self.codebook_sizes, self.device, values=values)
+
+    def meaning(self) -> str:
+        """What of the architecture changes the codes without a trace in the weights; empty for the paper's."""
+        config, paper = self.config, TokenizerConfig()
+        parts = [name for name in ("composition", "shared_codebook") if getattr(config, name) != getattr(paper, name)]
+        told = [f"{name} {getattr(config, name)}" for name in parts]
+        told += [
+            f"{i} {factor.quantizer} {factor.codebook_size} {factor.levels}"
+            for i, factor in enumerate(config.factors)
+            if factor.quantizer != FactorConfig.quantizer
+        ]
+        return "\n".join(told)
 
     def check_size(self, height: int, width: int) -> None:
         """`UserError` unless both are positive multiples of the downsampling factor."""
@@ -171,14 +187,23 @@ class FactorizedTokenizer(Pretrained):
         self.check_size(images.shape[2], images.shape[3])
         return images
 
+    def _quantize(self, images: Tensor, entropy: bool = False) -> list[Quantized]:
+        return self.composition.quantize(self.branches, self.quantizers, self.encoder(images), entropy)  # pyright: ignore
+
     def _decode(self, vectors: list[Tensor]) -> Tensor:
-        return self.decoder(self.post_quant(torch.cat(vectors, 1).to(self.post_quant.weight.dtype)))
+        return self.decoder(self.post_quant(self.composition.combine(vectors).to(self.post_quant.weight.dtype)))
 
 
-def _branch(config: TokenizerConfig, factor: FactorConfig, entropy_temperature: float, gradient: str) -> Branch:
+def _branch(
+    config: TokenizerConfig, i: int, composition: Composition, entropy_temperature: float, gradient: str
+) -> Branch:
+    factor = config.factors[i]
     width = config.channels * config.channel_multipliers[-1]
-    adapter: nn.Module = nn.Identity()
-    if factor.adapter_depth:
+    channels = factor.code_dim
+    if composition.shared:
+        channels = 0 if i else composition.channels([factor.code_dim for factor in config.factors])
+    adapter = None
+    if factor.adapter_depth and channels:
         adapter = Adapter(width, config.grid, factor.adapter_depth, width // config.adapter_head_dim)
     head = None
     if factor.teacher:
@@ -190,7 +215,8 @@ def _branch(config: TokenizerConfig, factor: FactorConfig, entropy_temperature: 
             config.feature_head_depth,
             config.feature_head_heads,
         )
-    return Branch(adapter, width, config.z_channels, make_quantizer(factor, entropy_temperature, gradient), head)
+    quantizer = None if i and config.shared_codebook else make_quantizer(factor, entropy_temperature, gradient)
+    return Branch(adapter, width, config.z_channels, channels, quantizer, head)
 
 
 def load_matching_tokenizer(

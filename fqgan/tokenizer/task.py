@@ -36,11 +36,12 @@ from fqgan.nets.perceptual import PerceptualDistance, load_perceptual
 from fqgan.nets.sharing import sharing
 from fqgan.nets.teachers import load_teachers
 from fqgan.tokenizer.adversary import Adversary
+from fqgan.tokenizer.compositions import make_composition
 from fqgan.tokenizer.losses import tokenizer_loss
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
-from fqgan.tokenizer.quantizers import make_quantizer
-from fqgan.tokenizer.quantizers.base import Keeper, Quantized, as_rows
+from fqgan.tokenizer.quantizers import make_quantizer, names_where, quantizer_class
+from fqgan.tokenizer.quantizers.base import Keeper, Quantized, Quantizer, as_rows
 from fqgan.tokenizer.quantizers.keeper import FEATURES_PER_CODE, in_order
 from fqgan.tokenizer.speed import compile_tokenizer, memory_format, recompute_activations
 from fqgan.tokenizer.start import Start
@@ -86,8 +87,9 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
         self.phases = [Phase("tokenizer", self._place(self.model), self._optimizer(self.model), self._generator_loss)]
         self.keepers: dict[int, Keeper] = {}
         """By the index of their factor."""
-        for i, quantizer in enumerate(self.model.quantizers):
-            keeper = quantizer.keeper(
+        for i, branch in enumerate(self.model.branches):
+            own: Quantizer | None = branch.quantizer  # pyright: ignore[reportAssignmentType]
+            keeper = own and own.keeper(
                 self.phases[0].optimizer, options, (config.train.seed, i), interleaved=config.data.lanes > 1
             )
             if keeper:
@@ -164,25 +166,29 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
         micro_batches = steps * config.train.batch // (micro_batch(config.train, self.world.size) * self.world.size)
         if self.world.is_main:
             say(f"k-means on features of the first {steps * config.train.batch} images")
-        parts: dict[int, list[Tensor]] = {i: [] for i in self.keepers}
         self.model.eval()
-        for batch in islice(self.batches(0), micro_batches):
-            with self._autocast():
-                found = self.model.features(batch.images)
+        # what a factor of a residual composition reads depends on the codes of the ones before it
+        each = [[i] for i in self.keepers] if config.model.composition == "residual" else [list(self.keepers)]
+        for group in each:
+            parts: dict[int, list[Tensor]] = {i: [] for i in group}
+            for batch in islice(self.batches(0), micro_batches):
+                with self._autocast():
+                    found = self.model.features(batch.images)
+                for i, part in parts.items():
+                    part.append(as_rows(found[i]).unflatten(0, (len(found[i]), -1)))
             for i, part in parts.items():
-                part.append(as_rows(found[i]).unflatten(0, (len(found[i]), -1)))
-        for i, keeper in self.keepers.items():
-            label, iterations = f"k-means of factor {factors[i].name}", options.kmeans_iterations
-            with image_bar(label, iterations, shown=self.world.is_main, unit="iterations") as advance:
-                keeper.start(in_order(parts[i], config.data.lanes > 1), iterations, partial(advance, 1))
+                label, iterations = f"k-means of factor {factors[i].name}", options.kmeans_iterations
+                with image_bar(label, iterations, shown=self.world.is_main, unit="iterations") as advance:
+                    self.keepers[i].start(in_order(part, config.data.lanes > 1), iterations, partial(advance, 1))
 
     def after_step(self) -> None:
         super().after_step()
         for part in self._quantized:
             for meter, quantized in zip(self.usage, part, strict=True):
                 meter.update(quantized.codes)
-            for i, keeper in self.keepers.items():
-                keeper.observe(part[i], self.step)
+            for i, quantized in enumerate(part):
+                if keeper := self.keepers.get(0 if self.config.model.shared_codebook else i):
+                    keeper.observe(quantized, self.step)
         self._quantized.clear()
         for keeper in self.keepers.values():
             keeper.after_step(self.step)
@@ -274,10 +280,17 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
 
 
 def _check_quantizers(config: TokenizerRunConfig) -> None:
-    """`UserError` for a quantizer that cannot be made, before data and teachers are waited for."""
+    """`UserError` for quantizers that cannot be made or put together, before data and teachers are waited for."""
+    make_composition(config.model)
+    uneven = [factor for factor in config.model.factors if not quantizer_class(factor).unit_length]
+    if config.loss.disentangle_weight and len(config.model.factors) > 1 and uneven:
+        raise UserError(
+            f"loss.disentangle_weight needs codes of unit length ({names_where('unit_length')}; Eq. 7), and factor "
+            f"{uneven[0].name} has {uneven[0].quantizer}: set it to 0"
+        )
     with torch.device("meta"):
         for factor in config.model.factors:
-            make_quantizer(factor)
+            make_quantizer(factor, gradient=config.quantizer.gradient)
 
 
 def _check_memory(config: TokenizerRunConfig, world: World) -> None:

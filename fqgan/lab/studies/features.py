@@ -126,11 +126,10 @@ def factor_features(
     continuous: list[list[Tensor]] = [[] for _ in range(tokenizer.num_factors)]
     codes, labels = [], []
     for raw, label, _ in batches:
-        features = tokenizer.features(normalize(raw.to(device)))
-        for kept, each in zip(continuous, features, strict=True):
-            kept.append(each.float().cpu())
-        pairs = zip(tokenizer.quantizers, features, strict=True)  # normalised twice is normalised once
-        codes.append(torch.stack([quantizer.encode(each) for quantizer, each in pairs], 1).cpu())
+        quantized = tokenizer.quantize(normalize(raw.to(device)))
+        for kept, each in zip(continuous, quantized, strict=True):
+            kept.append(each.features.float().cpu())
+        codes.append(torch.stack([each.codes for each in quantized], 1).cpu())
         labels.append(label)
         advance(len(raw))
     if not codes:

@@ -294,7 +294,7 @@ def _check_expressible(config: Config) -> None:
             fixed["kv_heads"] = config.heads
     else:
         names = factor_names(len(config.factors))
-        fixed = {"stem": 1, "attention": True}
+        fixed = {"stem": 1, "attention": True, "composition": TokenizerConfig.composition}
         if not _is_vqgan(config):
             fixed["attention_at"] = TokenizerConfig.attention_at
         for i, (each, factor) in enumerate(zip(names, config.factors, strict=True)):

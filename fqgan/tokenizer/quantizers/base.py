@@ -5,24 +5,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fqgan.config import QuantizerConfig
+from fqgan.config import FactorConfig, QuantizerConfig
 
 
 @dataclass
 class Quantized:
-    """What a quantizer makes of features. Vectors are (b, d, h, w), those of `vq` of unit length over d."""
+    """What a quantizer makes of features. Vectors are (b, d, h, w), of unit length over d for some quantizers."""
 
     codes: Tensor
     """(b, h, w) int64 in [0, K)."""
     features: Tensor
-    """The input as `normalize` gives it."""
+    """The input as it is compared with the codes: normalised for `vq`, bounded for `fsq`."""
     embeddings: Tensor
     """The codes' vectors, with gradient to the codebook where there is one that learns by gradient."""
     entropy_loss: Tensor
@@ -30,26 +30,37 @@ class Quantized:
     gradient: str = "straight-through"
     """How the gradient of `vectors` reaches the features: `straight-through`, or `rotation` (`rotate`), for vectors of
     unit length."""
+    commits: bool = True
+    """Whether features and codes are pulled to each other; False: both terms are 0 (FSQ)."""
+    through_index: Tensor | None = None
+    """The embeddings with another gradient than `gradient` says: to all codes and to the features (IBQ)."""
 
     def detached(self) -> Quantized:
         """The same without gradients, and without what they would keep in memory."""
         tensors = {name: getattr(self, name).detach() for name in ("features", "embeddings", "entropy_loss")}
-        return replace(self, **tensors)
+        return replace(self, **tensors, through_index=None)
 
     @property
     def vectors(self) -> Tensor:
         """The embeddings, with gradient to the features, or to the features rotated onto their codes."""
+        if self.through_index is not None:
+            return self.through_index
         carried = self.features if self.gradient == "straight-through" else rotate(self.features, self.embeddings)
         return carried + (self.embeddings - carried).detach()
 
     @property
     def codebook_loss(self) -> Tensor:
-        """Pulls the chosen codes to the features, mean over elements."""
-        return F.mse_loss(self.embeddings, self.features.detach())
+        """Pulls the chosen codes to the features, mean over elements.
+
+        With gradient through the index, the double loss of IBQ: both to each other through the index, too."""
+        loss = F.mse_loss(self.embeddings, self.features.detach())
+        return loss if self.through_index is None else loss + F.mse_loss(self.through_index, self.features)
 
     @property
     def commitment_loss(self) -> Tensor:
         """Pulls the features to their codes, mean over elements."""
+        if not self.commits:
+            return self.features.new_zeros(())
         return F.mse_loss(self.features, self.embeddings.detach())
 
 
@@ -82,7 +93,8 @@ class Quantizer(nn.Module):
 
     A new one is a file with a subclass and a line in `fqgan.tokenizer.quantizers`. It computes in float32 whatever the
     autocast, holds no tensors but parameters and buffers that are saved (models are built on the meta device first),
-    and its constructor raises `UserError` for sizes that it cannot have.
+    and its constructor raises `UserError` for sizes that it cannot have. `K` and `D` of those whose sizes follow from
+    each other or from `levels` are set where `FactorConfig` is made.
 
     Args:
         codebook_size: K.
@@ -90,6 +102,12 @@ class Quantizer(nn.Module):
         entropy_temperature: tau of the entropy loss; without effect where there is none.
         gradient: how the gradient passes, as `Quantized.gradient`.
     """
+
+    unit_length: ClassVar[bool] = False
+    """Whether features and vectors are of unit length, which the disentanglement loss (Eq. 7) and the rotation trick
+    need."""
+    residual: ClassVar[bool] = False
+    """Whether what it leaves of a feature can be quantized again (`TokenizerConfig.composition`)."""
 
     def __init__(
         self,
@@ -102,9 +120,10 @@ class Quantizer(nn.Module):
         self.codebook_size, self.code_dim = codebook_size, code_dim
         self.entropy_temperature, self.gradient = entropy_temperature, gradient
 
-    @abstractmethod
-    def normalize(self, z: Tensor) -> Tensor:
-        """(b, D, h, w) features as they are quantized, at least float32; doing it twice changes nothing."""
+    @classmethod
+    def of(cls, factor: FactorConfig, entropy_temperature: float, gradient: str) -> Self:
+        """The quantizer of a factor."""
+        return cls(factor.codebook_size, factor.code_dim, entropy_temperature, gradient)
 
     @abstractmethod
     def forward(self, z: Tensor, entropy: bool = False) -> Quantized:

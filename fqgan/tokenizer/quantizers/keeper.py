@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fqgan.engine.devices import upload
@@ -16,21 +15,20 @@ from fqgan.tokenizer.quantizers.nearest import nearest_codes
 
 FEATURES_PER_CODE = 8  # that a k-means start collects at least
 
-_SHORTEST = 1e-5  # a sum that has decayed further keeps its code's direction, so that it never drowns in rounding
+_SHORTEST = 1e-5  # a sum that has decayed further keeps its code, so that it never drowns in rounding
 _CHECKS = 10  # times within `restart_after` steps that dead codes are looked for
 _TAG = 0xC0DE  # keeps these uses of (seed, factor, step) apart from others; not 0, which pads short keys
 
 
 class CodebookKeeper:
-    """EMA codes and restarts of dead codes for one codebook (K, D) of unit rows, over all ranks.
+    """EMA codes and restarts of dead codes for one codebook (K, D), over all ranks.
 
     Call `observe` after every forward pass of a training step and `after_step` after its update, on every rank. None
     of it waits for a GPU. What must outlive a step is in `state`, outside of the quantizer's own state dict.
 
-    EMA codes (van den Oord et al. 2017, appendix A.1) on the unit sphere: m <- decay m + (1 - decay) (sum of the
-    features of this step's positions with that code), and the code is m / |m|. The paper divides by an average of the
-    counts, smoothed; any divisor cancels in the direction, so none is kept. At the start m is the code. The codebook
-    takes no gradient then.
+    EMA codes (van den Oord et al. 2017, appendix A.1): m <- decay m + (1 - decay) (sum of the features of this step's
+    positions with that code), n likewise of their number, and the code is m / n. On the unit sphere it is m / |m|: any
+    divisor cancels in the direction. At the start m is the code and n is 1. The codebook takes no gradient then.
 
     Restarts: a code that no position has used for `restart_after` optimizer steps becomes a feature of the current
     step, each feature at most once a step, drawn by (seed, step) from all ranks' features. Its gradient moments
@@ -42,6 +40,7 @@ class CodebookKeeper:
         restart_after: optimizer steps; 0: never.
         seed: of the run, and the factor's index.
         interleaved: as `in_order` has it.
+        unit_length: whether features and codes are of unit length.
     """
 
     def __init__(
@@ -53,13 +52,15 @@ class CodebookKeeper:
         restart_after: int = 0,
         seed: tuple[int, int] = (0, 0),
         interleaved: bool = False,
+        unit_length: bool = True,
     ):
-        self.codebook, self.optimizer = codebook, optimizer
+        self.codebook, self.optimizer, self.unit_length = codebook, optimizer, unit_length
         self.ema_decay, self.restart_after, self.seed = ema_decay, restart_after, seed
         self.interleaved = interleaved
         if ema_decay:
             codebook.requires_grad_(False)
-            self._averages, self._sums = codebook.detach().clone(), torch.zeros_like(codebook)
+            self._averages = with_count(codebook.detach(), unit_length).clone()
+            self._sums = torch.zeros_like(self._averages)
         if restart_after:
             self._ages = torch.zeros(len(codebook), dtype=torch.int64, device=codebook.device)
             self._used = torch.zeros_like(self._ages, dtype=torch.bool)
@@ -68,16 +69,17 @@ class CodebookKeeper:
 
     @torch.no_grad()
     def start(self, rows: Tensor, iterations: int, advance: Callable[[], None] = lambda: None) -> None:
-        """Set the codes to the centres of (N, D) unit features, the same on all ranks, N at least K."""
-        centres = spherical_kmeans(rows, len(self.codebook), iterations, _generator(*self.seed), advance)
-        self._set(broadcast(centres))  # ranks may sum in another order
+        """Set the codes to the centres of (N, D) features, the same on all ranks, N at least K."""
+        generator = _generator(*self.seed)
+        centres = kmeans(rows, len(self.codebook), iterations, generator, advance, unit_length=self.unit_length)
+        self._set(with_count(broadcast(centres), self.unit_length))  # ranks may sum in another order
 
     @torch.no_grad()
     def observe(self, quantized: Quantized, step: int) -> None:
         """Take note of a forward pass in optimizer step `step` (from 0)."""
         codes, rows = quantized.codes.flatten(), as_rows(quantized.features.detach())
         if self.ema_decay:
-            self._sums.index_add_(0, codes, rows)
+            self._sums.index_add_(0, codes, with_count(rows, self.unit_length))
         if self.restart_after:
             self._used.index_fill_(0, codes, True)
             if self._looks(step):
@@ -88,8 +90,9 @@ class CodebookKeeper:
         """Change the codebook as the step's features want it."""
         if self.ema_decay:
             self._averages.lerp_(all_reduce_sum(self._sums), 1 - self.ema_decay)
-            length = self._averages.norm(dim=1, keepdim=True)
-            self._set(torch.where(length < _SHORTEST, _SHORTEST * self.codebook, self._averages))
+            small = divisor(self._averages, self.unit_length) < _SHORTEST
+            kept = _SHORTEST * with_count(self.codebook, self.unit_length)
+            self._set(torch.where(small, kept, self._averages))
             self._sums.zero_()
         if self.restart_after:
             self._ages = torch.where(self._used, 0, self._ages + 1)
@@ -131,8 +134,9 @@ class CodebookKeeper:
         place = dead.cumsum(0) - 1
         chosen = dead & (place < len(rows))
         features, column = rows[order[place.clamp(0, len(rows) - 1)]], chosen[:, None]
-        for tensor in (self.codebook, self._averages) if self.ema_decay else (self.codebook,):
-            tensor.copy_(torch.where(column, features, tensor))
+        self.codebook.copy_(torch.where(column, features, self.codebook))
+        if self.ema_decay:
+            self._averages.copy_(torch.where(column, with_count(features, self.unit_length), self._averages))
         for moment in self.optimizer.state.get(self.codebook, {}).values():
             if moment.shape == self.codebook.shape:
                 moment.masked_fill_(column, 0)
@@ -140,30 +144,51 @@ class CodebookKeeper:
         self._restarted += chosen.sum()
 
     def _set(self, sums: Tensor) -> None:
-        """The codes become the directions of `sums` (K, D)."""
-        self.codebook.copy_(F.normalize(sums, dim=1))
+        """The codes become the means, or the directions, of `sums` as `with_count` has them."""
+        self.codebook.copy_(mean_of(sums, self.unit_length))
         if self.ema_decay:
             self._averages.copy_(sums)
 
 
+def with_count(rows: Tensor, unit_length: bool) -> Tensor:
+    """Rows (N, D) whose sums give a mean: with a column of ones for their number, or as they are on the unit sphere."""
+    return rows if unit_length else torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+
+
+def divisor(sums: Tensor, unit_length: bool) -> Tensor:
+    """(K, 1) what a sum is divided by: the number of its rows, or its length on the unit sphere."""
+    return sums.norm(dim=1, keepdim=True) if unit_length else sums[:, -1:]
+
+
+def mean_of(sums: Tensor, unit_length: bool) -> Tensor:
+    """(K, D) means, or directions, of sums of `with_count`."""
+    return (sums if unit_length else sums[:, :-1]) / divisor(sums, unit_length)
+
+
 @torch.no_grad()
-def spherical_kmeans(
+def kmeans(
     rows: Tensor,
     num_centres: int,
     iterations: int,
     generator: torch.Generator,
     advance: Callable[[], None] = lambda: None,
+    *,
+    unit_length: bool = True,
 ) -> Tensor:
-    """Centres (K, D) of unit length for `rows` (N, D) of unit length, N >= K; the similarity is the dot product.
+    """Centres (K, D) for `rows` (N, D), N >= K: by Lloyd's algorithm, or on the unit sphere (Dhillon and Modha 2001),
+    where rows and centres are of unit length and the similarity is the dot product.
 
-    Starts from K different rows; a centre that loses all of its rows stays where it is (Dhillon and Modha 2001). Ends
-    early once nothing moves; `advance` is called after each other one.
+    Starts from K different rows; a centre that loses all of its rows stays where it is. Ends early once nothing moves;
+    `advance` is called after each other one.
     """
     centres = rows[torch.randperm(len(rows), generator=generator)[:num_centres].to(rows.device)]
+    counted = with_count(rows, unit_length)
     for _ in range(iterations):
-        sums = torch.zeros_like(centres).index_add_(0, nearest_codes(rows, centres), rows)
-        length = sums.norm(dim=1, keepdim=True)
-        moved = torch.where(length < _SHORTEST, centres, sums / length)
+        offset = None if unit_length else -centres.square().sum(1) / 2
+        sums = counted.new_zeros(num_centres, counted.shape[1])
+        sums.index_add_(0, nearest_codes(rows, centres, offset), counted)
+        empty = divisor(sums, unit_length) < _SHORTEST
+        moved = torch.where(empty, centres, mean_of(sums, unit_length))
         if torch.equal(moved, centres):
             break
         centres = moved

@@ -1,4 +1,4 @@
-"""The nearest of K codes on the unit sphere, without a matrix of all N x K distances."""
+"""The nearest of K codes, without a matrix of all N x K distances."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ _BLOCK = 32
 
 
 @torch.no_grad()
-def nearest_codes(rows: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest row of `codebook` (K, D) for each of `rows` (N, D), both of unit length; (N,) int64.
+def nearest_codes(rows: Tensor, codebook: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Index of the nearest row of `codebook` (K, D) for each of `rows` (N, D); (N,) int64.
 
-    On the unit sphere the smallest distance is the largest dot product.
+    On the unit sphere the smallest distance is the largest dot product. For other codes e the `offset` (K,) -|e|^2 / 2
+    is added to the products.
     """
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     columns = codebook.T.contiguous()
     for chunk in chunks(rows, len(codebook)):
-        codes[chunk] = largest_entries(rows[chunk] @ columns)[1]
+        codes[chunk] = largest_entries(similarities(rows[chunk], columns, offset))[1]
     return codes
+
+
+def similarities(rows: Tensor, columns: Tensor, offset: Tensor | None = None) -> Tensor:
+    """(n, K) products of rows (n, D) and columns (D, K), plus the offset (K,)."""
+    return rows @ columns if offset is None else torch.addmm(offset, rows, columns)
 
 
 def largest_entries(scores: Tensor) -> tuple[Tensor, Tensor]:

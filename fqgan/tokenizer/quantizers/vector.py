@@ -1,70 +1,68 @@
-"""Vector quantization (Eq. 1, 5) with a lookup and an entropy loss that never hold an N x K matrix."""
+"""Vector quantization: the nearest of K vectors of a table; `vq` on the unit sphere (Eq. 1, 5)."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 
 from fqgan.config import QuantizerConfig
-from fqgan.engine.distributed import all_reduce_mean
 from fqgan.tokenizer.quantizers.base import Quantized, Quantizer, as_rows, full_precision
 from fqgan.tokenizer.quantizers.keeper import CodebookKeeper
-from fqgan.tokenizer.quantizers.nearest import chunks, largest_entries, nearest_codes
-
-_EPS = 1e-5  # inside the logarithm of the mean code probability, as in the released models
-_LN2 = math.log(2)
+from fqgan.tokenizer.quantizers.nearest import nearest_codes
+from fqgan.tokenizer.quantizers.soft import soft_assignment
 
 
-class VectorQuantizer(Quantizer):
-    """Nearest code on the unit sphere (Eq. 1), one codebook (Eq. 5 has k of these).
+class NearestQuantizer(Quantizer):
+    """The nearest of the K rows of a table; a subclass says which table, and what is done to features.
 
-    `entropy_temperature` is tau of the soft assignment softmax(-d / tau).
+    `entropy_temperature` is tau of the soft assignment softmax(-d / tau) with d the squared distance.
     """
 
-    def __init__(
-        self,
-        codebook_size: int,
-        code_dim: int,
-        entropy_temperature: float = 0.01,
-        gradient: str = "straight-through",
-    ):
-        super().__init__(codebook_size, code_dim, entropy_temperature, gradient)
-        self.codebook = nn.Parameter(F.normalize(torch.randn(codebook_size, code_dim), dim=1))
-
-    def normalized_codebook(self) -> Tensor:
-        """(K, D) rows of unit length, at least float32."""
-        return F.normalize(full_precision(self.codebook), dim=1)
+    @abstractmethod
+    def table(self) -> Tensor:
+        """(K, D) vectors of the codes, at least float32."""
 
     def normalize(self, z: Tensor) -> Tensor:
-        """(b, d, h, w) features of unit length over d."""
-        return F.normalize(full_precision(z), dim=1)
+        """(b, D, h, w) features as they are compared with the table, at least float32."""
+        return full_precision(z)
 
     def forward(self, z: Tensor, entropy: bool = False) -> Quantized:
-        """Quantize (b, d, h, w) features; `entropy` also computes the entropy loss.
+        """Quantize (b, D, h, w) features; `entropy` also computes the entropy loss.
 
         Runs in float32 whatever the autocast: in bf16 most codes tie and the codebook collapses.
         """
         with torch.autocast(z.device.type, enabled=False):
-            features, codebook = self.normalize(z), self.normalized_codebook()
+            features, table = self.normalize(z), self.table()
             b, _, h, w = features.shape
-            rows = as_rows(features)
+            rows, offset = as_rows(features), self.offset(table)
             if entropy:
-                codes, entropy_loss = _SoftAssignment.apply(rows, codebook, self.entropy_temperature)  # pyright: ignore
+                codes, entropy_loss = soft_assignment(rows, table, self.entropy_temperature, offset)
             else:
-                codes, entropy_loss = nearest_codes(rows, codebook), rows.new_zeros(())
+                codes, entropy_loss = nearest_codes(rows, table, offset), rows.new_zeros(())
             codes = codes.view(b, h, w)
-            embeddings = F.embedding(codes, codebook).permute(0, 3, 1, 2)
+            embeddings = F.embedding(codes, table).permute(0, 3, 1, 2)
             return Quantized(codes, features, embeddings, entropy_loss, self.gradient)
 
+    def offset(self, table: Tensor) -> Tensor | None:
+        """(K,) what is added to the products of features and codes: -|e|^2 / 2 makes the largest sum the smallest
+        distance. None: nothing, as all rows are of one length."""
+        return None if self.unit_length else -table.square().sum(1) / 2
+
     def embed(self, codes: Tensor) -> Tensor:
-        """(b, d, h, w) unit vectors of (b, h, w) codes."""
-        return F.embedding(codes, self.normalized_codebook()).permute(0, 3, 1, 2)
+        """(b, D, h, w) vectors of (b, h, w) codes."""
+        return F.embedding(codes, self.table()).permute(0, 3, 1, 2)
+
+
+class CodebookQuantizer(NearestQuantizer):
+    """The table is a parameter, which gradient descent or a keeper moves."""
+
+    codebook: nn.Parameter
+    """(K, D), as it is stored."""
 
     def keeper(
         self, optimizer: Optimizer, options: QuantizerConfig, seed: tuple[int, int], interleaved: bool
@@ -76,64 +74,29 @@ class VectorQuantizer(Quantizer):
             restart_after=options.restart_after,
             seed=seed,
             interleaved=interleaved,
+            unit_length=self.unit_length,
         )
 
 
-class _SoftAssignment(torch.autograd.Function):
-    """Codes and entropy loss in one pass over chunks of rows; the backward pass recomputes the chunks.
+class VectorQuantizer(CodebookQuantizer):
+    """`vq`: the nearest code on the unit sphere (Eq. 1), one codebook (Eq. 5 has k of these)."""
 
-    With s = -d / tau and p = softmax(s), over N rows and the mean probability pbar of all ranks:
+    unit_length: ClassVar[bool] = True
 
-        L = mean_n H(p_n) + sum_k pbar_k log(pbar_k + eps)
-        dL/ds_nk = p_nk / N * [a_nk - sum_j p_nj a_nj]
-        a_nk = g_k - log p_nk,  g = log(pbar + eps) + pbar / (pbar + eps)
+    def __init__(
+        self,
+        codebook_size: int,
+        code_dim: int,
+        entropy_temperature: float = 0.01,
+        gradient: str = "straight-through",
+    ):
+        super().__init__(codebook_size, code_dim, entropy_temperature, gradient)
+        self.codebook = nn.Parameter(F.normalize(torch.randn(codebook_size, code_dim), dim=1))
 
-    The terms of d that are constant for unit vectors cancel in p and in the gradients after normalisation, so
-    s = 2 z.e / tau. pbar enters the gradient only through g: averaging over ranks needs no second communication.
+    def table(self) -> Tensor:
+        """(K, D) rows of unit length, at least float32."""
+        return F.normalize(full_precision(self.codebook), dim=1)
 
-    Scores are held to base 2 (on a CPU exp falls to a slow path for the many results below the normal range, exp2 does
-    not), and the codebook as columns (D, K), which makes the thin products of a CPU up to eleven times as fast.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        n, scale = len(rows), 2 / temperature
-        scaled, columns = rows * (scale / _LN2), codebook.T.contiguous()
-        codes = torch.empty(n, dtype=torch.int64, device=rows.device)
-        entropies, log_sums, mean = rows.new_empty(n), rows.new_empty(n), rows.new_zeros(len(codebook))
-        for chunk in chunks(rows, len(codebook)):
-            scores = scaled[chunk] @ columns
-            largest, codes[chunk] = largest_entries(scores)
-            exponents = scores.sub_(largest[:, None])
-            powers = exponents.exp2()
-            sums = powers.sum(1)
-            mean += sums.reciprocal() @ powers
-            log_sums[chunk] = largest + sums.log2()
-            entropies[chunk] = sums.log2() - torch.linalg.vecdot(powers, exponents) / sums
-        mean = all_reduce_mean(mean.div_(n))
-        entropies *= _LN2
-        ctx.save_for_backward(scaled, columns, mean, log_sums, entropies)
-        ctx.scale = scale
-        ctx.mark_non_differentiable(codes)
-        return codes, entropies.mean() + torch.dot(mean, (mean + _EPS).log())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        scaled, columns, mean, log_sums, entropies = ctx.saved_tensors
-        g = (mean + _EPS).log() + mean / (mean + _EPS)
-        grad_rows = torch.empty_like(scaled)
-        grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
-        for chunk in chunks(scaled, columns.shape[1]):
-            log_p = (scaled[chunk] @ columns).sub_(log_sums[chunk, None])  # to base 2
-            p = log_p.exp2()
-            centre = p @ g + entropies[chunk]  # sum_j p_nj a_nj
-            a = torch.sub(g, log_p, alpha=_LN2, out=log_p)
-            grad_scores = p.mul_(a.sub_(centre[:, None]))
-            torch.mm(grad_scores, columns.T, out=grad_rows[chunk])
-            if grad_columns is not None:
-                grad_columns.addmm_(scaled[chunk].T, grad_scores)
-        weight = grads[1] / len(scaled)
-        if grad_columns is not None:
-            grad_columns = grad_columns.mul_(weight * _LN2).T
-        return grad_rows.mul_(weight * ctx.scale), grad_columns, None
+    def normalize(self, z: Tensor) -> Tensor:
+        """(b, D, h, w) features of unit length over D."""
+        return F.normalize(full_precision(z), dim=1)
