@@ -148,6 +148,11 @@ def test_it_is_evaluated_like_any_other(toys: Path) -> None:
     assert result["metrics"]["bits_per_position"] <= 3
 
 
+def test_an_address_is_no_folder_for_results(toys: Path, refused: Refused) -> None:
+    line = refused("evaluate", "tokenizer", "py:toys.py:grey", "--data", "small", *FAST)
+    assert "--out is missing: py:toys.py:grey is no folder that eval.json could be written into" in line
+
+
 def test_its_codes_are_extracted(toys: Path, refused: Refused) -> None:
     assert main(["extract", "py:toys.py:two", "--data", "small", "--out", "store", "--workers", "0"]) == 0
     store = TokenStore.open(Path("store"))

@@ -24,8 +24,6 @@ CONFIGS: Mapping[Kind, type[TokenizerConfig] | type[GeneratorConfig]] = {
     "tokenizer": TokenizerConfig,
     "generator": GeneratorConfig,
 }
-PYTHON, DIFFUSERS = FOREIGN = ("py:", "diffusers:")
-"""How the addresses of tokenizers of others begin, which are no models on disk."""
 CARRIED = "tokenizer"
 """The sub-folder of a generator, its run or a token store that holds its tokenizer."""
 MODEL, RAW, EMA, DISCRIMINATOR = (
@@ -89,7 +87,7 @@ class Source:
 
 def find(path: str | Path, kind: Kind | None = None) -> Source:
     """What is at a path or address on the hub. `UserError`: nothing, or nothing whole, or another `kind` of model."""
-    if str(as_path(path)).startswith(FOREIGN):
+    if str(as_path(path)).startswith(hub.FOREIGN):
         raise UserError(
             f"{path} is a tokenizer of others: reconstruct, extract, evaluate tokenizer and study tokenizers take it; "
             "what is asked for here is a model of this package"

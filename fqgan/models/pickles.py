@@ -43,6 +43,8 @@ class PassedBy:
 
     def __setstate__(self, state: object) -> None: ...
 
+    def __setitem__(self, key: object, value: object) -> None: ...  # some versions of torch fill anything
+
 
 def load_pickle(path: Path, *classes: type, pass_by: bool = False) -> Any:
     """What torch.save wrote, memory-mapped on the CPU, by torch's safe loader, which runs nothing.

@@ -22,8 +22,8 @@ from fqgan.base.errors import UserError, in_one_line
 from fqgan.base.files import make_folder, write_text
 from fqgan.base.inputs import Numbers, as_codes, as_count, as_images, as_tensor
 from fqgan.config import FactorConfig
-from fqgan.models.find import DIFFUSERS, FOREIGN, PYTHON
 from fqgan.models.fingerprint import weights_fingerprint
+from fqgan.models.hub import DIFFUSERS, FOREIGN, PYTHON
 from fqgan.tokenizer.protocol import check_sides
 
 _IMAGE_SIZE = 256  # of a tokenizer that does not say
@@ -272,7 +272,8 @@ def _diffusers_parts(address: str) -> _Parts:
     if _lacking(cls):
         raise UserError(f"{address} holds {name or 'nothing that says its class'}, no autoencoder of diffusers")
     try:
-        model: Any = cls.from_pretrained(place, **options)
+        # the memory that it would save needs one more library, of which it warns
+        model: Any = cls.from_pretrained(place, low_cpu_mem_usage=False, **options)
     except Exception as error:  # missing files, the hub, and what diffusers raises for broken weights
         raise UserError(f"{address} cannot be loaded: {in_one_line(error)}") from None
     model = model.eval().float()
