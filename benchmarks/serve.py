@@ -1,6 +1,7 @@
 """`fqgan serve` under load, in ratios that one run gives. This process asks, over loopback; the server is another one.
 
-python benchmarks/serve.py [--preset far-photos] [--tokenizer photos-dual] [--seconds 20] [--batch 32] [--threads 0]
+python benchmarks/serve.py [--preset far-photos] [--tokenizer photos-dual] [--seconds 20] [--batch 32]
+python benchmarks/serve.py --soak 30    # minutes of mixed load: how much memory the server holds
 
 Models have random weights. All requests ask for one picture of one class at guidance 2 and the temperature 1. Figures:
 
@@ -10,12 +11,20 @@ Models have random weights. All requests ask for one picture of one class at gui
 - Poisson arrivals at 70 % of what the closed load reached: latency over that of a lone request (aim: median 1.5, 99th
   percentile 3);
 - the plain way, a lock around `generator.generate`, against ours, at 8 clients (aim: ours 3 times as many pictures).
+
+With --soak requests of all kinds, good and bad, come at two a second, and some clients hang up. The server's resident
+memory is sampled each 30 seconds; the first sixth of the time is its warm-up (aim: within 5 % of that in the end). It
+needs Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import functools
+import io
+import json
 import os
 import random
 import re
@@ -24,7 +33,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +43,7 @@ from pathlib import Path
 
 import httpx
 import torch
+from PIL import Image
 
 import fqgan
 from fqgan.config import presets
@@ -40,6 +52,7 @@ from fqgan.serve.images import png
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 CLASSES = 10
+JSON = {"Content-Type": "application/json"}
 
 
 def write_models(folder: Path, preset: str, tokenizer_preset: str) -> None:
@@ -82,15 +95,16 @@ def offline(folder: Path, batches: list[int], seconds: float) -> tuple[float, fl
 
 
 @contextmanager
-def process(*command: str) -> Iterator[str]:
-    """The address at which a server serves."""
+def process(*command: str) -> Iterator[tuple[str, int]]:
+    """The address at which a server serves, and its process."""
     server = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
     assert server.stdout
     try:
         for line in server.stdout:
             if found := re.search(r"serves at (\S+)", line):
-                os.set_blocking(server.stdout.fileno(), False)
-                yield found[1]
+                # its log is read on: a full pipe would stop it
+                threading.Thread(target=deque, args=(server.stdout, 0), daemon=True).start()
+                yield found[1], server.pid
                 return
         raise SystemExit("the server did not start")
     finally:
@@ -157,10 +171,87 @@ async def measure(address: str, seconds: float, clients: int, rates: bool) -> di
         return found
 
 
+@functools.cache
+def noise(side: int) -> bytes:
+    """A picture's file."""
+    buffer = io.BytesIO()
+    Image.effect_noise((side, side), 60).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def mixed(rng: random.Random) -> tuple[str, dict[str, object]]:
+    """A request: where to, and what httpx sends. A quarter of them are mistakes."""
+    file = noise(rng.choice([64, 200, 640, 1500]))
+    url = "data:image/png;base64," + base64.b64encode(file).decode()
+    form = {"files": {"picture": ("a.png", file)}}
+    draw = {"classes": [rng.randrange(CLASSES)], "num": rng.randint(1, 4), "seed": rng.randrange(2**32)}
+    draw |= rng.choice([{}, {"cfg_scale": 1}, {"temperature": 0.8, "top_k": 50}, {"top_p": 0.9}])
+    return rng.choice(
+        [
+            ("/api/generate", {"json": draw}),
+            ("/api/generate", {"json": draw | {"stream": True}}),
+            ("/api/edit", {"json": draw | {"picture": url, "keep": [0], "best_of": rng.randint(1, 4)}}),
+            ("/api/edit", {"json": draw | {"picture": url, "region": [16, 16, 48, 48], "stream": True}}),
+            ("/api/reconstruct", form),
+            ("/api/encode", form),
+            ("/api/likelihood", {"json": {"picture": url, "class": draw["classes"][0]}}),
+            ("/api/decode", {"json": {"codes": [[[rng.randrange(64) for _ in range(8)] for _ in range(8)]] * 2}}),
+            ("/v1/images/generations", {"json": {"prompt": str(draw["classes"][0]), "n": 2, "seed": draw["seed"]}}),
+            ("/api/generate", {"json": draw | {"num": 10**6}}),
+            ("/api/generate", {"content": b" " * rng.randint(1, 2**23), "headers": JSON}),
+            ("/api/encode", {"files": {"picture": ("a.png", file[:-99])}}),
+        ]
+    )
+
+
+def resident(number: int) -> float:
+    """A process's resident memory in MB."""
+    return int(Path(f"/proc/{number}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+async def soak(address: str, number: int, seconds: float, rate: float = 2.0) -> None:
+    """Mixed load, and what the server's memory does meanwhile; ends with status 1 where an answer was a 5xx."""
+    rng, answers, began = random.Random(0), Counter[str](), time.perf_counter()
+    samples, tasks = list[tuple[float, float]](), set[asyncio.Task[None]]()
+
+    async def one() -> None:
+        path, sent = mixed(rng)
+        try:
+            async with http.stream("POST", path, **sent) as response:  # pyright: ignore[reportArgumentType]
+                answers[f"{response.status_code // 100}xx"] += 1
+                async for _ in response.aiter_raw():
+                    if rng.random() < 0.1:
+                        answers["hung up"] += 1
+                        break
+        except httpx.HTTPError as error:
+            answers[type(error).__name__] += 1
+
+    async def sample() -> None:
+        while True:
+            samples.append((time.perf_counter() - began, resident(number)))
+            print(f"{samples[-1][0] / 60:5.1f} min: {samples[-1][1]:.0f} MB, {json.dumps(answers)}", flush=True)
+            await asyncio.sleep(30)
+
+    async with httpx.AsyncClient(base_url=address, timeout=300, limits=httpx.Limits(max_connections=64)) as http:
+        sampling = asyncio.create_task(sample())
+        while time.perf_counter() - began < seconds:
+            task = asyncio.create_task(one())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            await asyncio.sleep(rng.expovariate(rate))
+        await asyncio.gather(*tasks)
+        sampling.cancel()
+    end = resident(number)
+    at, warm = next(each for each in samples if each[0] >= seconds / 6)
+    peak = max(held for when, held in samples if when >= at)
+    print(f"resident memory: {warm:.0f} MB after a warm-up of {at / 60:.1f} min, {end:.0f} MB in the end", end="")
+    print(f" ({end / warm:.3f} of it), {peak:.0f} MB at most since; {json.dumps(answers)}")
+    if answers["5xx"]:
+        raise SystemExit(1)
+
+
 def plain(folder: Path) -> None:
     """The plain way: a thread a request, and a lock around the model."""
-    import threading
-
     import uvicorn
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse
@@ -191,6 +282,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--batch", type=int, default=32, help="of the server")
     parser.add_argument("--batches", type=int, nargs="*", default=[8, 16, 32, 64], help="offline: the best one counts")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="mixed load, and the server's memory")
     parser.add_argument("--plain", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain:
@@ -199,12 +291,14 @@ def main() -> None:
         folder = Path(name)
         write_models(folder, options.preset, options.tokenizer)
         print(f"{options.preset} with {options.tokenizer}, random weights, torch {torch.__version__}", flush=True)
+        served = ("-m", "fqgan", "serve", str(folder / "generator"), "--port=0", f"--batch={options.batch}")
+        if options.soak:
+            with process(*served) as (there, number):
+                return asyncio.run(soak(there, number, 60 * options.soak))
         before = offline(folder, options.batches, options.seconds / 2)
-        with process(
-            "-m", "fqgan", "serve", str(folder / "generator"), "--port=0", f"--batch={options.batch}"
-        ) as there:
+        with process(*served) as (there, _):
             ours = asyncio.run(measure(there, options.seconds, options.clients, rates=True))
-        with process(__file__, "--plain", str(folder)) as there:
+        with process(__file__, "--plain", str(folder)) as (there, _):
             other = asyncio.run(measure(there, options.seconds, options.clients, rates=False))
         # once more: on a machine that others use, too, the two differ, and then no ratio here is worth much
         pictures, codes, best = max(before, offline(folder, [before[2]], options.seconds / 2))

@@ -16,7 +16,7 @@ from torch import Tensor
 from fqgan.base.errors import UserError
 from fqgan.cli import main
 from fqgan.data.loader import load_images
-from fqgan.generator.edit import kept_mask, mixed, redraw
+from fqgan.generator.edit import kept_mask, likeliest, mixed, redraw
 from fqgan.generator.likelihood import class_bits
 from fqgan.generator.model import FAR, load_generator, save_generator
 from fqgan.tokenizer.model import FactorizedTokenizer
@@ -95,6 +95,27 @@ def test_the_best_of_some_explains_what_lies_behind(generator: FAR) -> None:
     for i in range(2):
         assert torch.equal(best[i], every[4 * i + int(bits[4 * i : 4 * i + 4].argmax())])
     assert len({round(float(each), 3) for each in bits}) > 1
+
+
+def test_where_nothing_given_lies_behind_the_likeliest_draw_is_taken(generator: FAR) -> None:
+    codes = random_codes(generator)
+    for rows in (0, 3):  # nothing given, and a prefix
+        mask = torch.zeros(2, 8, 8, dtype=torch.bool)
+        mask[:, :rows] = True
+        every = generator.generate([1] * 6, seed=2, given=codes[None], mask=mask[None])
+        bits = generator.log_likelihood(every, [1] * 6).sum((1, 2, 3)).view(2, 3)
+        best = torch.tensor([0, 3]) + bits.argmax(1)
+        assert likeliest(generator, every, mask, [1] * 6, 3, batch=4).tolist() == best.tolist()
+        assert torch.equal(redraw(generator, codes, mask, 1, num=2, seed=2, best_of=3), every[best])
+
+
+def test_a_given_code_counts_behind_a_drawn_one_of_its_own_position(generator: FAR) -> None:
+    codes = random_codes(generator)
+    mask = torch.zeros(2, 8, 8, dtype=torch.bool)
+    mask[1, 7, 7] = True  # the last code of all, the second at its position
+    every = generator.generate([0] * 4, seed=6, given=codes[None], mask=mask[None])
+    bits = generator.log_likelihood(every, [0] * 4)[:, 1, 7, 7]
+    assert likeliest(generator, every, mask, [0] * 4, 4).tolist() == [int(bits.argmax())]
 
 
 def edited(folder: Path, photos: list[Path], out: Path, *options: object) -> dict[str, Any]:

@@ -8,12 +8,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_serve import CLASSES, STATIC, FakeServe, Wishes, generator, pair, photo, tokenizer
 from PIL import Image
+from servers import served, settings
 
 api = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright: pip install playwright")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -432,6 +434,22 @@ def test_a_finger_paints(visit: Callable[..., Visit]) -> None:
     expect(page.get_by_text("nothing painted yet")).to_be_visible()
     page.locator(".paper").tap(position={"x": 30, "y": 30})
     expect(page.get_by_text("1 of 64 positions")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_the_interface_is_described_with_nothing_from_outside(browser: Any, models: Path, width: int) -> None:
+    with served(settings(models, token="t")) as (address, _):
+        context = browser.new_context(viewport={"width": width, "height": 800})
+        here = Visit(context.new_page(), SimpleNamespace(url=address + "/"), False)  # pyright: ignore
+        page = here.go("docs?token=t")
+        expect(page.get_by_role("heading", name="POST /api/edit")).to_be_visible()
+        edit = page.locator(".model", has=page.get_by_role("heading", name="POST /api/edit"))
+        expect(edit.get_by_role("row", name="best_of")).to_contain_text("integer")
+        expect(edit.get_by_role("row", name="cfg_scale")).to_contain_text("number or list of number")
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        assert "token" not in page.url
+        context.close()
+    assert not here.foreign and not here.faults
 
 
 def test_the_files_are_short_and_name_nothing_outside() -> None:

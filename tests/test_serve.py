@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ import httpx
 import openai
 import pytest
 import torch
+from generators import tiny
 from servers import CLASSES, GRID, SIDE, decoded, pixels, png, served, settings
 
 import fqgan
+from fqgan.base.errors import UserError
 from fqgan.data.decode import decode_image
 from fqgan.data.transforms import center_crop, normalize, to_tensor
+from fqgan.generator.edit import redraw
 from fqgan.generator.model import FAR
 from fqgan.metrics.psnr import psnr
 from fqgan.serve.engine import Engine
+from fqgan.serve.models import Served
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 
@@ -191,15 +196,71 @@ def test_an_edit_keeps_what_it_is_told_to(client: httpx.Client, generator: FAR) 
     assert sorted(data["codes"] for name, data in streamed if name == "image") == sorted(expected(factor))
 
 
-def test_best_of_takes_the_likeliest(client: httpx.Client, generator: FAR) -> None:
+def test_the_best_of_some_is_that_of_the_library(client: httpx.Client, generator: FAR) -> None:
     codes = generator.generate([0], seed=11)[0]
-    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
-    mask[0] = True
-    drawn = generator.generate([1] * 6, seed=5, given=codes[None], mask=mask[None])
-    bits = generator.log_likelihood(drawn, [1] * 6).sum((1, 2, 3)).view(2, 3)
-    best = [drawn[3 * i + bits[i].argmax()].tolist() for i in range(2)]
-    options = {"codes": codes.tolist(), "keep": ["f0"], "classes": [1], "num": 2, "seed": 5, "best_of": 3}
-    assert [each["codes"] for each in answer(client, "/api/edit", model="gen", **options)["images"]] == best
+    region, factor, prefix = (torch.zeros(2, 4, 4, dtype=torch.bool) for _ in range(3))
+    region[:], factor[0], prefix[:, :2] = True, True, True
+    region[:, 1:3, 1:3] = False
+    common = {"model": "gen", "codes": codes.tolist(), "classes": [1], "seed": 5}
+    for mask in (region, factor, prefix):
+        common["mask"] = mask.tolist()
+        best = redraw(generator, codes, mask, 1, num=2, seed=5, first_image=2, best_of=3)
+        found = answer(client, "/api/edit", **common, num=2, index=2, best_of=3)["images"]
+        assert [each["codes"] for each in found] == best.tolist()
+        for i, each in enumerate(found):
+            assert each["image"] == i and each["index"] in range(6 + 3 * i, 9 + 3 * i)
+            again = answer(client, "/api/edit", **common, index=each["index"])["images"]  # the draw that was taken
+            assert again[0]["codes"] == each["codes"]
+    refused = client.post("/api/edit", json={**common, "best_of": 4, "index": 2**62})
+    assert refused.status_code == 400 and "index times best_of" in refused.json()["error"]
+
+
+def test_a_picture_is_encoded_at_the_generators_grid_whatever_the_tokenizers_size(models: Path, tmp_path: Path) -> None:
+    tokenizer = fqgan.load_tokenizer(models / "tok")
+    sizes = tuple(quantizer.codebook_size for quantizer in tokenizer.quantizers)
+    wide = tiny(codebook_sizes=sizes, grid=(3, 5), num_classes=4)
+    wide.carry(tokenizer)
+    fqgan.save_generator(wide, tmp_path / "wide")
+    with (
+        served(replace(settings(models), models=(str(tmp_path / "wide"),))) as (address, _),
+        httpx.Client(base_url=address) as client,
+    ):
+        facts = client.get("/api/models").json()["models"][0]
+        assert facts["grid"] == [3, 5] and facts["image_size"] == 10
+        for path in ("/api/encode", "/api/reconstruct"):
+            found = client.post(path, files={"picture": ("a.png", png())}).json()
+            assert found["size"] == [6, 10] and torch.tensor(found["codes"]).shape == (2, 3, 5)
+            assert answer(client, "/api/likelihood", codes=found["codes"])["total"] > 0
+            square = client.post(path, files={"picture": ("a.png", png())}, data={"size": "8"}).json()
+            assert square["size"] == [8, 8]
+
+
+def test_words_in_a_form_stay_words(models: Path) -> None:
+    """A model called 123 was looked for as the number."""
+    names = (f"123={models / 'gen'}", f"true={models / 'tok'}")
+    with served(replace(settings(models), models=names)) as (address, _), httpx.Client(base_url=address) as client:
+        for name in ("123", "true"):
+            found = client.post("/api/encode", files={"picture": ("a.png", png())}, data={"model": name, "size": "8"})
+            assert found.status_code == 200 and found.json()["size"] == [8, 8]
+        form = {"files": {"picture": ("a.png", png())}, "data": {"model": "123", "keep": '["f0"]', "classes": "[3]"}}
+        assert client.post("/api/edit", **form).json()["images"][0]["class"] == CLASSES[3]
+        form["data"] = {"model": "123", "class": "3"}
+        by_number = client.post("/api/likelihood", **form).json()
+        form["data"]["class"] = "dog"
+        assert client.post("/api/likelihood", **form).json() == by_number
+
+
+def test_a_name_of_several_classes_is_refused_and_their_numbers_are_taken(
+    generator: FAR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator, "label_names", ("2", "Crane", "crane", "crane"))
+    served = Served("birds", generator)
+    assert [served.label(word) for word in (0, 1, 2, 3, "0", "3", "Crane")] == [0, 1, 2, 3, 0, 3, 1]
+    assert served.label("2") == 0  # a name before a number
+    with pytest.raises(UserError, match=r"^'crane' names the classes 2, 3 of the model birds: give the number$"):
+        served.label("crane")
+    with pytest.raises(UserError, match=r"^'CRANE' names the classes 1, 2, 3 of the model birds"):
+        served.label("CRANE")
 
 
 def test_likelihood_is_that_of_the_library(client: httpx.Client, generator: FAR) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import Any
 
 import httpx
 import pytest
-from hostile import HOSTILE, JSON
+import schemathesis
+from hostile import GOOD, HOSTILE, JSON
 from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as options
 from PIL import Image
+from schemathesis import GenerationMode, checks
+from schemathesis.specs.openapi import checks as described_by
 from servers import png, served, settings
 
 from fqgan.serve import connections, gate
@@ -76,6 +80,48 @@ def test_made_up_requests_never_break_the_server(client: httpx.Client, path: str
     response = client.post(f"/api/{path}", content=body, headers=JSON)
     if response.status_code != 200:
         sentence(response)
+
+
+CHECKS = [
+    checks.not_a_server_error,
+    described_by.status_code_conformance,
+    described_by.content_type_conformance,
+    described_by.response_schema_conformance,
+]
+LIKELY = {"model": "gen", "codes": GOOD, "picture": "cat", "keep": ["f0"], "prompt": "bee", "size": 8, "class": 1}
+"""Values that get a made-up request further than to its first mistake."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_what_is_made_of_the_description_never_breaks_the_server(
+    running: tuple[str, Engine], mode: GenerationMode, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Requests that the description allows, or nearly; each as it is made, then with likelier values."""
+    statuses: Counter[int] = Counter()
+    operations = schemathesis.openapi.from_url(f"{running[0]}/openapi.json").get_all_operations()
+    for operation in (each.ok() for each in operations):
+        if mode == GenerationMode.NEGATIVE and not operation.body:
+            continue  # of names any may be asked for
+
+        @options(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
+        @given(operation.as_strategy(generation_mode=mode))
+        def ask(case: schemathesis.Case) -> None:
+            for names in ([], ["model"], [*LIKELY]):
+                if isinstance(case.body, dict):
+                    case.body |= {name: LIKELY[name] for name in names if name in case.body or name == "model"}
+                elif names and case.path_parameters:
+                    case.path_parameters["name"] = "cat" if "pictures" in case.path else "gen"
+                response = case.call(timeout=60)
+                case.validate_response(response, checks=CHECKS)
+                statuses[response.status_code] += 1
+                if response.status_code >= 400:
+                    sentence(httpx.Response(response.status_code, content=response.content))
+
+        ask()
+    output = "".join(capfd.readouterr())
+    assert "Traceback" not in output and "failed" not in output
+    assert statuses[400] > 100 and (mode == GenerationMode.NEGATIVE or statuses[200] > 100), statuses
 
 
 def test_a_body_of_more_than_20_mb_is_refused_by_its_word_and_by_its_bytes(client: httpx.Client) -> None:
@@ -190,10 +236,10 @@ def test_other_machines_need_the_token(models: Path) -> None:
             {"authorization": "Bearer wrong"},
             {"authorization": "Bearer \xe9"},
         ):
-            for path in ("/api/models", "/v1/models", "/metrics", "/openapi.json", "/docs", "/api/none"):
+            for path in ("/api/models", "/v1/models", "/metrics", "/openapi.json", "/api/none"):
                 response = client.get(path, headers={k: v.encode("latin-1") for k, v in headers.items()})
                 assert response.status_code == 401 and "token" in sentence(response)
-        assert client.get("/healthz").status_code == 200
+        assert client.get("/healthz").status_code == 200 == client.get("/docs").status_code
         assert (
             client.get("/api/models", headers={"authorization": "Bearer secret", "host": "any.example"}).status_code
             == 200

@@ -404,7 +404,8 @@ def test_the_page_and_its_files_are_served_without_a_token(
             assert httpx.get(address + path).status_code in (401, 404)
 
 
-def test_many_machines_without_ray_end_in_one_line(models: Path) -> None:
+def test_many_machines_without_ray_end_in_one_line(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.serve", None)
     with pytest.raises(UserError, match=r"^many machines need Ray Serve: run pip install 'fqgan\[ray\]'$"):
         ray_app.app({"models": str(models / "gen"), "token": "t"})
     with pytest.raises(UserError, match="name the models"):
@@ -412,13 +413,14 @@ def test_many_machines_without_ray_end_in_one_line(models: Path) -> None:
     for wrong, message in (
         ({"replica": "2"}, "unknown argument 'replica'; did you mean 'replicas'"),
         ({"gpus": "all"}, "gpus must be a number, got 'all'"),
+        ({"cpus": "nan", "token": "t"}, "replicas make no sense"),
     ):
         with pytest.raises(UserError, match=message):
             ray_app.app({"models": "x", **wrong})
 
 
 def test_ray_is_handed_the_application_and_how_it_grows(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in with the part of Ray Serve's interface that is used: Ray itself is not installed."""
+    """Against a stand-in with the part of Ray Serve's interface that is used; test_serve_ray.py has Ray itself."""
     built: dict[str, Any] = {}
 
     class Deployment:
@@ -442,7 +444,7 @@ def test_ray_is_handed_the_application_and_how_it_grows(models: Path, monkeypatc
     given = {"models": f"pets={models / 'gen'},{models / 'tok'}", "token": "t", "replicas": "8", "gpus": "0.5"}
     assert ray_app.app({**given, "device": "cpu"}) == "bound"
     assert built["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 8, "target_ongoing_requests": 32}
-    assert built["ray_actor_options"] == {"num_gpus": 0.5}
+    assert built["ray_actor_options"] == {"num_gpus": 0.5, "num_cpus": 1.0}
     application = built["ingress"]()
 
     async def ask() -> httpx.Response:

@@ -39,7 +39,8 @@ class EditingSettings(SamplingConfig):
     """Number of pictures to draw."""
     best_of: int = 1
     """How many are drawn for each one that is kept: that under which the given codes behind the first drawn one are
-    likeliest. In raster order what is drawn sees nothing of what lies behind it."""
+    likeliest; where there are none, that whose codes are. In raster order what is drawn sees nothing of what lies
+    behind it."""
     seed: int = 0
     """Seed. Picture i is drawn from the random stream (seed, i), or is the best of the streams from best-of * i on."""
     batch: int = 16

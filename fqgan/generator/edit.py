@@ -125,8 +125,7 @@ def redraw(
     """Codes (num, k, h, w) int64 in which those of a picture stay where the mask is true, and the others are drawn.
 
     What is drawn sees the class and all codes before it, in raster order and within a position in the order of the
-    factors; nothing of what lies behind. So of `best_of` draws the one is taken under which the given codes behind the
-    first drawn one are likeliest.
+    factors; nothing of what lies behind. So of `best_of` draws `likeliest` takes one.
 
     Args:
         codes: (k, h, w) of the picture.
@@ -145,16 +144,34 @@ def redraw(
     total = num * best_of
     options |= {"given": codes, "mask": mask, "batch": min(batch, total), "first_image": first_image * best_of}
     drawn = generator.generate([label] * total, seed=seed, **options)
-    if best_of == 1 or mask.all():
-        return drawn[::best_of]
-    behind = mask.flatten(2).clone()
-    behind[:, :, : int((~mask).flatten(2).any(1).flatten().int().argmax()) + 1] = False
-    scores = []
-    for part in drawn.split(batch):
-        bits = generator.log_likelihood(part, [label] * len(part)).flatten(2)
-        scores.append((bits * behind.to(device)).sum((1, 2)))
-    best = torch.cat(scores).view(num, best_of).argmax(1).cpu()
-    return drawn[torch.arange(num) * best_of + best]
+    return drawn if best_of == 1 else drawn[likeliest(generator, drawn, mask[0], [label] * total, best_of, batch)]
+
+
+@torch.no_grad()
+def likeliest(
+    generator: FAR, drawn: Tensor, mask: Tensor, labels: Sequence[int], best_of: int, batch: int = 16
+) -> Tensor:
+    """(n,) int64 on the CPU: of each `best_of` draws in a row, the index of the one to take.
+
+    That is the one under which the given codes behind the first drawn one are likeliest: the generator saw nothing of
+    them when it drew. Where no given code lies behind a drawn one, it is the one whose codes are likeliest altogether;
+    where nothing is drawn, the first.
+
+    Args:
+        drawn: codes (n * best_of, k, h, w).
+        mask: (k, h, w) bool, true where codes are given.
+        labels: class of each draw; -1: none.
+        batch: draws that are scored together.
+    """
+    given = mask.cpu().flatten(1).T  # (positions, k): as a generator draws, once it is flat
+    if given.all():
+        return torch.arange(0, len(drawn), best_of)
+    behind = given & ((~given).flatten().cumsum(0) > 0).view_as(given)
+    counted = behind if behind.any() else torch.ones_like(given)
+    counted = counted.T.view(mask.shape).to(generator.class_embedding.weight.device)
+    parts = zip(drawn.split(batch), torch.as_tensor(labels).split(batch), strict=True)
+    scores = torch.cat([(generator.log_likelihood(part, own) * counted).sum((1, 2, 3)) for part, own in parts])
+    return torch.arange(0, len(drawn), best_of) + scores.view(-1, best_of).argmax(1).cpu()
 
 
 def edit(settings: EditingSettings, world: World) -> Edited:

@@ -22,8 +22,9 @@ from fqgan.serve import images
 from fqgan.serve.drawing import answer, order_of
 from fqgan.serve.engine import Engine, Unit, picture, result
 from fqgan.serve.models import Served
-from fqgan.serve.requests import Body, Decoded, Drawn, Edited, Likely, Pictured, Refused, checked, payload
+from fqgan.serve.requests import CODES, Body, Decoded, Drawn, Edited, Likely, Pictured, Refused, checked, payload
 
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 LARGEST_SIDE = 1024
 """Pixels of a picture at most, where a client chooses."""
 
@@ -56,7 +57,7 @@ def routes(engine: Engine) -> APIRouter:
         facts = engine.units[0].catalogue.facts()
         return JSONResponse({"models": facts, "pictures": pictures, "version": metadata.version("fqgan")})
 
-    @router.get("/pictures/{name}.png")
+    @router.get("/pictures/{name}.png", response_class=Response, responses={200: {"content": {"image/png": {}}}})
     async def packaged_picture(name: str) -> Response:
         """A packaged photograph."""
         if name not in packaged:
@@ -99,7 +100,7 @@ def routes(engine: Engine) -> APIRouter:
             files = await asyncio.gather(*(picture(unit, served.tokenizer, each, keep) for each in codes))
         return JSONResponse({"images": [images.data_url(file) for file in files]})
 
-    @router.post("/generate", openapi_extra=describes(Drawn))
+    @router.post("/generate", openapi_extra=describes(Drawn), responses=_STREAM)
     async def generate(request: Request) -> Response:
         """Pictures by class."""
         body = checked(Drawn, await payload(request))
@@ -108,7 +109,7 @@ def routes(engine: Engine) -> APIRouter:
         request.scope["note"]["pictures"] = len(order.wish.labels)
         return await answer(order, body.stream)
 
-    @router.post("/edit", openapi_extra=describes(Edited, form=True))
+    @router.post("/edit", openapi_extra=describes(Edited, form=True), responses=_STREAM)
     async def edit(request: Request) -> Response:
         """A picture of which some codes are kept and the others drawn."""
         body = checked(Edited, await payload(request))
@@ -140,7 +141,7 @@ def routes(engine: Engine) -> APIRouter:
     return router
 
 
-async def received(unit: Unit, served: Served, given: Any, side: tuple[int, int]) -> Tensor:
+async def received(unit: Unit, given: Any, side: tuple[int, int]) -> Tensor:
     """A picture that somebody sent, (3, H, W) uint8."""
     if not isinstance(given, str | bytes):
         raise UserError("picture is missing: a file in a form, a data URL, or the name of a packaged photograph")
@@ -149,15 +150,15 @@ async def received(unit: Unit, served: Served, given: Any, side: tuple[int, int]
 
 async def _encoded(unit: Unit, served: Served, body: Pictured) -> tuple[Tensor, Tensor]:
     """A picture (3, H, W) uint8 and its codes (k, h, w)."""
-    original = await received(unit, served, body.picture, _side(served, body.size))
+    original = await received(unit, body.picture, _sides(served, body.size))
     return original, await result(unit.codec.encode(served.tokenizer, original))
 
 
-def _side(served: Served, size: int) -> tuple[int, int]:
-    """Height and width of the crop that a tokenizer takes."""
-    tokenizer = served.tokenizer
-    own = tokenizer.config.image_size
-    size = size or own
+def _sides(served: Served, size: int) -> tuple[int, int]:
+    """Height and width of the crop that is encoded: a square's, or where no size is wanted the model's own."""
+    if not size:
+        return served.pixels
+    tokenizer, own = served.tokenizer, max(served.pixels)
     tokenizer.check_size(size, size)
     if size > max(LARGEST_SIDE, own):
         raise UserError(f"size must be at most {max(LARGEST_SIDE, own)} pixels, got {size}")
@@ -190,6 +191,8 @@ async def _reconstructed(unit: Unit, served: Served, original: Tensor, codes: Te
 def _codes(served: Served, given: Any, grid: tuple[int, ...] | None = None) -> Tensor:
     """Codes (n, k, h, w) of a client, one picture's or several's; `UserError` for what is none."""
     found = as_tensor(given, "codes")
+    if found.ndim not in (3, 4):
+        raise UserError(f"codes must be {CODES.lower()}, or a list of such, got {found.ndim} levels of lists")
     found = found[None] if found.ndim == 3 else found
     return as_codes(found, [quantizer.codebook_size for quantizer in served.tokenizer.quantizers], grid=grid)
 
@@ -208,7 +211,7 @@ async def _own_codes(unit: Unit, served: Served, body: Likely | Edited) -> Tenso
         raise UserError("give a picture, or else codes")
     if body.codes is not None:
         return _one(served, body.codes)
-    original = await received(unit, served, body.picture, served.pixels)
+    original = await received(unit, body.picture, served.pixels)
     return await result(unit.codec.encode(served.tokenizer, original))
 
 

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -25,6 +26,14 @@ from fqgan.serve.worker import BusyError
 
 STATIC = Path(__file__).parent / "static"
 """The page and its files."""
+_SENTENCE = {"type": "object", "required": ["error"], "properties": {"error": {"type": ["string", "object"]}}}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": sentence, "content": {"application/json": {"schema": _SENTENCE}}}
+    for status, sentence in (
+        ("4XX", "What is wrong with the request, in one sentence."),
+        ("504", "The request took longer than the server's deadline."),
+    )
+}
 
 
 def make_app(engine: Engine) -> FastAPI:
@@ -40,6 +49,9 @@ def make_app(engine: Engine) -> FastAPI:
         version=metadata.version("fqgan"),
         description="Factorized tokenizers and generators of images.",
         lifespan=lifespan,
+        responses=_REFUSALS,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        redoc_url=None,
     )
     app.include_router(api.routes(engine))
     app.include_router(openai_api.routes(engine))
@@ -58,30 +70,40 @@ def make_app(engine: Engine) -> FastAPI:
 
 
 def _add_state(app: FastAPI, engine: Engine) -> None:
-    @app.get("/healthz")
+    no: dict[int | str, dict[str, Any]] = {
+        503: {"description": "No.", "content": {"application/json": {"schema": {"type": "object"}}}}
+    }
+
+    @app.get("/healthz", responses=no)
     async def healthz() -> JSONResponse:
         """Whether the process lives, and its threads."""
         alive = all(unit.worker.alive for unit in engine.units)
         return JSONResponse({"alive": alive}, 200 if alive else 503)
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=no)
     async def readyz() -> JSONResponse:
         """Whether it takes requests: not while it drains."""
         return JSONResponse({"ready": engine.ready}, 200 if engine.ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus' metrics."""
         return Response(engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_page(app: FastAPI) -> None:
+    def file(name: str) -> Response:
+        if not (STATIC / name).is_file():
+            raise Refused(404, "this installation has no page; /openapi.json describes the interface")
+        return FileResponse(STATIC / name)
+
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        index = STATIC / "index.html"
-        if not index.is_file():
-            raise Refused(404, "this installation has no page; /docs describes the interface")
-        return FileResponse(index)
+        return file("index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return file("docs.html")
 
     if STATIC.is_dir():
         app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -10,9 +10,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from torch import Tensor
 
+from fqgan.base.inputs import as_count
+from fqgan.generator.edit import likeliest
 from fqgan.serve.engine import Engine, Unit, picture, result, unfinished
 from fqgan.serve.images import data_url
 from fqgan.serve.jobs import JobError, News, Wish
@@ -25,7 +28,7 @@ class Order:
     """What a request wants drawn.
 
     Attributes:
-        best_of: candidates for each picture, of which the likeliest is taken.
+        best_of: candidates for each picture, of which `fqgan.generator.edit.likeliest` takes one.
     """
 
     engine: Engine
@@ -44,7 +47,8 @@ def order_of(
     mask: Tensor | None = None,
     best_of: int = 1,
 ) -> Order:
-    """An order; `UserError` for classes that are none, too many pictures and impossible settings."""
+    """An order; `UserError` for classes that are none, too many pictures and impossible settings. As in
+    `fqgan.generator.edit.redraw`, picture i is the best of the random streams from best_of * (index + i) on."""
     generator = served.generator
     labels = [served.label(word) for word in dict.fromkeys(wanted.classes or [])]
     number = dict(zip(dict.fromkeys(wanted.classes or []), labels, strict=True))
@@ -54,10 +58,9 @@ def order_of(
     drawn = [classes[i // best_of % len(classes)] for i in range(count)]
     conditional = any(label != generator.null_class for label in drawn)
     config = wanted.config(conditional, generator.config.codebook_sizes)
+    first = as_count(wanted.index * best_of, "index times best_of", most=2**63)
     follow = wanted.stream and best_of == 1
-    return Order(
-        engine, unit, served, Wish(tuple(drawn), wanted.seed, wanted.index, config, given, mask, follow), best_of
-    )
+    return Order(engine, unit, served, Wish(tuple(drawn), wanted.seed, first, config, given, mask, follow), best_of)
 
 
 async def answer(order: Order, stream: bool) -> Response:
@@ -111,22 +114,14 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
 async def _images(order: Order) -> AsyncIterator[dict[str, Any]]:
     """All pictures, in their order."""
     codes = await order.engine.finished(order.unit, order.served, order.wish)
-    chosen = await result(order.unit.codec.run(_likeliest, order, codes)) if order.best_of > 1 else range(len(codes))
+    chosen = range(len(codes))
+    if order.best_of > 1:
+        wish, codec = order.wish, order.unit.codec
+        draws = (order.served.generator, torch.stack(codes), wish.mask, wish.labels, order.best_of, codec.size)
+        chosen = (await result(codec.run(likeliest, *draws))).tolist()
     images = await asyncio.gather(*(_image(order, i, codes[i]) for i in chosen))
     for number, image in enumerate(images):
         yield image | {"image": number}
-
-
-def _likeliest(order: Order, codes: list[Tensor]) -> list[int]:
-    """Of each picture's candidates the one with the most probable codes."""
-    labels, generator, best = order.wish.labels, order.served.generator, []
-    for start in range(0, len(codes), order.best_of):
-        scores = [
-            generator.log_likelihood(codes[i][None], [labels[i]]).sum().item()
-            for i in range(start, start + order.best_of)
-        ]
-        best.append(start + scores.index(max(scores)))
-    return best
 
 
 async def _image(order: Order, image: int, codes: Tensor) -> dict[str, Any]:

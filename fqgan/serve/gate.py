@@ -22,7 +22,8 @@ BODY_SECONDS = 60.0
 """That a client has to send its request's body."""
 HELD = 256 * 2**20
 """Bytes of bodies that are held for all requests together."""
-_OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")  # and the page's files, and photographs that come with packages
+_OPEN = ("/", "/docs", "/healthz", "/readyz", "/favicon.ico")
+"""What needs no token, besides the pages' files and the photographs that come with packages."""
 _GONE = 499  # nginx' status for a client that hung up: for the log alone
 
 

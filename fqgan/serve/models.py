@@ -40,12 +40,11 @@ class Served:
     def __init__(self, name: str, model: FAR | FactorizedTokenizer):
         self.name, self.model = name, model
         self.fingerprint = self.tokenizer.fingerprint()
-        names = model.label_names if isinstance(model, FAR) else ()
-        spelled = [
-            *((name.casefold(), i) for i, name in enumerate(names)),
-            *((name, i) for i, name in enumerate(names)),
-        ]
-        self._labels = dict(spelled)
+        self._labels: list[dict[str, list[int]]] = [{}, {}]
+        """Classes by name, and by name in small letters."""
+        for i, name in enumerate(model.label_names if isinstance(model, FAR) else ()):
+            for labels, key in zip(self._labels, (name, name.casefold()), strict=True):
+                labels.setdefault(key, []).append(i)
         self.facts = self._facts()
 
     @property
@@ -66,21 +65,32 @@ class Served:
         return [factor.name for factor in self.tokenizer.config.factors]
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a generator's positions, or of a tokenizer's at the size that it was trained at."""
+        config = self.model.config
+        return (config.grid, config.grid) if isinstance(config.grid, int) else (config.grid[0], config.grid[1])
+
+    @property
     def pixels(self) -> tuple[int, int]:
-        """Height and width of a generator's pictures."""
-        h, w = self.generator.config.grid
+        """Height and width of the model's own pictures."""
+        h, w = self.grid
         return h * self.tokenizer.config.downsampling, w * self.tokenizer.config.downsampling
 
     def label(self, word: str | int) -> int:
-        """The class of a name or number; `UserError` for one that is none."""
+        """The class of a name or number; `UserError` for one that is none, and for a name that several classes have. A
+        number as text is a name where a class has such a name."""
         generator = self.generator
         count, names = generator.config.num_classes, generator.label_names
         if not count:
             raise UserError(f"the model {self.name} has no classes: leave them out")
         text = str(word).strip()[:1000]
-        for known in (text, text.casefold()):
-            if known in self._labels:
-                return self._labels[known]
+        for labels, key in zip(self._labels, (text, text.casefold()), strict=True):
+            found = labels.get(key, []) if isinstance(word, str) else []
+            if len(found) > 1:
+                several = ", ".join(map(str, found[:9])) + (", ..." if len(found) > 9 else "")
+                raise UserError(f"{text[:60]!r} names the classes {several} of the model {self.name}: give the number")
+            if found:
+                return found[0]
         if re.fullmatch("[0-9]{1,9}", text) and int(text) < count:
             return int(text)
         known = f"it has the numbers 0 to {count - 1}{' and names' if names else ', no names'}"
@@ -95,8 +105,8 @@ class Served:
             "kind": self.model.kind,
             "factors": self.factors,
             "codebook_sizes": list(self.tokenizer.codebook_sizes),
-            "grid": [tokenizer.grid, tokenizer.grid],
-            "image_size": tokenizer.image_size,
+            "grid": list(self.grid),
+            "image_size": max(self.pixels),
             "downsampling": tokenizer.downsampling,
             "classes": [],
             "num_classes": 0,
@@ -107,8 +117,6 @@ class Served:
         if isinstance(self.model, FAR):
             sampling = SamplingConfig().resolved(conditional=config.num_classes > 0)
             facts |= {
-                "grid": list(config.grid),
-                "image_size": max(self.pixels),
                 "classes": list(self.model.label_names),
                 "num_classes": config.num_classes,
                 "defaults": {
@@ -134,12 +142,15 @@ class Catalogue:
         ]
 
     def get(self, name: str | None, kind: str = "") -> Served:
-        """The model of a name, or where none is named the only one (of a kind). `UserError` where there is none."""
+        """The model of a name, or where none is named the only one (of a kind; where a tokenizer is wanted and none is
+        served, a generator, which brings its own along). `UserError` where there is none."""
         if name is not None:
             if name not in self.models:
                 raise UserError(f"there is no model {name[:60]!r} here{did_you_mean(name[:60], self.models)}")
             return self.models[name]
-        fitting = [each for each in self.models.values() if not kind or each.model.kind == kind]
+        every = list(self.models.values())
+        fitting = [each for each in every if not kind or each.model.kind == kind]
+        fitting = fitting or (every if kind == "tokenizer" else [])
         if len(fitting) != 1:
             listed = ", ".join(each.name for each in fitting) or f"no {kind or 'model'}"
             raise UserError(f"name the model: this server has {listed}")

@@ -25,12 +25,15 @@ class Replicas:
     """At most."""
     gpus: float = 1.0
     """Of each; 0: it computes on its machine's CPU."""
+    cpus: float = 1.0
+    """Cores that Ray sets aside for each."""
     ongoing: int = 32
     """Requests a replica at which another one is started; it takes twice as many."""
 
     def check(self) -> None:
         """`UserError` for numbers that make no sense."""
-        if not 0 <= self.least <= self.replicas or self.replicas < 1 or self.gpus < 0 or self.ongoing < 1:
+        parts = all(0 <= each < 1e6 for each in (self.gpus, self.cpus))
+        if not (parts and 0 <= self.least <= self.replicas and self.replicas >= 1 and self.ongoing >= 1):
             raise UserError(f"replicas make no sense: {self}")
 
 
@@ -40,12 +43,12 @@ def application(settings: ServingSettings, replicas: Replicas) -> Any:
 
     `UserError` without Ray.
     """
+    replicas.check()
     check_installed()
     try:
         serve = importlib.import_module("ray.serve")
     except ImportError:
         raise UserError("many machines need Ray Serve: run pip install 'fqgan[ray]'") from None
-    replicas.check()
     # the address is that of Ray's proxies, which other machines reach: the token counts, not the host
     settings = replace(settings, token=settings.secret, host="0.0.0.0")
     settings.check()
@@ -64,15 +67,16 @@ def application(settings: ServingSettings, replicas: Replicas) -> Any:
             "target_ongoing_requests": replicas.ongoing,
         },
         max_ongoing_requests=2 * replicas.ongoing,
+        max_queued_requests=settings.queue,
         graceful_shutdown_timeout_s=settings.drain,
-        ray_actor_options={"num_gpus": replicas.gpus},
+        ray_actor_options={"num_gpus": replicas.gpus, "num_cpus": replicas.cpus},
     )(serve.ingress(build)())
     return replica.bind()
 
 
 def app(arguments: dict[str, str]) -> Any:
-    """For `serve run`: `models`, separated by commas; `least`, `replicas`, `gpus`, `ongoing` of `Replicas`; `token`,
-    `device`, `precision`, `batch`, `queue`, `most` of the server.
+    """For `serve run`: `models`, separated by commas; `least`, `replicas`, `gpus`, `cpus`, `ongoing` of `Replicas`;
+    `token`, `device`, `precision`, `batch`, `queue`, `most` of the server.
 
     `UserError` for others, for values that are none, and without Ray.
     """
@@ -81,7 +85,7 @@ def app(arguments: dict[str, str]) -> Any:
     if not models:
         raise UserError("name the models: serve run fqgan.serve.ray_app:app models=hf:org/name")
     known = {"token": str, "device": str, "precision": str, "batch": int, "queue": int, "most": int}
-    scale = {"least": int, "replicas": int, "gpus": float, "ongoing": int}
+    scale = {"least": int, "replicas": int, "gpus": float, "cpus": float, "ongoing": int}
     values: dict[str, Any] = {}
     for name, text in given.items():
         kind = (known | scale).get(name)

@@ -24,11 +24,14 @@ MOST_BYTES = 20 * 2**20
 MOST_VALUES = 2**20
 """In a body of JSON: as Python's objects they take ten times the memory."""
 _ASIDE = 2**18  # bytes: parsing more would hold up all others
+_TEXT = ("model", "class", "picture", "cfg_schedule")
+"""Fields that hold text: in a form they stay as they are, whatever else they read as."""
 
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Word = Annotated[str, Field(max_length=200)]
 M = TypeVar("M", bound=BaseModel)
-CODES = "lists [k][h][w] of whole numbers"
+CODES = "Lists [k][h][w] of whole numbers"
+PICTURE = "A file, a data URL, base64, or the name of a packaged photograph"
 
 
 class Refused(Exception):
@@ -73,13 +76,13 @@ class Drawn(Sampled):
         None, max_length=1000, description="Names or numbers; picture i takes the one at i modulo their number."
     )
     num: int | None = Field(None, ge=1, description="Pictures; as many as classes unless said.")
-    stream: bool = Field(False, description="Server-sent events `progress`, `image`, `done` instead of one answer.")
+    stream: bool = Field(False, description="Server-sent events progress, image, done instead of one answer.")
 
 
 class Pictured(Body):
     """A picture: a file in a form, or in JSON a data URL, base64 or the name of a packaged photograph."""
 
-    picture: Any = Field(None, description="A file, a data URL, base64, or the name of a packaged photograph.")
+    picture: Any = Field(None, description=f"{PICTURE}.")
     size: int = Field(0, ge=0, le=4096, description="Side of the crop in pixels; 0: the model's own.")
 
 
@@ -94,8 +97,8 @@ class Likely(Body):
     """Codes, or a picture, whose likelihood is asked for."""
 
     codes: Any = Field(None, description=CODES)
-    picture: Any = Field(None, description="As elsewhere.")
-    class_: Word | int | None = Field(None, alias="class")
+    picture: Any = Field(None, description=f"{PICTURE}; or else codes.")
+    class_: Word | int | None = Field(None, alias="class", description="Name or number; none unless said.")
 
 
 class Mix(BaseModel):
@@ -111,7 +114,7 @@ class Mix(BaseModel):
 class Edited(Drawn):
     """A picture of which some codes are kept and the others drawn."""
 
-    picture: Any = Field(None, description="As elsewhere; or else `codes`.")
+    picture: Any = Field(None, description=f"{PICTURE}; or else codes.")
     codes: Any = Field(None, description=CODES)
     keep: list[Word | int] | None = Field(None, max_length=100, description="Factors that stay as they are.")
     region: list[Real] | None = Field(
@@ -119,7 +122,12 @@ class Edited(Drawn):
     )
     mask: Any = Field(None, description="Lists [k][h][w] of booleans, true where a code stays; or else keep, region.")
     mix: Mix | None = None
-    best_of: int = Field(1, ge=1, description="Draw this many for each picture, and take the likeliest.")
+    best_of: int = Field(
+        1,
+        ge=1,
+        description="Draw this many for each picture, and take the one under which the given codes behind the first "
+        "drawn one are likeliest; where there are none, the one whose codes are.",
+    )
 
 
 def checked(kind: type[M], data: dict[str, Any]) -> M:
@@ -189,7 +197,7 @@ async def _form(request: Request) -> dict[str, Any]:
         for name, value in form.multi_items():
             if name in fields:
                 raise UserError(f"the form has two fields {name[:60]!r}")
-            fields[name] = await value.read() if isinstance(value, UploadFile) else _field(value)
+            fields[name] = await value.read() if isinstance(value, UploadFile) else _field(name, value)
         await form.close()
     except UserError:
         raise
@@ -200,8 +208,10 @@ async def _form(request: Request) -> dict[str, Any]:
     return fields
 
 
-def _field(text: str) -> Any:
-    """A form's field: what reads as JSON is that, other text stays as it is."""
+def _field(name: str, text: str) -> Any:
+    """A form's field: what reads as JSON is that, unless the field holds text."""
+    if name in _TEXT:
+        return text
     try:
         return json.loads(text, parse_constant=_no_number)
     except UserError:

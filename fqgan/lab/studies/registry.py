@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fqgan.lab.studies import generators, tokenizers
+from fqgan.lab.studies import generators, quantizers, tokenizers
 from fqgan.lab.studies.plan import Study
 from fqgan.lab.studies.settings import (
     CurvesStudy,
@@ -56,6 +56,13 @@ STUDIES = {
         TokenizerStudy,
         presets=tokenizers.SCALING_PRESETS,
         rows=lambda base, *_: tokenizers.scaling(base),
+    ),
+    "quantizers": Entry(
+        _TRAIN,
+        "quantizers and compositions of factors at equal bits",
+        TokenizerStudy,
+        presets=quantizers.QUANTIZERS_PRESETS,
+        rows=lambda base, *_: quantizers.quantizers(base),
     ),
     "heads": Entry(
         "PRESET --data STORE --measure.data DATA --out DIR",

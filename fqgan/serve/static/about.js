@@ -36,6 +36,7 @@ export function create(app) {
       h("header", {}, h("h2", {}, model.name), h("span.kind", {}, model.kind)),
       facts(app, model),
       model.card ? h("details.cardtext", {}, h("summary", {}, "Model card"), h("div.prose", {}, markdown(model.card))) : null))),
-    h("p.hint", {}, app.version ? `fqgan ${app.version}. ` : "", "Pictures that you choose go to this server and to no other."));
+    h("p.hint", {}, app.version ? `fqgan ${app.version}. ` : "", "Pictures that you choose go to this server and to no other. ",
+      h("a", { href: "docs" }, "What programs can ask this server")));
   return { element, state: () => ({}), apply() {} };
 }

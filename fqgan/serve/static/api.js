@@ -87,6 +87,8 @@ const asJson = (body, signal) => ({
 
 export const getModels = async () => (await ask("api/models")).json();
 
+export const getDescription = async () => (await ask("openapi.json")).json();
+
 export async function post(path, body, signal) {
   return (await ask(path, asJson(body, signal))).json();
 }
