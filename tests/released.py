@@ -84,6 +84,13 @@ def _class(config: TokenizerConfig | GeneratorConfig) -> type[FactorizedTokenize
     return FactorizedTokenizer if isinstance(config, TokenizerConfig) else FAR
 
 
+def check_reconstruction(images: Tensor, golden: Any, limit: float) -> None:
+    """Images of the given codes against every eighth pixel, mean and standard deviation of the original ones."""
+    wanted = torch.from_numpy(golden["recon_stride8"])
+    assert (images[:, :, ::8, ::8] - wanted).norm() / wanted.norm() < limit
+    np.testing.assert_allclose([images.mean(), images.std()], golden["recon_mean_std"], rtol=1e-4)
+
+
 def reference_images() -> Tensor:
     """The recipe's two images, (2, 3, 256, 256) in [-1, 1]."""
     yy, xx = np.mgrid[0:256, 0:256].astype(np.float32) / 255

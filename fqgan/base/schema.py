@@ -25,8 +25,24 @@ T = TypeVar("T")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain JSON-ready dict of a config, with `format_version`."""
-    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
+    """Plain JSON-ready dict of a config, with `format_version`; without settings that are `rare` where they have their
+    default, so that what is written of all others stays what it was."""
+    return {"format_version": FORMAT_VERSION, **_written(config)}
+
+
+def _written(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        own = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {
+            field.name: _written(item)
+            for field, item in own.items()
+            if not field.metadata.get("rare") or item != field.default
+        }
+    if type(value) in (list, tuple):
+        return type(value)(map(_written, value))
+    if isinstance(value, dict):
+        return {key: _written(item) for key, item in value.items()}
+    return value
 
 
 def from_dict(cls: type[T], data: dict[str, Any], source: str = "config") -> T:

@@ -10,6 +10,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say, say_lines
 from fqgan.config.devices import Device
+from fqgan.models import hub
 
 if TYPE_CHECKING:
     from fqgan.evaluation.protocol import Evaluation
@@ -26,7 +27,7 @@ class ResultOptions:
     def path(self, home: Path | str, *inputs: str | Path) -> Path:
         """The file to write: `out`, or eval.json in the folder `home`. `UserError` where there is no such folder, and
         for a file that cannot be written, is one of the `inputs`, or holds something else."""
-        if self.out == Path() and (Path(home).is_file() or str(home).startswith("hf:")):
+        if self.out == Path() and (Path(home).is_file() or str(home).startswith((hub.PREFIX, *hub.FOREIGN))):
             raise UserError(f"--out is missing: {home} is no folder that eval.json could be written into")
         path = self.out if self.out != Path() else Path(home) / "eval.json"
         check_output(path, folder=False, inputs=inputs if self.out != Path() else (), mark='"metrics"')

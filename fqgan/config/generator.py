@@ -37,6 +37,9 @@ class GeneratorConfig:
     """Apply RMSNorm to the queries and keys of each attention head."""
     mlp_multiple: int = setting(256, least=1, most=2**24)
     """The hidden width of SwiGLU is 8/3 `width`, rounded up to a multiple of this number."""
+    aggregation: bool = setting(True, rare=True)
+    """Map the k embeddings of a position, concatenated, to the backbone's input by a linear layer. Without it, which
+    takes a single factor, the embedding is the input, as in LlamaGen."""
     head: Literal["ar", "mlp", "linear"] = "ar"
     """What predicts the k codes of a position (Table 4): the factorized auto-regressive head, k two-layer
     classifiers, or k linear ones."""
@@ -93,6 +96,10 @@ class GeneratorConfig:
         if self.width % self.heads or self.width // self.heads % 4:
             raise UserError(
                 f"model.width {self.width} must be model.heads {self.heads} times a multiple of 4 (rotary positions)"
+            )
+        if not self.aggregation and self.num_factors > 1:
+            raise UserError(
+                f"model.aggregation is needed with {self.num_factors} factors: their embeddings make one input"
             )
         if self.kv_heads and self.heads % self.kv_heads:
             raise UserError(f"model.kv_heads {self.kv_heads} does not divide model.heads {self.heads}")

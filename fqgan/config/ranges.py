@@ -29,6 +29,8 @@ class Known(TypedDict, total=False):
     changeable: bool
     """Whether a resumed run may change it; as `CHANGEABLE` of its class says, if it has one, else not. Never what the
     architecture, the order of the data or random numbers depend on."""
+    rare: bool
+    """Files name it only where it is not its default: what was written before it came stays the same."""
 
 
 def setting(default: T, **known: Unpack[Known]) -> T:

@@ -31,6 +31,9 @@ class TokenizerConfig:
     """Number of residual blocks in each level of the encoder; each level of the decoder has one more."""
     attention: bool = True
     """Use self-attention at the lowest resolution, as VQGAN does."""
+    attention_at: Literal["lowest", "middle"] = setting("lowest", rare=True)
+    """Where `attention` is. lowest: after each residual block of the lowest resolution, and in the middle, between
+    encoder or decoder and the code projections. middle: there alone, as in latent diffusion's vq-f4."""
     z_channels: int = setting(256, least=1)
     """Number of channels between the convolutional networks and the code projections."""
     dropout: float = setting(0.0, below=1)

@@ -21,7 +21,8 @@ class TrainedTokenizer:
     """A tokenizer on disk or on the hub, and how it computes."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A run folder, one of its checkpoints, an exported tokenizer, a released file, or hf:org/name."""
+    """A run folder, one of its checkpoints, an exported tokenizer, a released file, or hf:org/name; or a tokenizer of
+    others: py:module:function or diffusers:folder-or-id."""
     weights: Literal["auto", "ema", "raw"] = "auto"
     """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -176,7 +177,8 @@ class ConversionSettings:
     """A model from one form on disk to another."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """A released file of FQGAN, LlamaGen or FAR, a run folder, a checkpoint, an export, or hf:org/name[@revision]."""
+    """A released file of FQGAN, FAR, LlamaGen or VQGAN, a run folder, a checkpoint, an export, or
+    hf:org/name[@revision]."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Folder to write, or with --to released the file to write. It must not exist yet."""
     to: Literal["folder", "released"] = "folder"
@@ -186,9 +188,14 @@ class ConversionSettings:
     released file holds both, auto writes the moving average and keeps the raw weights in the same folder."""
     tokenizer: str = ""
     """Tokenizer that the converted generator carries, if it has none or if another copy of its own is wanted."""
+    grid: tuple[int, ...] = ()
+    """Height and width of a generator's token grid in positions, for a released file that does not say: 24 24 for
+    LlamaGen at 384 pixels."""
 
     def check(self) -> None:
-        """Raise `UserError` where something is in the way of what is to be written."""
+        """Raise `UserError` where something is in the way of what is to be written, and for what is no grid."""
+        if len(self.grid) not in (0, 2):
+            raise UserError(f"--grid takes a height and a width, got {len(self.grid)} number(s)")
         check_output(self.out, folder=self.to == "folder", option="DST", inputs=[self.source])
         if self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir())):
             raise UserError(f"DST {self.out} exists: choose another name")

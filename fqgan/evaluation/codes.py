@@ -27,7 +27,7 @@ from fqgan.evaluation.sets import content_of, describe
 from fqgan.generator.model import FAR, load_generator
 from fqgan.models.find import find
 from fqgan.tokenizer.extraction import crops_per_pass
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.passes import Passes, exact_convolutions
 
 Coded = tuple[Tensor, Tensor, Tensor]
@@ -88,7 +88,7 @@ class StoredCodes(Codes):
 
     @cached_property
     def tokenizer(self) -> FactorizedTokenizer:
-        return load_tokenizer(self._store.tokenizer_path, self.world.device)
+        return FactorizedTokenizer.from_pretrained(self._store.tokenizer_path, self.world.device)
 
     def batches(self) -> Iterator[Coded]:
         share = evenly_spaced(self.count, self.settings.limit, self.world.rank, self.world.size)

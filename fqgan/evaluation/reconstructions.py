@@ -67,7 +67,7 @@ def evaluate_tokenizer(settings: TokenizerEvaluation, world: World) -> Evaluatio
         return Evaluation()
     factors = numbers.pop("factors")
     classes = numbers.pop("classes", {})
-    bits = sum(factor["bits"] for factor in factors.values())
+    bits = {"bits_per_position": sum(factor["bits"] for factor in factors.values())} if factors else {}
     result = {
         "subject": "tokenizer",
         "checkpoint": str(settings.checkpoint),
@@ -75,7 +75,7 @@ def evaluate_tokenizer(settings: TokenizerEvaluation, world: World) -> Evaluatio
         "images": data["count"],
         "unreadable": left_out.unreadable,
         "understood": source.explain(size),
-        "metrics": {**numbers, **of_sets, "bits_per_position": bits},
+        "metrics": {**numbers, **of_sets, **bits},
         "factors": factors,
         **({"classes": classes} if classes else {}),
         "protocol": full_protocol(made, settings.kept, device.type, data=data),
@@ -109,5 +109,8 @@ def _rows(result: dict[str, Any]) -> Rows:
     for name, use in result["factors"].items():
         values = f"usage {use['usage']:.1%}, perplexity {use['perplexity']:.1f}, {use['bits']:.2f} bits a position"
         rows.append((f"factor {name}", values))
-    rows.append(("all factors, at most", f"{numbers['bits_per_position']:.2f} bits a position"))
+    if "bits_per_position" in numbers:
+        rows.append(("all factors, at most", f"{numbers['bits_per_position']:.2f} bits a position"))
+    else:
+        rows.append(("codes", "none: it encodes to latents"))
     return rows

@@ -46,9 +46,9 @@ def convert(settings: ConversionSettings) -> Converted:
     from fqgan.tokenizer.model import FactorizedTokenizer
 
     source = find(path)
-    if settings.tokenizer and source.kind == "tokenizer":
-        raise UserError(f"--tokenizer is for generators: {settings.source} is a tokenizer")
-    options = {"tokenizer": settings.tokenizer} if settings.tokenizer else {}
+    options = {name: value for name in ("tokenizer", "grid") if (value := getattr(settings, name))}
+    if options and source.kind == "tokenizer":
+        raise UserError(f"--{next(iter(options))} is for generators: {settings.source} is a tokenizer")
     cls = FAR if source.kind == "generator" else FactorizedTokenizer
     model = cls.from_pretrained(source.path, weights=settings.weights, **options)
     k = model.num_factors if isinstance(model, FactorizedTokenizer) else model.config.num_factors
@@ -85,11 +85,12 @@ def _write_folder(out: Path, source: Source, model: Pretrained, raw: Pretrained 
 
 def _write_released(out: Path, source: Source, model: Pretrained, raw: Pretrained | None, discriminator: dict) -> None:
     from fqgan.models.released.files import ReleasedFile, write
-    from fqgan.models.released.layouts import arguments_of, to_released
+    from fqgan.models.released.layouts import arguments_of, raw_entry_of, to_released
 
     weights = {"raw": to_released((raw or model).state_dict(), model.config)}
     if raw:
         weights["ema"] = to_released(model.state_dict(), model.config)
     make_folder(out.parent)
     steps = model.provenance.get("steps", 0)
-    write(ReleasedFile(weights, discriminator, steps, dict(arguments_of(model.config))), out)
+    args, entry = dict(arguments_of(model.config)), raw_entry_of(model.config)
+    write(ReleasedFile(weights, discriminator, steps, args, entry), out)

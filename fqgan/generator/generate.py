@@ -114,7 +114,8 @@ def plan(options: Drawing, generator: FAR, world: World) -> SampleSettings:
     """What is to be made; `UserError` where it cannot be."""
     model, tokenizer = generator.config, generator.tokenizer
     grid = (tokenizer.config.grid, tokenizer.config.grid)
-    if not find(options.checkpoint, "generator").facts.get("tokenizer") and model.grid != grid:
+    bound = any(factor.adapter_depth for factor in tokenizer.config.factors)  # others have no table of positions
+    if bound and not find(options.checkpoint, "generator").facts.get("tokenizer") and model.grid != grid:
         own, other = ("x".join(map(str, each)) for each in (model.grid, grid))
         raise UserError(f"the generator's token grid is {own}, the tokenizer's {other}: they don't belong together")
     sampling = SamplingConfig(**{each.name: getattr(options, each.name) for each in fields(SamplingConfig)})

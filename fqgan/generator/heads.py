@@ -19,6 +19,7 @@ class Head(nn.Module):
 
     def __init__(self, config: GeneratorConfig, width: int):
         super().__init__()
+        self.config = config
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in config.codebook_sizes)
 
@@ -84,7 +85,6 @@ class AutoregressiveHead(Head):
     def __init__(self, config: GeneratorConfig):
         super().__init__(config, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.head_depth))
-        self.config = config
 
     def rotary(self, device: torch.device) -> Tensor:
         """Rotary rows (k, hd / 2, 2): g stands where the backbone has the class, the codes on the cells after it."""

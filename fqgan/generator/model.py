@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fqgan.base.errors import UserError
 from fqgan.base.inputs import Numbers, as_codes, as_count, as_kind, as_labels, as_path
+from fqgan.base.printing import say
 from fqgan.config import GeneratorConfig, SamplingConfig
 from fqgan.generator.cross_entropy import linear_cross_entropy, linear_log_likelihood
 from fqgan.generator.heads import HEADS, Head
@@ -59,7 +61,7 @@ class FAR(Pretrained):
         d = config.width
         self.class_embedding = nn.Embedding(config.num_classes + 1, d)
         self.code_embeddings = nn.ModuleList(nn.Embedding(size, d) for size in config.codebook_sizes)
-        self.aggregate = nn.Linear(config.num_factors * d, d)
+        self.aggregate = nn.Linear(config.num_factors * d, d) if config.aggregation else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head: Head = HEADS[config.head](config)
         self.apply(_initialize)
@@ -81,7 +83,7 @@ class FAR(Pretrained):
     def carry(self, tokenizer: FactorizedTokenizer) -> None:
         """Take a tokenizer along; `UserError` where its codebooks are of other sizes."""
         as_kind(tokenizer, FactorizedTokenizer, "tokenizer")
-        sizes = tuple(quantizer.codebook_size for quantizer in tokenizer.quantizers)
+        sizes = tokenizer.codebook_sizes
         if sizes != self.config.codebook_sizes:
             texts = (" x ".join(map(str, each)) for each in (sizes, self.config.codebook_sizes))
             raise UserError("the tokenizer has {} codes, the generator {}: they don't belong together".format(*texts))
@@ -110,6 +112,7 @@ class FAR(Pretrained):
         precision: str,
         tokenizer: str | Path | None = None,
         with_tokenizer: bool = True,
+        grid: Sequence[int] | None = None,
     ) -> None:
         super()._adopt(source, device=device, precision=precision)
         self.label_names = tuple(source.facts.get("label_names", ()))
@@ -117,6 +120,23 @@ class FAR(Pretrained):
         if path and with_tokenizer:
             known = source.facts.get("tokenizer", "")
             self.carry(load_matching_tokenizer(path, known, str(source.path), device, precision))
+        self._settle_grid(str(source.path), source.facts.get("grid_known", True), grid)
+
+    def _settle_grid(self, name: str, known: bool, given: Sequence[int] | None) -> None:
+        """The token grid is in neither names nor shapes: it is what the caller says, or the tokenizer's, where the file
+        has no word on it. `UserError` where the caller contradicts it."""
+        own = grid = self.config.grid
+        if given:
+            grid = tuple(as_count(side, "grid", 1, 2**15) for side in given)
+            if len(grid) != 2:
+                raise UserError(f"a grid is a height and a width in positions, got {len(grid)} number(s)")
+        elif not known and self.has_tokenizer:
+            grid = (self.tokenizer.config.grid,) * 2
+        elif not known:
+            say(f"fqgan: warning: {name} does not say its token grid: taking {own[0]} x {own[1]}", error=True)
+        if known and grid != own:
+            raise UserError(f"{name} says that its token grid is {own[0]} x {own[1]}, not {' x '.join(map(str, grid))}")
+        self.config = self.head.config = replace(self.config, grid=grid)
 
     def forward(self, codes: Numbers, labels: Numbers) -> list[Tensor]:
         """Teacher-forced logits: k tensors (b, h * w, codebook size), on the model's device.
@@ -303,23 +323,26 @@ def load_generator(
     precision: str = "float32",
     tokenizer: str | Path | None = None,
     with_tokenizer: bool = True,
+    grid: Sequence[int] | None = None,
 ) -> FAR:
     """A generator in eval mode, with its tokenizer and the names of its classes.
 
     Args:
         path: a run folder (its newest whole checkpoint), one of its checkpoints, an exported folder, a released file of
-            FAR, `hf:org/name[@revision]` or `hf:org/name/file.pt[@revision]`.
+            FAR or LlamaGen (class-conditional), `hf:org/name[@revision]` or `hf:org/name/file.pt[@revision]`.
         weights: `auto` (the moving average where there is one), `ema` or `raw`.
         device: as of `load_tokenizer`, for both models.
         precision: `float32`, or `bf16` for speed: that of sampling, and of its tokenizer.
         tokenizer: another place to take the tokenizer from; None: the one that the generator carries, if it does.
         with_tokenizer: False leaves it out.
+        grid: height and width of the token grid in positions, for a released file that does not say; None: the
+            tokenizer's, else that of 256 pixels at 16x.
 
     Raises:
         UserError: nothing there, truncated files, files of something else, or a tokenizer of other codes; no such
             device, weights or precision.
     """
-    options = {"tokenizer": tokenizer, "with_tokenizer": with_tokenizer}
+    options = {"tokenizer": tokenizer, "with_tokenizer": with_tokenizer, "grid": grid}
     return FAR.from_pretrained(path, device, weights, precision, **options)
 
 

@@ -85,7 +85,8 @@ class Sampler:
             self._outputs = [Product.of(output, dtype) for output in generator.head.outputs]
             self._classes = generator.class_embedding.weight.detach()
             self._codes_of = [table.weight.detach().to(dtype) for table in generator.code_embeddings]  # pyright: ignore
-            self._aggregate = Product.of(generator.aggregate, dtype)
+            aggregate = generator.aggregate
+            self._aggregate = Product.of(aggregate, dtype) if model.aggregation else aggregate
         self._input = torch.zeros(rows, model.width, dtype=dtype, device=device)
         self._uniforms, self._scales = torch.zeros(2, self.positions, batch, k, device=device)
         self._codes, self._given = torch.zeros(2, self.positions, batch, k, dtype=torch.int64, device=device)

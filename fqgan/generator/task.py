@@ -37,7 +37,7 @@ from fqgan.generator.pictures import labelled_rows
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block
 from fqgan.models.find import CARRIED, find
-from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer, load_tokenizer, save_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer, save_tokenizer
 from fqgan.tokenizer.pictures import save_picture
 
 
@@ -196,7 +196,9 @@ class GeneratorTask(Task):
         # eager: a picture now and then is not worth compiling
         model.set_precision(config.train.precision)
         sampler = Sampler(model, len(labels), config.sampling, static=False, compiled=False)
-        tokenizer = load_tokenizer(path.parent.parent / CARRIED, self.world.device, precision=config.train.precision)
+        tokenizer = FactorizedTokenizer.from_pretrained(
+            path.parent.parent / CARRIED, self.world.device, precision=config.train.precision
+        )
         # training does not depend on what is drawn; and the deterministic sum over a row of probabilities is refused by
         # some versions of torch, and takes memory by the square of the codebook in others
         with torch.inference_mode(), deterministic_mode(False):

@@ -50,7 +50,7 @@ from fqgan.nets.measuring import FeatureNetwork, load_network
 from fqgan.nets.perceptual import EfficientNetDistance
 from fqgan.tokenizer.branch import FeaturePredictionHead
 from fqgan.tokenizer.extraction import extract
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.task import train_tokenizer
 from fqgan.tokenizer.validation import Batches, Scores, evaluate_mean_colour, score_reconstructions
 
@@ -130,7 +130,8 @@ def _train_and_measure(
     train: dict[str, Any] = {"device": settings.device, "precision": precision}
     train_tokenizer(presets.trial(presets.get(TOKENIZER), settings.steps, **train), run)
 
-    config, tokenizer = schema.load(TokenizerRunConfig, run / "config.json"), load_tokenizer(run, device)
+    config = schema.load(TokenizerRunConfig, run / "config.json")
+    tokenizer = FactorizedTokenizer.from_pretrained(run, device)
     _say(2, f"evaluating the tokenizer and the mean-colour baseline on {len(held_out)} held-out crops")
     evaluation = {
         "checkpoint": str(checkpoint.latest(run / "checkpoints")),

@@ -87,6 +87,11 @@ class Source:
 
 def find(path: str | Path, kind: Kind | None = None) -> Source:
     """What is at a path or address on the hub. `UserError`: nothing, or nothing whole, or another `kind` of model."""
+    if str(as_path(path)).startswith(hub.FOREIGN):
+        raise UserError(
+            f"{path} is a tokenizer of others: reconstruct, extract, evaluate tokenizer and study tokenizers take it; "
+            "what is asked for here is a model of this package"
+        )
     local = hub.local(as_path(path))
     try:
         if not local.exists():
@@ -183,7 +188,11 @@ def _file(path: Path) -> Source:
         "tokenizer" if isinstance(config, TokenizerConfig) else "generator",
         config,
         {name: weights(tensors) for name, tensors in content.weights.items()},
-        facts={"origin": f"a file of the released layout, {path.name}", "steps": content.steps},
+        facts={
+            "origin": f"a file of the released layout, {path.name}",
+            "steps": content.steps,
+            "grid_known": layouts.tells_grid(content.args),
+        },
         discriminator=(lambda: content.discriminator) if content.discriminator else None,
     )
 
@@ -206,6 +215,10 @@ def _kind(path: Path, wanted: Kind | None) -> tuple[Kind, str]:
         if (path / f"{kind}.safetensors").exists():
             return kind, f"{kind}.safetensors"
     if not (path / MODEL).exists():
+        for home in (path, path / CARRIED):
+            known = schema.load_json(home / "config.json") if (home / "config.json").is_file() else {}
+            if address := known.get("address"):
+                raise UserError(f"{path} was made with {address}, a tokenizer of others, and does not hold it")
         raise UserError(f"{path} is no run, checkpoint or exported {wanted or 'model'}: it has no {MODEL}")
     kind = schema.load_json(path / "config.json").get("kind")
     if kind not in KINDS:

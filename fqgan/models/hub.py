@@ -14,6 +14,8 @@ from fqgan.base.errors import UserError, in_one_line
 from fqgan.base.printing import say
 
 PREFIX = "hf:"
+PYTHON, DIFFUSERS = FOREIGN = ("py:", "diffusers:")
+"""How the addresses of tokenizers of others begin, which are no models of ours (`fqgan.tokenizer.foreign`)."""
 DATASETS = "hf:datasets/"
 SECONDS = 1.5
 """To wait for the hub's first answer."""
@@ -101,7 +103,7 @@ def fetch(text: str) -> Path:
         return known
     files = {sibling.rfilename for sibling in info.siblings or ()}
     if missing := [name for name in ((address.file,) if address.file else _NEEDED) if name not in files]:
-        others = [name for name in sorted(files) if name.endswith((".pt", ".pth", ".safetensors"))]
+        others = [name for name in sorted(files) if name.endswith((".pt", ".pth", ".ckpt", ".safetensors"))]
         hint = f"; name one of its files: {PREFIX}{address.repository}/{others[0]}" if others else ""
         raise UserError(f"{address} has no {' and no '.join(missing)}{hint}")
     wanted = [name for name in files if any(fnmatch(name, pattern) for pattern in _FILES)]

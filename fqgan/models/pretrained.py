@@ -34,6 +34,8 @@ class Pretrained(nn.Module):
         super().__init__()
         self.config = config
         self.precision = "float32"
+        self.chosen = "exported"
+        """Which weights were loaded: `ema`, `raw`, or `exported` where they have no such name."""
         self.provenance: Mapping[str, Any] = {}
         """Where the weights are from: `origin` and `steps`, where that is known."""
         self.scores: Mapping[str, Any] = {}
@@ -119,7 +121,8 @@ class Pretrained(nn.Module):
         """The model with the weights of a source, which it maps where it can: nothing is copied on a CPU."""
         with torch.device("meta"):
             model = cls(source.config)
-        chosen = source.weights[source.choose(weights)]
+        model.chosen = source.choose(weights)
+        chosen = source.weights[model.chosen]
         tensors = chosen.read(model.state_dict(), device)
         checkpoint.check_fit(model, tensors, str(chosen.file))
         model.load_state_dict(tensors, assign=True)

@@ -17,7 +17,7 @@ from fqgan.engine.sizes import num_parameters
 from fqgan.generator.model import FAR, load_generator
 from fqgan.models import hub
 from fqgan.models.find import Source, find
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Served:
             "name": self.name,
             "kind": self.model.kind,
             "factors": self.factors,
-            "codebook_sizes": [quantizer.codebook_size for quantizer in self.tokenizer.quantizers],
+            "codebook_sizes": list(self.tokenizer.codebook_sizes),
             "grid": list(self.grid),
             "image_size": max(self.pixels),
             "downsampling": tokenizer.downsampling,
@@ -175,7 +175,7 @@ def places(words: Sequence[str]) -> list[Place]:
 def load(chosen: Sequence[Place], device: torch.device, precision: str) -> Catalogue:
     """All models on a device. `UserError` for a generator whose tokenizer is not there."""
     tokenizers = {
-        place.name: load_tokenizer(place.path, device, precision=precision)
+        place.name: FactorizedTokenizer.from_pretrained(place.path, device, precision=precision)
         for place in chosen
         if place.source.kind == "tokenizer"
     }

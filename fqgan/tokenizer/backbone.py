@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,11 @@ class Smooth(nn.Conv2d):
         return super().forward(x.contiguous(memory_format=torch.channels_last)).contiguous()
 
 
+Attentive = Literal["lowest", "middle", "nowhere"]
+"""Where a network has attention: after each residual block of the lowest resolution and in the middle, in the middle
+alone, or nowhere."""
+
+
 def _level(channels: Sequence[int], attention: bool, dropout: float) -> nn.Sequential:
     """Residual blocks from each width to the next, with attention after each if asked for."""
     layers: list[nn.Module] = []
@@ -106,9 +112,10 @@ def _level(channels: Sequence[int], attention: bool, dropout: float) -> nn.Seque
     return nn.Sequential(*layers)
 
 
-def _middle(channels: int, attention: bool, dropout: float) -> nn.Sequential:
+def _middle(channels: int, attention: Attentive, dropout: float) -> nn.Sequential:
     blocks = [ResBlock(channels, channels, dropout), ResBlock(channels, channels, dropout)]
-    return nn.Sequential(blocks[0], Attention(channels), blocks[1]) if attention else nn.Sequential(*blocks)
+    between = [] if attention == "nowhere" else [Attention(channels)]
+    return nn.Sequential(blocks[0], *between, blocks[1])
 
 
 @torch.no_grad()
@@ -135,7 +142,13 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, channels: int, multipliers: Sequence[int], res_blocks: int, attention: bool, stem: int, dropout: float
+        self,
+        channels: int,
+        multipliers: Sequence[int],
+        res_blocks: int,
+        attention: Attentive,
+        stem: int,
+        dropout: float,
     ):
         super().__init__()
         widths = [channels * m for m in multipliers]
@@ -144,7 +157,7 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList()
         last, in_channels = len(widths) - 1, channels
         for i, width in enumerate(widths):
-            level = _level([in_channels] + [width] * res_blocks, attention and i == last, dropout)
+            level = _level([in_channels] + [width] * res_blocks, attention == "lowest" and i == last, dropout)
             if i < last:
                 level.append(Downsample(width))
             self.levels.append(level)
@@ -166,7 +179,7 @@ class Decoder(nn.Module):
         channels: int,
         multipliers: Sequence[int],
         res_blocks: int,
-        attention: bool,
+        attention: Attentive,
         stem: int,
         z_channels: int,
         dropout: float,
@@ -179,7 +192,7 @@ class Decoder(nn.Module):
         self.levels = nn.ModuleList()
         last, in_channels = len(widths) - 1, widths[0]
         for i, width in enumerate(widths):
-            level = _level([in_channels] + [width] * (res_blocks + 1), attention and i == 0, dropout)
+            level = _level([in_channels] + [width] * (res_blocks + 1), attention == "lowest" and i == 0, dropout)
             if i < last:
                 level.append(Upsample(width))
             self.levels.append(level)

@@ -26,9 +26,9 @@ from fqgan.data.workers import load
 from fqgan.engine.distributed import World, barrier, from_main
 from fqgan.engine.sizes import check_pictures
 from fqgan.engine.stops import Stop, stop_requests
-from fqgan.models.find import find
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer, save_tokenizer
+from fqgan.tokenizer.model import load_tokenizer
 from fqgan.tokenizer.passes import Passes, exact_convolutions
+from fqgan.tokenizer.protocol import Tokenizer, needed_codes
 
 _CPU_PIXELS, _GPU_PIXELS = 1 << 17, 1 << 21
 """Pixels that go through the tokenizer together, unless a number of crops is asked for: 32 crops of 64 pixels on a CPU,
@@ -95,6 +95,7 @@ def extract(settings: ExtractionSettings, world: World, source: ImageSource | No
 
 def _extract(settings: ExtractionSettings, world: World, given: ImageSource | None) -> Extraction:
     tokenizer = load_tokenizer(settings.checkpoint, world.device, settings.weights, settings.precision)
+    needed_codes(tokenizer, settings.checkpoint)
     source = given or open_source(settings.data, settings.split, SourceOptions.of(settings))
     check_ranks(source, world.size)
     planned = _plan(tokenizer, source, settings, world.device)
@@ -102,7 +103,7 @@ def _extract(settings: ExtractionSettings, world: World, given: ImageSource | No
 
     def begin() -> list[int]:
         announce(source, planned.options.image_size)
-        missing = writer.begin(lambda folder: save_tokenizer(tokenizer, folder), settings.verify, say)
+        missing = writer.begin(tokenizer.export, settings.verify, say)
         _announce(writer, missing, world)
         return missing
 
@@ -120,13 +121,13 @@ def _extract(settings: ExtractionSettings, world: World, given: ImageSource | No
 
 
 def _plan(
-    tokenizer: FactorizedTokenizer, source: ImageSource, settings: ExtractionSettings, device: torch.device
+    tokenizer: Tokenizer, source: ImageSource, settings: ExtractionSettings, device: torch.device
 ) -> StoreManifest:
     """What a store of these codes will say of itself."""
     size = settings.size or tokenizer.config.image_size
     tokenizer.check_size(size, size)
     side = size // tokenizer.config.downsampling
-    sizes = tuple(quantizer.codebook_size for quantizer in tokenizer.quantizers)
+    sizes = tokenizer.codebook_sizes
     options = StoreOptions(
         tokenizer=tokenizer.fingerprint(),
         codebook_sizes=sizes,
@@ -146,7 +147,7 @@ def _plan(
         options,
         num_factors=len(sizes),
         num_crops=options.num_crops,
-        weights=find(settings.checkpoint, "tokenizer").choose(settings.weights),
+        weights=tokenizer.chosen,
         source=source.name,
         data=data_fingerprint(source),
         understood=source.explain(size),
@@ -161,7 +162,7 @@ def crops_per_pass(size: int, device: torch.device) -> int:
 
 
 def _encode(
-    tokenizer: FactorizedTokenizer,
+    tokenizer: Tokenizer,
     source: ImageSource,
     writer: TokenWriter,
     numbers: list[int],

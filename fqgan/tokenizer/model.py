@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from fqgan.base.errors import UserError
-from fqgan.base.inputs import Numbers, as_codes, as_factors, as_images, as_kind
+from fqgan.base.inputs import Numbers, as_codes, as_factors, as_images, as_kind, as_path
 from fqgan.base.printing import say
 from fqgan.config import FactorConfig, TokenizerConfig, teacher_dim
+from fqgan.engine.devices import pick_device
 from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.backbone import Decoder, Encoder
 from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead
 from fqgan.tokenizer.compositions import Composition, make_composition
+from fqgan.tokenizer.foreign import ForeignTokenizer, is_foreign
+from fqgan.tokenizer.protocol import check_sides
 from fqgan.tokenizer.quantizers import make_quantizer
 from fqgan.tokenizer.quantizers.base import Quantized, Quantizer
 
@@ -55,7 +58,8 @@ class FactorizedTokenizer(Pretrained):
     def __init__(self, config: TokenizerConfig, entropy_temperature: float = 0.01, gradient: str = "straight-through"):
         super().__init__(config)
         config.check()
-        shape = (config.channels, config.channel_multipliers, config.res_blocks, config.attention, config.stem)
+        attention = config.attention_at if config.attention else "nowhere"
+        shape = (config.channels, config.channel_multipliers, config.res_blocks, attention, config.stem)
         self.encoder = Encoder(*shape, config.dropout)
         self.composition = make_composition(config)
         self.branches = nn.ModuleList(
@@ -69,6 +73,21 @@ class FactorizedTokenizer(Pretrained):
     def num_factors(self) -> int:
         """k."""
         return len(self.branches)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes of each factor."""
+        return tuple(quantizer.codebook_size for quantizer in self.quantizers)
+
+    @property
+    def separate(self) -> tuple[str, ...]:
+        """Names of the factors, where there are several that `decode` can keep alone."""
+        return tuple(factor.name for factor in self.config.factors) if self.num_factors > 1 else ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.post_quant.weight.device
 
     @property
     def quantizers(self) -> list[Quantizer]:
@@ -136,9 +155,12 @@ class FactorizedTokenizer(Pretrained):
 
     def embed(self, codes: Numbers, *, values: bool = True) -> list[Tensor]:
         """k tensors (b, d, h, w): the codes' embeddings, l2-normalised for `vq`."""
-        sizes = [quantizer.codebook_size for quantizer in self.quantizers]
-        codes = as_codes(codes, sizes, self.post_quant.weight.device, values=values)
+        codes = self.check_codes(codes, values=values)
         return [quantizer.embed(codes[:, i]) for i, quantizer in enumerate(self.quantizers)]
+
+    def check_codes(self, codes: Numbers, *, values: bool = True) -> Tensor:
+        """(b, k, h, w) int64 on its device of what a user gave for codes; `UserError` for what it has not."""
+        return as_codes(codes, self.codebook_sizes, self.device, values=values)
 
     def meaning(self) -> str:
         """What of the architecture changes the codes without a trace in the weights; empty for the paper's."""
@@ -154,9 +176,7 @@ class FactorizedTokenizer(Pretrained):
 
     def check_size(self, height: int, width: int) -> None:
         """`UserError` unless both are positive multiples of the downsampling factor."""
-        f = self.config.downsampling
-        if height % f or width % f or min(height, width) < f:
-            raise UserError(f"image size {width}x{height} is no multiple of the tokenizer's downsampling factor {f}")
+        check_sides(height, width, self.config.downsampling)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
@@ -219,13 +239,16 @@ def load_matching_tokenizer(
 
 def load_tokenizer(
     path: str | Path, device: str | torch.device = "cpu", weights: str = "auto", precision: str = "float32"
-) -> FactorizedTokenizer:
+) -> FactorizedTokenizer | ForeignTokenizer:
     """A tokenizer in eval mode.
 
     Args:
         path: a run folder (its newest whole checkpoint), one of its checkpoints, an exported folder, a released file of
-            FQGAN or LlamaGen, `hf:org/name[@revision]` or `hf:org/name/file.pt[@revision]`. Of a generator or a token
-            store: the tokenizer that it carries.
+            FQGAN, LlamaGen, VQGAN or latent diffusion, `hf:org/name[@revision]` or
+            `hf:org/name/file.pt[@revision]`. Of a generator or a token store: the tokenizer that it carries. Also a
+            tokenizer of others, which pictures pass through, without features of factors (`ForeignTokenizer`):
+            `diffusers:folder-or-id`, `py:module:function` or `py:file.py:function` (an object with `encode` and
+            `decode`, whose code is run).
         weights: `auto` (the moving average where there is one), `ema` or `raw`.
         device: `cpu`, `cuda`, `cuda:1`, ..., `mps`, or `auto` (`fqgan.engine.devices.pick_device`).
         precision: `float32`, or `bf16` for speed (`FactorizedTokenizer.set_precision`).
@@ -236,7 +259,11 @@ def load_tokenizer(
     Raises:
         UserError: nothing there, truncated files, or files of something else; no such device, weights or precision.
     """
-    return FactorizedTokenizer.from_pretrained(path, device, weights, precision)
+    if not is_foreign(as_path(path)):
+        return FactorizedTokenizer.from_pretrained(path, device, weights, precision)
+    if weights != "auto":
+        raise UserError(f"{path} has one set of weights, which is auto: there are no {weights} weights")
+    return ForeignTokenizer(str(path), pick_device(device), precision)
 
 
 def save_tokenizer(tokenizer: FactorizedTokenizer, folder: str | Path) -> Path:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fqgan.data.transforms import normalize
-from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.protocol import Tokenizer
 
 
 def exact_convolutions() -> AbstractContextManager[None]:
@@ -26,7 +26,7 @@ class Passes:
     depends in its last bits on their number.
     """
 
-    def __init__(self, tokenizer: FactorizedTokenizer, device: torch.device, size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, device: torch.device, size: int) -> None:
         self.tokenizer, self.device, self.size = tokenizer, device, size
         self.threads = torch.get_num_threads() if device.type == "cpu" else 0
         self._pool = ThreadPoolExecutor(max(1, self.threads), initializer=torch.set_num_threads, initargs=(1,))

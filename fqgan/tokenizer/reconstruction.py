@@ -28,8 +28,9 @@ from fqgan.data.workers import load
 from fqgan.engine.distributed import World
 from fqgan.engine.sizes import check_memory
 from fqgan.metrics.psnr import PSNR
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
+from fqgan.tokenizer.model import load_tokenizer
 from fqgan.tokenizer.pictures import to_image
+from fqgan.tokenizer.protocol import Tokenizer
 from fqgan.tokenizer.whole import decode_strips, encode_tiled, fit, tiles
 
 LEFT_OUT = "left_out.json"
@@ -52,8 +53,9 @@ class Reconstructed:
 def reconstruct(settings: ReconstructionSettings, world: World) -> Reconstructed:
     """Reconstruct pictures: originals, reconstructions and each factor alone (Fig. 3) as PNG, and the codes as .npz.
 
-    An .npz holds `codes` (k, h, w), the names of the `factors`, `size` (height and width of the reconstruction, at the
-    top left of what the codes decode to), `own_size` (of the picture as it was read) and `tile` (0: one piece).
+    An .npz holds `codes` (k, h, w), or the `latents` (c, h, w) of a tokenizer without codes, the names of the
+    `factors`, `size` (height and width of the reconstruction, at the top left of what the codes decode to), `own_size`
+    (of the picture as it was read) and `tile` (0: one piece).
 
     Raises:
         UserError: before anything is written, where pictures that were named are missing or have no readable header,
@@ -70,7 +72,7 @@ def reconstruct(settings: ReconstructionSettings, world: World) -> Reconstructed
     if not settings.whole:
         tokenizer.check_size(size, size)
     factors = [factor.name for factor in config.factors]
-    columns = ("original", "reconstruction", *([f"{name} alone" for name in factors] if len(factors) > 1 else []))
+    columns = ("original", "reconstruction", *(f"{name} alone" for name in tokenizer.separate))
     _check_memory(tokenizer, (1, 3, size, size), settings.tile)
     source = open_several(settings.images, SourceOptions.of(settings), size)
     paths = [settings.out / f"{stem}.png" for stem in source.stems()]
@@ -105,8 +107,9 @@ def reconstruct(settings: ReconstructionSettings, world: World) -> Reconstructed
             codes = encode_tiled(tokenizer, fitted, settings.tile)
             canvases, decibels = _draw(tokenizer, codes, shown, settings.tile)
             for i, (path, _, own) in enumerate(group):
-                arrays = {"codes": codes[i].cpu().numpy(), "factors": np.array(factors), "size": shown.shape[2:]}
-                _write(path, canvases[i], {**arrays, "own_size": own, "tile": settings.tile})
+                arrays = {_array(tokenizer): codes[i].cpu().numpy(), "factors": np.array(factors)}
+                sizes = {"size": shown.shape[2:], "own_size": own, "tile": settings.tile}
+                _write(path, canvases[i], arrays | sizes)
                 found[path] = decibels[i]
                 done = _describe(own, pictures, fitted, tokenizer, settings) if settings.whole else ""
                 say(f"{path}  PSNR {decibels[i]:.2f} dB{done}")
@@ -136,11 +139,16 @@ def _groups(pictures: Iterable[Any], pixels: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _draw(tokenizer: FactorizedTokenizer, codes: Tensor, images: Tensor, tile: int) -> tuple[list[Tensor], list[float]]:
+def _array(tokenizer: Tokenizer) -> str:
+    """What an .npz calls what pictures are encoded to."""
+    return "codes" if tokenizer.codebook_sizes else "latents"
+
+
+def _draw(tokenizer: Tokenizer, codes: Tensor, images: Tensor, tile: int) -> tuple[list[Tensor], list[float]]:
     """Of uint8 images (b, 3, H, W): originals, reconstructions and each factor alone beside each other, b times uint8
     (3, H', W'); and the PSNR of each reconstruction."""
     b, _, height, width = images.shape
-    kept = [None, *(range(tokenizer.num_factors) if tokenizer.num_factors > 1 else [])]
+    kept = [None, *range(len(tokenizer.separate))]
     step = width + _BORDER
     canvas = torch.full((b, 3, height + 2 * _BORDER, (len(kept) + 1) * step + _BORDER), 255, dtype=torch.uint8)
     canvas[:, :, _BORDER:-_BORDER, _BORDER:step] = images
@@ -172,7 +180,7 @@ def _describe(
     own: tuple[int, ...],
     pictures: Tensor,
     fitted: Tensor,
-    tokenizer: FactorizedTokenizer,
+    tokenizer: Tokenizer,
     settings: ReconstructionSettings,
 ) -> str:
     """What became of pictures (b, 3, H, W) before they were encoded."""
@@ -184,15 +192,15 @@ def _describe(
     return text + (f", {across}x{down} tiles" if across * down > 1 else ", one piece")
 
 
-def _check_memory(tokenizer: FactorizedTokenizer, shape: Iterable[int], tile: int) -> None:
+def _check_memory(tokenizer: Tokenizer, shape: Iterable[int], tile: int) -> None:
     """`UserError` where pictures (b, 3, H, W), with one map of features at the size of a tile, cannot fit."""
     count, _, height, width = shape
     most = tile or max(height, width)
     features = min(height, most) * min(width, most) * (3 + tokenizer.config.channels) * 4
-    shown = height * width * 3 * (2 + tokenizer.num_factors)
+    shown = height * width * 3 * (2 + len(tokenizer.config.factors))
     what = f"{count} picture(s) of {width}x{height} pixels at a time"
     what += "" if tile else " (--tile splits large ones)"
-    check_memory(count * (features + shown), what, tokenizer.post_quant.weight.device)
+    check_memory(count * (features + shown), what, tokenizer.device)
 
 
 def _check_free(out: Path, paths: Iterable[Path]) -> None:
@@ -209,6 +217,7 @@ def _check_free(out: Path, paths: Iterable[Path]) -> None:
 def _holds_codes(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
-            return {"codes.npy", "factors.npy"} <= {*file.namelist()}
+            names = {*file.namelist()}
+            return "factors.npy" in names and bool({"codes.npy", "latents.npy"} & names)
     except (OSError, zipfile.BadZipFile):
         return False

@@ -232,6 +232,7 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
     def validate(self, model: nn.Module) -> dict[str, float]:
         if self.validation is None:
             return {}
+        assert isinstance(model, FactorizedTokenizer)
         batches = self.validation_batches(self.validation)
         scores, agreed = Scores(self.world.device, self.perceptual), Agreed(batches)
         with self._autocast():

@@ -16,7 +16,7 @@ from fqgan.metrics.psnr import PSNR
 from fqgan.metrics.ssim import SSIM
 from fqgan.metrics.usage import CodeUsage
 from fqgan.nets.sharing import sharing
-from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.protocol import Tokenizer
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -107,11 +107,10 @@ class Scores:
 
 @torch.inference_mode()
 def score_reconstructions(
-    model: nn.Module, batches: Batches, scores: Scores, device: torch.device | str
+    model: Tokenizer, batches: Batches, scores: Scores, device: torch.device | str
 ) -> dict[str, Any]:
-    """Scores of a tokenizer's reconstructions, and under `factors` the use of each codebook."""
-    assert isinstance(model, FactorizedTokenizer)
-    meters = [CodeUsage(quantizer.codebook_size, device) for quantizer in model.quantizers]
+    """Scores of a tokenizer's reconstructions, and under `factors` the use of each codebook, if it has any."""
+    meters = [CodeUsage(size, device) for size in model.codebook_sizes]
     for raw, labels, indices in batches:
         images = normalize(raw.to(device))
         codes = model.encode(images, values=False)
@@ -120,7 +119,8 @@ def score_reconstructions(
         scores.update(images, model.decode(codes, values=False), labels.to(device), indices)
     numbers = scores.compute()
     factors = {
-        factor.name: meter.compute(all_reduce_sum) for factor, meter in zip(model.config.factors, meters, strict=True)
+        factor.name: meter.compute(all_reduce_sum)
+        for factor, meter in zip(model.config.factors, meters, strict=bool(meters))
     }
     return {**numbers, "factors": factors}
 

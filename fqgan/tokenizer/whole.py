@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fqgan.base.errors import UserError
-from fqgan.base.inputs import Numbers, as_codes, as_count, as_factors, as_tensor
-from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.base.inputs import Numbers, as_count, as_factors, as_tensor
+from fqgan.tokenizer.protocol import Tokenizer
 
 Fit = Literal["pad", "crop"]
 _CONTEXT = 4  # positions that tiles share at least, where they have as many
@@ -50,7 +50,7 @@ def fit(images: Numbers, f: int, how: Fit = "pad") -> Tensor:
     return images
 
 
-def encode_tiled(tokenizer: FactorizedTokenizer, images: Numbers, tile: int = 0, overlap: int | None = None) -> Tensor:
+def encode_tiled(tokenizer: Tokenizer, images: Numbers, tile: int = 0, overlap: int | None = None) -> Tensor:
     """Codes of images of any size, of which no more than a tile passes through the tokenizer at a time.
 
     The codes of a position come from the tile in whose middle it lies: where two tiles overlap, each gives the half
@@ -64,7 +64,8 @@ def encode_tiled(tokenizer: FactorizedTokenizer, images: Numbers, tile: int = 0,
             but at least four positions of the code map.
 
     Returns:
-        (b, k, H/f, W/f) int64 on the tokenizer's device. Those of a picture that fits into a tile are `encode`'s.
+        (b, k, H/f, W/f) int64 on the tokenizer's device, or the latents of one without codes. Those of a picture that
+        fits into a tile are `encode`'s.
     """
     images = as_tensor(images, "images")
     if images.ndim != 4:
@@ -72,25 +73,27 @@ def encode_tiled(tokenizer: FactorizedTokenizer, images: Numbers, tile: int = 0,
     tokenizer.check_size(*images.shape[2:])
     f, grid = tokenizer.config.downsampling, _grid(tokenizer, tile, overlap)
     h, w = (side // f for side in images.shape[2:])
-    codes = torch.empty(len(images), tokenizer.num_factors, h, w, dtype=torch.int64, device=_device(tokenizer))
+    codes: Tensor | None = None
     for y in spans(h, *grid, f):
         for x in spans(w, *grid, f):
             part = tokenizer.encode(images[:, :, y.start * f : y.stop * f, x.start * f : x.stop * f])
+            codes = part.new_empty(*part.shape[:2], h, w) if codes is None else codes
             codes[:, :, y.first : y.last, x.first : x.last] = part[
                 :, :, y.first - y.start : y.last - y.start, x.first - x.start : x.last - x.start
             ]
+    assert codes is not None
     return codes
 
 
 def decode_tiled(
-    tokenizer: FactorizedTokenizer, codes: Numbers, tile: int = 0, overlap: int | None = None, keep: Keep = None
+    tokenizer: Tokenizer, codes: Numbers, tile: int = 0, overlap: int | None = None, keep: Keep = None
 ) -> Tensor:
     """Images (b, 3, H, W), not clipped, of codes (b, k, h, w): the strips of `decode_strips` in one."""
     return torch.cat([*decode_strips(tokenizer, codes, tile, overlap, keep)], 2)
 
 
 def decode_strips(
-    tokenizer: FactorizedTokenizer, codes: Numbers, tile: int = 0, overlap: int | None = None, keep: Keep = None
+    tokenizer: Tokenizer, codes: Numbers, tile: int = 0, overlap: int | None = None, keep: Keep = None
 ) -> Iterator[Tensor]:
     """Decode codes tile by tile, and hand out what is finished from top to bottom.
 
@@ -105,7 +108,7 @@ def decode_strips(
         (b, 3, rows, W) float32, not clipped. Beside a tile's features, two rows of tiles are in memory.
     """
     f, grid = tokenizer.config.downsampling, _grid(tokenizer, tile, overlap)
-    codes = as_codes(codes, [quantizer.codebook_size for quantizer in tokenizer.quantizers], _device(tokenizer))
+    codes = tokenizer.check_codes(codes)
     kept = None if keep is None else as_factors(keep, [factor.name for factor in tokenizer.config.factors])
     rows, columns = (spans(side, *grid, f) for side in codes.shape[2:])
     above: Tensor | None = None
@@ -126,9 +129,7 @@ def decode_strips(
         above = strip[:, :, done:].clone()
 
 
-def tiles(
-    tokenizer: FactorizedTokenizer, height: int, width: int, tile: int, overlap: int | None = None
-) -> tuple[int, int]:
+def tiles(tokenizer: Tokenizer, height: int, width: int, tile: int, overlap: int | None = None) -> tuple[int, int]:
     """How many tiles a picture of that many pixels has, down and across. `UserError` as `encode_tiled`."""
     f, grid = tokenizer.config.downsampling, _grid(tokenizer, tile, overlap)
     return len(spans(height // f, *grid, f)), len(spans(width // f, *grid, f))
@@ -175,7 +176,7 @@ def spans(length: int, tile: int, overlap: int, f: int) -> list[Span]:
     return found
 
 
-def _grid(tokenizer: FactorizedTokenizer, tile: int, overlap: int | None) -> tuple[int, int]:
+def _grid(tokenizer: Tokenizer, tile: int, overlap: int | None) -> tuple[int, int]:
     """Tile and overlap in positions. `UserError` for sizes that the tokenizer cannot use."""
     f, tile = tokenizer.config.downsampling, as_count(tile, "tile")
     if not tile:
@@ -187,7 +188,3 @@ def _grid(tokenizer: FactorizedTokenizer, tile: int, overlap: int | None) -> tup
     if shared % f or 2 * shared > tile:
         raise UserError(f"overlap {shared} is no multiple of {f} up to half of a tile of {tile} pixels")
     return t, shared // f
-
-
-def _device(tokenizer: FactorizedTokenizer) -> torch.device:
-    return tokenizer.post_quant.weight.device

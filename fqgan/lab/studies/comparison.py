@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 from fqgan.base.errors import UserError
 from fqgan.base.printing import say
-from fqgan.config import TokenizerConfig
 from fqgan.config.evaluation import GeneratorEvaluation, TokenizerEvaluation
 from fqgan.data.fingerprint import digest
 from fqgan.engine.sizes import num_parameters
@@ -18,11 +18,13 @@ from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.lab.studies.jobs import labelled
 from fqgan.lab.studies.measurements import Measurement, OneProtocol, input_fingerprints, scores_of, study_folder
+from fqgan.lab.studies.paper import TABLE_1, TABLE_2, rows_of_generator, rows_of_tokenizer
 from fqgan.lab.studies.results import DRAWN, MARK, PERCEPTUAL, Column, known_columns, may_have_taught
 from fqgan.lab.studies.settings import ComparisonOptions, GeneratorsOptions, TokenizersOptions
 from fqgan.lab.studies.tables import Table, file_stem
 from fqgan.models.fingerprint import weights_fingerprint
 from fqgan.tokenizer.model import load_tokenizer
+from fqgan.tokenizer.protocol import Layout
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,10 @@ class Compared:
     """What the table says of it beside the numbers."""
     fingerprint: str
     """Of its weights and those of the tokenizer that decodes for it: other weights are measured anew."""
-    tokenizer: TokenizerConfig
+    tokenizer: Layout
     """Its own, or that of its codes."""
+    paper: tuple[int, ...]
+    """Rows of the paper's table that are of its architecture, by number."""
 
 
 Scores = dict[str, dict[str, float]]
@@ -44,39 +48,6 @@ Scores = dict[str, dict[str, float]]
 PaperRow = tuple[str, tuple[str, ...], Mapping[str, str]]
 """Model, its facts, and numbers by the key of a column without its network."""
 
-# Table 1: model, downsampling, codes, dimension of a code, rFID, PSNR
-TABLE_1 = [
-    *(("VQGAN", "16", "16384", "256", "4.98", "–"), ("SD-VQGAN", "16", "16384", "4", "5.15", "–")),
-    *(("RQ-VAE", "16", "16384", "256", "3.20", "–"), ("LlamaGen", "16", "16384", "8", "2.19", "20.79")),
-    *(("Titok-B", "–", "4096", "12", "1.70", "–"), ("VQGAN-LC", "16", "100000", "8", "2.62", "23.80")),
-    *(("VQ-KD", "16", "8192", "32", "3.41", "–"), ("VILA-U", "16", "16384", "256", "1.80", "–")),
-    ("Open-MAGVIT2", "16", "262144", "1", "1.17", "21.90"),
-    *(
-        ("FQGAN-Dual", "16", "2 x 16384", "8", "0.94", "22.02"),
-        ("FQGAN-Triple", "16", "3 x 16384", "8", "0.76", "22.73"),
-    ),
-    *(("SD-VAE ‡", "8", "–", "4", "0.74", "25.68"), ("SDXL-VAE ‡", "8", "–", "4", "0.68", "26.04")),
-    *(("ViT-VQGAN", "8", "8192", "32", "1.28", "–"), ("VQGAN *", "8", "16384", "4", "1.19", "23.38")),
-    *(("SD-VQGAN *", "8", "16384", "4", "1.14", "–"), ("OmniTokenizer", "8", "8192", "8", "1.11", "–")),
-    *(("LlamaGen", "8", "16384", "8", "0.59", "25.45"), ("Open-MAGVIT2", "8", "262144", "1", "0.34", "26.19")),
-    *(("FQGAN-Dual", "8", "2 x 16384", "8", "0.32", "26.27"), ("FQGAN-Triple", "8", "3 x 16384", "8", "0.24", "27.58")),
-]
-# Table 2: model, parameters, FID, IS, precision, recall
-TABLE_2 = [
-    *(("ADM", "554M", "10.94", "101.0", "0.69", "0.63"), ("CDM", "–", "4.88", "158.7", "–", "–")),
-    *(("LDM-4", "400M", "3.60", "247.7", "–", "–"), ("DiT-XL/2", "675M", "2.27", "278.2", "0.83", "0.57")),
-    ("Open-MAGVIT2-B", "343M", "3.08", "258.26", "0.85", "0.51"),
-    ("Open-MAGVIT2-L", "804M", "2.51", "271.70", "0.84", "0.54"),
-    *(("VQGAN", "227M", "18.65", "80.4", "0.78", "0.26"), ("VQGAN", "1.4B", "15.78", "74.3", "–", "–")),
-    *(("VQGAN-re", "1.4B", "5.20", "280.3", "–", "–"), ("ViT-VQGAN", "1.7B", "4.17", "175.1", "–", "–")),
-    *(("ViT-VQGAN-re", "1.7B", "3.04", "227.4", "–", "–"), ("RQTran.", "3.8B", "7.55", "134.0", "–", "–")),
-    ("RQTran.-re", "3.8B", "3.80", "323.7", "–", "–"),
-    *(
-        ("LlamaGen-L", "343M", "3.80", "248.28", "0.83", "0.51"),
-        ("LlamaGen-XL", "775M", "3.39", "227.08", "0.81", "0.54"),
-    ),
-    *(("FAR-Base", "415M", "3.38", "248.26", "0.81", "0.54"), ("FAR-Large", "898M", "3.08", "272.52", "0.82", "0.54")),
-]
 _PAPER_COLUMNS = {
     "tokenizers": {"fid": "paper: rFID ↓", "psnr": "paper: PSNR (dB) ↑"},
     "generators": {
@@ -99,11 +70,13 @@ def tokenizers(options: TokenizersOptions) -> list[Path]:
     for name, path in options.models.items():
         tokenizer = load_tokenizer(path)
         config = tokenizer.config
-        sizes = [factor.codebook_size for factor in config.factors]
+        sizes, parameters = tokenizer.codebook_sizes, num_parameters(tokenizer)
         codes = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 < len(sizes) else " + ".join(map(str, sizes))
-        dims = sorted({factor.code_dim for factor in config.factors})
-        facts = (str(config.downsampling), codes, ", ".join(map(str, dims)), f"{num_parameters(tokenizer) / 1e6:.1f}M")
-        models.append(Compared(name, path, facts, tokenizer.fingerprint(), config))
+        dims = sorted({factor.code_dim for factor in config.factors} - {0})
+        size = f"{parameters / 1e6:.1f}M" if parameters else ""
+        facts = (str(config.downsampling), codes, ", ".join(map(str, dims)), size)
+        facts = tuple(fact or "–" for fact in facts)
+        models.append(Compared(name, path, facts, tokenizer.fingerprint(), config, rows_of_tokenizer(config)))
     paper = [(name, (ds, codes, dim, "–"), {"fid": fid, "psnr": psnr}) for name, ds, codes, dim, fid, psnr in TABLE_1]
     return _compare("tokenizers", models, TokenizerEvaluation, options, paper)
 
@@ -118,7 +91,8 @@ def generators(options: GeneratorsOptions) -> list[Path]:
             raise UserError(f"{name} carries no tokenizer, as released files don't: name its own with --tokenizer")
         facts = (generator.tokenizer.fingerprint()[:8], f"{num_parameters(generator) / 1e6:.1f}M")
         weights = digest([weights_fingerprint(generator.state_dict()), generator.tokenizer.fingerprint()])
-        models.append(Compared(name, path, facts, weights, generator.tokenizer.config))
+        own = rows_of_generator(generator.config)
+        models.append(Compared(name, path, facts, weights, generator.tokenizer.config, own))
     keys = ("fid", "inception_score", "precision", "recall")
     paper: list[PaperRow] = [
         (name, ("–", size), dict(zip(keys, numbers, strict=True))) for name, size, *numbers in TABLE_2
@@ -188,23 +162,23 @@ def _table(
     genuine = {column.key.partition("/")[2] for column in shown if column.key.startswith("fid/")}
     ours = [_key(column, genuine) for column in shown]
     more = {key: text for key, text in _PAPER_COLUMNS[subject].items() if paper and key not in ours}
-    rows = [
-        [model.name, *model.facts, *(c.text(scores[model.name][c.key]) for c in shown), *("–" for _ in more)]
-        for model in models
-    ]
-    rows += [
-        [f"paper: {name}", *facts, *(numbers.get(key, "–") for key in (*ours, *more))] for name, facts, numbers in paper
-    ]
     keys = sorted({key for each in scores.values() for key in each})
-    data: list[list[object]] = [
-        [model.name, *model.facts, *(scores[model.name].get(key, "") for key in keys)] for model in models
-    ]
     inception = next(iter(genuine), "inception")
     theirs = {key: key if key == "psnr" else f"{key}/{inception}" for _, _, numbers in paper for key in numbers}
     keys += [key for key in dict.fromkeys(theirs.values()) if key not in keys]
-    for name, facts, numbers in paper:
-        own = {theirs[key]: value for key, value in numbers.items() if value != "–"}
-        data.append([f"paper: {name}", *facts, *(own.get(key, "") for key in keys)])
+    rows: list[list[str]] = []
+    data: list[list[object]] = []
+    for each in _in_order(models, paper):
+        if isinstance(each, Compared):
+            own: Mapping[str, Any] = scores[each.name]
+            measured = [c.text(own.get(c.key, math.nan)) for c in shown]
+            rows.append([each.name, *each.facts, *measured, *("–" for _ in more)])
+            data.append([each.name, *each.facts, *(own.get(key, "") for key in keys)])
+        else:
+            name, facts, numbers = each
+            rows.append([f"paper: {name}", *facts, *(numbers.get(key, "–") for key in (*ours, *more))])
+            own = {theirs[key]: value for key, value in numbers.items() if value != "–"}
+            data.append([f"paper: {name}", *facts, *(own.get(key, "") for key in keys)])
     notes = "All but the paper's rows were measured under one protocol, which measured/*.json have in full."
     if any(MARK in column.label for column in shown):
         notes += (
@@ -214,6 +188,8 @@ def _table(
     if paper:
         made = "ImageNet's 50,000 validation images" if subject == "tokenizers" else "50,000 samples of ImageNet"
         notes += f" The paper's numbers are of {made} at 256 pixels: they compare with ours only where ours are, too."
+        if any(model.paper for model in models):
+            notes += " Right below a model stands what the paper has of its architecture."
         if subject == "tokenizers":
             notes += " \\* trained on OpenImages, ‡ on unknown data."
     head = ["model", *_FACTS[subject]]
@@ -227,6 +203,16 @@ def _table(
     )
 
 
+def _in_order(models: Sequence[Compared], paper: Sequence[PaperRow]) -> list[Compared | PaperRow]:
+    """Each model with the paper's rows of its architecture right below, then the paper's other rows."""
+    found: list[Compared | PaperRow] = []
+    left = dict(enumerate(paper))
+    for model in models:
+        found.append(model)
+        found += [left.pop(i) for i in model.paper if i in left]
+    return [*found, *left.values()]
+
+
 def _key(column: Column, genuine: Collection[str]) -> str:
     """A column's metric as the paper has it: what was measured with another network than FID's own is not its."""
     name, _, network = column.key.partition("/")
@@ -238,11 +224,14 @@ def _figure(
 ) -> list[Path]:
     """Of tokenizers Fig. 1, quality over the number of codes; of generators a dot each."""
     codes = {m.name: sum(factor.codebook_size for factor in m.tokenizer.factors) for m in models}
+    drawn = [m for m in models if codes[m.name] or subject == "generators"]  # a continuous one has no place there
     panels = [
-        Panel(c.heading, [Series(m.name, [codes[m.name]], [[scores[m.name][c.key]]]) for m in models])
+        Panel(c.heading, [Series(m.name, [codes[m.name]], [[scores[m.name][c.key]]]) for m in drawn])
         for c in shown
         if c.key.startswith(DRAWN)
     ]
+    if not drawn:
+        return []
     if subject == "tokenizers":
         return write_curves(folder, panels, "codes in all codebooks")
     return write_dots(folder, panels)

@@ -23,7 +23,7 @@ from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.measures import Array, Labels
 from fqgan.lab.studies.settings import InspectionOptions
 from fqgan.lab.studies.tables import file_stem
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 KINDS = ("continuous", "discrete")
 """Before quantization, and the embeddings of the codes; both are of length 1."""
@@ -38,8 +38,8 @@ def load_models(options: InspectionOptions) -> Models:
     require_matplotlib()
     keep_freed_memory()
     device = pick_device(options.device)
-    paths = options.models.items()
-    return {name: load_tokenizer(path, device, options.weights, options.precision) for name, path in paths}
+    load = FactorizedTokenizer.from_pretrained
+    return {name: load(path, device, options.weights, options.precision) for name, path in options.models.items()}
 
 
 def images_of(options: InspectionOptions, data: str = "", split: str = "") -> ImageSource:

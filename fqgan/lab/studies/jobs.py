@@ -30,7 +30,7 @@ from fqgan.lab.studies.measurements import Measurement
 from fqgan.lab.studies.plan import Line, undeclared
 from fqgan.models.find import model_config
 from fqgan.nets.measuring import load_network
-from fqgan.tokenizer.model import load_tokenizer, save_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
 from fqgan.tokenizer.task import train_tokenizer
 
 POINT = "study.json"
@@ -233,7 +233,7 @@ def _train(job: Job, fraction: float, lines: Sequence[Line]) -> None:
     point.parent.mkdir(exist_ok=True)
     with making_folder(point) as temporary:
         if isinstance(config, TokenizerRunConfig):
-            save_tokenizer(load_tokenizer(newest), temporary)
+            save_tokenizer(FactorizedTokenizer.from_pretrained(newest), temporary)
         else:
             save_generator(load_generator(newest), temporary)
         facts = {name: state[name] for name in ("step", "images_seen", "data")}

@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from fqgan.base.errors import UserError
 from fqgan.base.schema import changes
-from fqgan.config import GeneratorRunConfig, TokenizerConfig, TokenizerRunConfig
+from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.lab.studies.jobs import Job, data_of, point_of, store_of
 from fqgan.lab.studies.measurements import OneProtocol, scores_of
 from fqgan.lab.studies.plan import Ordering, Study, ancestry
 from fqgan.lab.studies.tables import markdown
 from fqgan.models.find import CARRIED, model_config
+from fqgan.tokenizer.protocol import Layout
 
 Numbers = dict[tuple[str, int], dict[str, float]]
 """(line, seed) -> metric -> value."""
@@ -173,13 +174,13 @@ def contaminated(network: str, jobs: Sequence[Job]) -> bool:
     return False
 
 
-def may_have_taught(network: str, tokenizers: Iterable[TokenizerConfig]) -> bool:
+def may_have_taught(network: str, tokenizers: Iterable[Layout]) -> bool:
     """Whether a network of `--features` taught one of some tokenizers. Which perceptual loss they were trained with
     their files don't say: it may have been the packaged network."""
     return family(network) == PACKAGED or any(is_teacher(network, each) for each in tokenizers)
 
 
-def is_teacher(network: str, tokenizer: TokenizerConfig) -> bool:
+def is_teacher(network: str, tokenizer: Layout) -> bool:
     """Whether a network of `--features` is a teacher of a tokenizer: the same one, or one of its kind."""
     return family(network) in {family(factor.teacher) for factor in tokenizer.factors if factor.teacher}
 

@@ -23,7 +23,8 @@ class GivenOptions:
     """Of all studies of models that are there."""
 
     checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT ...")]
-    """Run folders, checkpoints, exports, released files, or hf:org/name. Each becomes one row of the table."""
+    """Run folders, checkpoints, exports, released files, or hf:org/name; `study tokenizers` takes tokenizers of others,
+    too: py:module:function or diffusers:folder-or-id. Each becomes one row of the table."""
     names: tuple[str, ...] = ()
     """Names of the checkpoints in tables; by default their paths."""
     out: Path = Path()

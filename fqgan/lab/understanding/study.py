@@ -26,7 +26,7 @@ from fqgan.lab.understanding.trials import Trial, bank_folder, check_run, open_t
 from fqgan.models import hub
 from fqgan.models.find import find
 from fqgan.nets.weights import require
-from fqgan.tokenizer.model import load_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 
 def study_understanding(settings: UnderstandingSettings) -> UnderstandingResult:
@@ -80,7 +80,7 @@ def _fill_banks(
 ) -> None:
     """Write the features that the rows read, where they are not there yet."""
     banks, device = bank_folder(settings), pick_device(settings.train.device)
-    tokenizer = load_tokenizer(settings.tokenizer, device=device)
+    tokenizer = FactorizedTokenizer.from_pretrained(settings.tokenizer, device=device)
     kinds: list[MapKind] = sorted({map_kind(reading.model) for reading in readings})
     for kind in kinds:
         if kind == "network":

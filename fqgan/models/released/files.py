@@ -17,6 +17,12 @@ from fqgan.models.pickles import load_pickle
 
 WRAPPERS = ("_orig_mod.", "module.")
 """What torch.compile and DDP put in front of names."""
+RAW_ENTRIES = ("model", "state_dict", "module")
+"""What files call their weights: of FQGAN, LlamaGen and FAR; of Lightning; of DeepSpeed."""
+_FIRST_STAGE = "first_stage_model."
+"""In front of an autoencoder's names, in files of whole latent-diffusion models and of taming's transformers."""
+_NOT_OF_IT = ("loss.", "colorize", "model_ema.")
+"""How the names begin that stand beside an autoencoder's in Lightning's files: LPIPS, discriminator, averages."""
 
 
 @dataclass
@@ -29,31 +35,37 @@ class ReleasedFile:
     steps: int = 0
     args: dict[str, Any] = field(default_factory=dict)
     """The training arguments."""
+    raw_entry: str = RAW_ENTRIES[0]
+    """One of `RAW_ENTRIES`."""
 
 
 def read(path: Path) -> ReleasedFile:
     """The contents of a file of torch.save, or of safetensors with the released names; memory-mapped on a CPU.
 
     Pickles are read by torch's safe loader, which runs nothing; `argparse.Namespace` is the one class it takes beside
-    tensors and plain data. `UserError` for other classes, by name, and for truncated or foreign files.
+    tensors and plain data. Others, such as Lightning's callbacks, are passed by (`load_pickle`). `UserError` for
+    truncated or foreign files, and for what torch's loader blocks.
     """
     if path.suffix == ".safetensors":
         return ReleasedFile({"raw": _clean(load_tensors(path), str(path))})
-    content = load_pickle(path, argparse.Namespace)
+    content = load_pickle(path, argparse.Namespace, pass_by=True)
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
         content = {"model": content}
-    if not isinstance(content, dict) or not {"model", "ema"} & set(content):
-        raise UserError(f"{path} has neither `model` nor `ema`: {_described(content)}")
-    entries = {"raw": content.get("model"), "ema": content.get("ema")}
+    raw_entry = next((name for name in RAW_ENTRIES if isinstance(content, dict) and name in content), "")
+    if not raw_entry and not (isinstance(content, dict) and "ema" in content):
+        raise UserError(f"{path} has neither `model`, `ema` nor `state_dict`: {_described(content)}")
+    entries = {"raw": content.get(raw_entry), "ema": content.get("ema")}
     weights = {kind: _clean(entry, str(path)) for kind, entry in entries.items() if entry}
     if not weights:
-        raise UserError(f"{path}: `model` is empty")
-    discriminator, steps, args = (content.get(name) for name in ("discriminator", "steps", "args"))
+        raise UserError(f"{path}: `{raw_entry or 'ema'}` is empty")
+    discriminator, args = content.get("discriminator"), content.get("args")
+    steps = content.get("steps", content.get("global_step"))
     return ReleasedFile(
         weights,
         _clean(discriminator, str(path)) if discriminator else {},
         steps if isinstance(steps, int) else 0,
         vars(args) if isinstance(args, argparse.Namespace) else {},
+        raw_entry or RAW_ENTRIES[0],
     )
 
 
@@ -62,7 +74,7 @@ def write(file: ReleasedFile, path: Path) -> None:
     content: dict[str, Any] = {
         name: {key: _own(tensor) for key, tensor in tensors.items()}
         for name, tensors in (
-            ("model", file.weights.get("raw") or file.weights["ema"]),
+            (file.raw_entry, file.weights.get("raw") or file.weights["ema"]),
             ("ema", file.weights.get("ema") if "raw" in file.weights else None),
             ("discriminator", file.discriminator),
         )
@@ -81,7 +93,8 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def _clean(tensors: Any, where: str) -> dict[str, Tensor]:
-    """Tensors without their wrappers' prefixes; `UserError` for anything else than plain tensors in a dictionary."""
+    """Tensors without their wrappers' prefixes, and of an autoencoder nothing but its own. `UserError` for anything
+    else than plain tensors in a dictionary."""
     if not isinstance(tensors, dict):
         raise UserError(f"{where}: a dictionary of tensors is {_described(tensors)}")
     result: dict[str, Tensor] = {}
@@ -96,7 +109,10 @@ def _clean(tensors: Any, where: str) -> dict[str, Tensor]:
         if name in result:
             raise UserError(f"{where} has the tensor {name} twice, with and without a prefix")
         result[name] = tensor
-    return result
+    if any(name.startswith(_FIRST_STAGE) for name in result):
+        first = {name: tensor for name, tensor in result.items() if name.startswith(_FIRST_STAGE)}
+        result = {name.removeprefix(_FIRST_STAGE): tensor for name, tensor in first.items()}
+    return {name: tensor for name, tensor in result.items() if not name.startswith(_NOT_OF_IT)}
 
 
 def _described(content: Any) -> str:

@@ -13,18 +13,36 @@ from torch import Tensor
 from fqgan.base import schema
 from fqgan.base.errors import UserError
 from fqgan.config import FactorConfig, GeneratorConfig, TokenizerConfig, teacher_dim
+from fqgan.models.released.files import RAW_ENTRIES
 from fqgan.models.released.names import FactorNames, Pair, factor_names, generator_pairs, tokenizer_pairs
 
 Config = TokenizerConfig | GeneratorConfig
 Tensors = Mapping[str, Tensor]
 
-HEAD_CHANNELS = 64  # channels of an attention head, of adapters and FAR: not in names or shapes
+HEAD_CHANNELS = 64  # channels of an attention head, of adapters and generators: not in names or shapes
+_HEADS = {3200: 32}  # width -> heads of the one model with others, LlamaGen's of 3 billion parameters
 IMAGE_SIZE = 256  # where neither a positional table nor the file's arguments tell
 DOWNSAMPLING = 16  # of the tokenizer behind a generator's codes, where the file's arguments don't tell
 USED_CODES = 65536  # length of the buffers `codebook_used`
 
-_NOT_RELEASED = "is no released FQGAN, LlamaGen or FAR model"
+EUCLIDEAN = "vq-euclidean"
+"""The quantizer of VQGAN and latent diffusion: nothing is normalised."""
+
+_NOT_RELEASED = "is no released FQGAN, FAR, LlamaGen or VQGAN model"
 _BUFFER = ".codebook_used"
+_CLASSES = "cls_embedding.embedding_table.weight"
+# what the names of other models contain, and what these are
+_OTHERS = {
+    r"decoder\.up_blocks\.": "an autoencoder of diffusers: name its folder, diffusers:FOLDER",
+    r"quantize\.embed\.": "a VQGAN with the Gumbel quantizer, which fqgan does not have",
+    r"encoder\.down\.0\.block\.": "a continuous autoencoder of latent diffusion, which has no codes: diffusers "
+    "converts it and fqgan takes the result, diffusers:FOLDER",
+    r"cls_embedding\.(cap_proj|uncond)": "LlamaGen's generator from text; fqgan's are class-conditional",
+    r"transformer\.(tok_emb|pos_emb|blocks)": "a transformer of taming-transformers, without its VQGAN",
+    r"(model\.)?diffusion_model\.": "the network of a diffusion model, without its autoencoder",
+    r"(model\.)?(embed_tokens|layers\.0\.self_attn)\.": "a language model",
+    r"layers\.0\.attention\.wqkv": "a generator of LlamaGen's kind, without its classes",
+}
 # the teachers of the released models by the dimension of their class token
 _TEACHERS = {
     1024: "clip:openai/clip-vit-large-patch14",
@@ -69,13 +87,18 @@ def recognise(tensors: Tensors, args: Mapping[str, Any], where: str) -> Config:
         args: the training arguments in the file, for what names and shapes don't tell.
     """
     shapes = _Shapes(tensors, where)
-    if "tok_embeddings_1.weight" in tensors:
+    quantized = any(re.match(r"quantize\w*\.embedding\.weight$", name) for name in tensors)
+    if "tok_embeddings_1.weight" in tensors or {"tok_embeddings.weight", _CLASSES} <= tensors.keys():
         config: Config = _generator(shapes, args)
-    elif "encoder.conv_in.weight" in tensors and "decoder.conv_in.weight" in tensors:
+    elif "encoder.conv_in.weight" in tensors and "decoder.conv_in.weight" in tensors and quantized:
         config = _tokenizer(shapes, args)
     else:
         names = ", ".join(list(tensors)[:3]) or "nothing"
-        raise UserError(f"{where} {_NOT_RELEASED}: it holds {names}" + (", ..." if len(tensors) > 3 else ""))
+        names += ", ..." if len(tensors) > 3 else ""
+        looks = next((what for pattern, what in _OTHERS.items() if any(re.match(pattern, n) for n in tensors)), "")
+        raise UserError(
+            f"{where} {_NOT_RELEASED}: it " + (f"looks like {looks} ({names})" if looks else f"holds {names}")
+        )
     try:
         config.check()
     except UserError as error:
@@ -128,11 +151,21 @@ def to_released(tensors: Tensors, config: Config) -> dict[str, Tensor]:
         parts = [tensors[name] for name in pair.ours]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         result.update(zip(pair.released, whole.chunk(len(pair.released)), strict=True))
-    if isinstance(config, TokenizerConfig):
+    if isinstance(config, TokenizerConfig) and not _is_vqgan(config):
         for names in factor_names(len(config.factors)):
             result[f"quantize{names.suffix}{_BUFFER}"] = torch.zeros(USED_CODES)
     _check_reads_back(result, config)
     return result
+
+
+def raw_entry_of(config: Config) -> str:
+    """What a file of a model calls its weights."""
+    return RAW_ENTRIES[1 if isinstance(config, TokenizerConfig) and _is_vqgan(config) else 0]
+
+
+def tells_grid(args: Mapping[str, Any]) -> bool:
+    """Whether a generator's training arguments say how large its token grid is."""
+    return bool(_number(args, "image_size", 0))
 
 
 def arguments_of(config: Config) -> dict[str, int]:
@@ -143,24 +176,32 @@ def arguments_of(config: Config) -> dict[str, int]:
 
 
 def _pairs(config: Config, names: Iterable[str]) -> list[Pair]:
-    return (
-        tokenizer_pairs(names, len(config.factors)) if isinstance(config, TokenizerConfig) else generator_pairs(names)
-    )
+    if isinstance(config, TokenizerConfig):
+        return tokenizer_pairs(names, len(config.factors), _is_vqgan(config))
+    return generator_pairs(names)
+
+
+def _is_vqgan(config: TokenizerConfig) -> bool:
+    """Whether its file has the names of taming-transformers and latent diffusion."""
+    return config.factors[0].quantizer == EUCLIDEAN
 
 
 def _tokenizer(shapes: _Shapes, args: Mapping[str, Any]) -> TokenizerConfig:
-    k = shapes.count(r"quantize(\w*)\.embedding\.weight$")
-    factors = factor_names(max(1, k))
+    vqgan = "encoder.down.0.block.0.conv2.weight" in shapes
+    level, block = ("down", "block") if vqgan else ("conv_blocks", "res")
+    factors = factor_names(shapes.count(r"quantize(\w*)\.embedding\.weight$"))
     codebooks = [shapes.of(f"quantize{names.suffix}.embedding.weight", 2) for names in factors]
-    levels = shapes.count(r"encoder\.conv_blocks\.(\d+)\.")
-    widths = [shapes.of(f"encoder.conv_blocks.{i}.res.0.conv2.weight", 4)[0] for i in range(levels)]
+    levels = shapes.count(rf"encoder\.{level}\.(\d+)\.")
+    widths = [shapes.of(f"encoder.{level}.{i}.{block}.0.conv2.weight", 4)[0] for i in range(levels)]
+    attentive = f"encoder.{level}.{levels - 1}.attn.0.norm.weight" in shapes
     channels = shapes.of("encoder.conv_in.weight", 4)[0]
     if not channels or any(width % channels for width in widths):
         raise UserError(f"{shapes.where}: widths {widths} are no multiples of the first one, {channels}")
     config = TokenizerConfig(
         channels=channels,
         channel_multipliers=tuple(width // channels for width in widths),
-        res_blocks=shapes.count(r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
+        res_blocks=shapes.count(rf"encoder\.{level}\.0\.{block}\.(\d+)\."),
+        attention_at="lowest" if attentive or not vqgan else "middle",
         z_channels=shapes.of(f"encoder.conv_out{factors[0].suffix}.weight", 4)[0],
         adapter_head_dim=HEAD_CHANNELS,
         feature_head_depth=max(
@@ -172,6 +213,8 @@ def _tokenizer(shapes: _Shapes, args: Mapping[str, Any]) -> TokenizerConfig:
             for names, name, codebook in zip(factors, _FACTORS[len(factors)], codebooks, strict=True)
         ),
     )
+    if vqgan:
+        config = replace(config, factors=tuple(replace(factor, quantizer=EUCLIDEAN) for factor in config.factors))
     return replace(config, image_size=_image_size(shapes, factors, config.downsampling, args))
 
 
@@ -201,10 +244,12 @@ def _image_size(shapes: _Shapes, factors: tuple[FactorNames, ...], downsampling:
 
 
 def _generator(shapes: _Shapes, args: Mapping[str, Any]) -> GeneratorConfig:
-    k = shapes.count(r"tok_embeddings_(\d+)\.weight$")
+    aggregation = "tok_embeddings.weight" not in shapes  # LlamaGen's have no number, and neither layer nor head more
+    k = shapes.count(r"tok_embeddings_(\d+)\.weight$") if aggregation else 1
     factor_names(k)
-    sizes = tuple(shapes.of(f"tok_embeddings_{i + 1}.weight", 2)[0] for i in range(k))
-    rows, width = shapes.of("cls_embedding.embedding_table.weight", 2)
+    tables = [f"tok_embeddings_{i + 1}.weight" for i in range(k)] if aggregation else ["tok_embeddings.weight"]
+    sizes = tuple(shapes.of(name, 2)[0] for name in tables)
+    rows, width = shapes.of(_CLASSES, 2)
     side = _number(args, "image_size", IMAGE_SIZE) // _number(args, "downsample_size", DOWNSAMPLING)
     config = GeneratorConfig(
         codebook_sizes=sizes,
@@ -212,13 +257,19 @@ def _generator(shapes: _Shapes, args: Mapping[str, Any]) -> GeneratorConfig:
         num_classes=rows - 1,
         width=width,
         depth=shapes.count(r"layers\.(\d+)\."),
-        heads=max(1, width // HEAD_CHANNELS),
-        head_depth=shapes.count(r"ar_head\.(\d+)\."),
+        heads=_heads(width),
+        aggregation=aggregation,
+        head="ar" if aggregation else "linear",
+        head_depth=shapes.count(r"ar_head\.(\d+)\.") if aggregation else GeneratorConfig.head_depth,
         legacy=True,
     )
     hidden = shapes.of("layers.0.feed_forward.w1.weight", 2)[0]
     # any other width than the released models' is a multiple of itself
     return config if config.mlp_width == hidden else replace(config, mlp_multiple=hidden)
+
+
+def _heads(width: int) -> int:
+    return _HEADS.get(width, max(1, width // HEAD_CHANNELS))
 
 
 def _number(args: Mapping[str, Any], name: str, default: int) -> int:
@@ -237,20 +288,24 @@ def _check_expressible(config: Config) -> None:
                 "the released layout has no proper rotary rows, only those of model.legacy: its readers would compute "
                 "other logits from these weights"
             )
-        fixed = {"head": "ar", "qk_norm": False, "heads": max(1, config.width // HEAD_CHANNELS)}
+        head = "ar" if config.aggregation else "linear"
+        fixed = {"head": head, "qk_norm": False, "heads": _heads(config.width)}
         if config.kv_heads:
             fixed["kv_heads"] = config.heads
     else:
         names = factor_names(len(config.factors))
         fixed = {"stem": 1, "attention": True, "composition": TokenizerConfig.composition}
+        if not _is_vqgan(config):
+            fixed["attention_at"] = TokenizerConfig.attention_at
         for i, (each, factor) in enumerate(zip(names, config.factors, strict=True)):
             if bool(factor.adapter_depth) != bool(each.adapter):
                 rule = "needs an adapter" if each.adapter else "has no adapter"
                 raise UserError(f"in the released layout factor {factor.name} of {len(names)} {rule}")
             if factor.adapter_depth:
                 fixed["adapter_head_dim"] = HEAD_CHANNELS
-            if factor.quantizer != FactorConfig.quantizer:
-                raise UserError(_cannot(f"factors.{i}.quantizer", factor.quantizer, FactorConfig.quantizer))
+            known = EUCLIDEAN if len(names) == 1 and _is_vqgan(config) else FactorConfig.quantizer
+            if factor.quantizer != known:
+                raise UserError(_cannot(f"factors.{i}.quantizer", factor.quantizer, known))
             if factor.teacher:
                 if not each.head:
                     raise UserError(f"the released layout has no feature-prediction head for factor {factor.name}")

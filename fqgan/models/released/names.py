@@ -71,8 +71,17 @@ _GENERATOR: Rules = (
     (r"\.down\.", ".feed_forward.w2."),
     (r"\.gate_up\.", ".feed_forward.w1."),
 )
-# lists of the factors, which the files count from 1
-_NUMBERED = {"code_embeddings": "tok_embeddings_{}", "head.outputs": "output_{}"}
+# lists of the factors, which the files count from 1; a generator without aggregation has one factor and no number
+_NUMBERED = {"code_embeddings": "tok_embeddings", "head.outputs": "output"}
+# VQGAN's names from those of the tokenizers that came after it
+_VQGAN: Rules = (
+    (r"^(en|de)coder\.mid\.0\.", r"\1coder.mid.block_1."),
+    (r"^(en|de)coder\.mid\.1\.", r"\1coder.mid.attn_1."),
+    (r"^(en|de)coder\.mid\.2\.", r"\1coder.mid.block_2."),
+    (r"^encoder\.conv_blocks\.", "encoder.down."),
+    (r"^decoder\.conv_blocks\.", "decoder.up."),
+    (r"\.res\.", ".block."),
+)
 
 
 def factor_names(k: int) -> tuple[FactorNames, ...]:
@@ -93,10 +102,14 @@ def factor_names(k: int) -> tuple[FactorNames, ...]:
     return (FactorNames("visual_head.0", "_vis"), *semantic)
 
 
-def tokenizer_pairs(names: Iterable[str], k: int) -> list[Pair]:
-    """Where a tokenizer's tensors of these names are in a released file; `UserError` for a k without names."""
+def tokenizer_pairs(names: Iterable[str], k: int, vqgan: bool = False) -> list[Pair]:
+    """Where a tokenizer's tensors of these names are in a released file; `UserError` for a k without names.
+
+    Args:
+        vqgan: with the names of taming-transformers and latent diffusion.
+    """
     factors, names = factor_names(k), list(names)
-    last = max((int(found[1]) for name in names if (found := re.match(r"encoder\.levels\.(\d+)\.", name))), default=0)
+    levels = _Levels(names, vqgan)
     pairs = []
     for name in names:
         if name.endswith(".class_position"):
@@ -104,46 +117,61 @@ def tokenizer_pairs(names: Iterable[str], k: int) -> list[Pair]:
         ours = (name,)
         if re.match(r"branches\.\d+\.head\.positions\.table$", name):
             ours = (name.replace("positions.table", "class_position"), name)
-        pairs.append(Pair(ours, (_of_tokenizer(name, factors, last),)))
+        released = _of_tokenizer(name, factors, levels)
+        pairs.append(Pair(ours, (_renamed(released, _VQGAN) if vqgan else released,)))
     return pairs
 
 
 def generator_pairs(names: Iterable[str]) -> list[Pair]:
     """Where a generator's tensors of these names are in a released file."""
+    names = list(names)
+    numbered = "aggregate.weight" in names
     pairs = []
     for name in names:
-        released = _of_generator(name)
+        released = _of_generator(name, numbered)
         halves = (released, released.replace(".w1.", ".w3.")) if ".gate_up." in name else (released,)
         pairs.append(Pair((name,), halves))
     return pairs
 
 
-def _of_tokenizer(name: str, factors: Sequence[FactorNames], last_level: int) -> str:
+class _Levels:
+    """What the names of resolution levels depend on."""
+
+    def __init__(self, names: Iterable[str], vqgan: bool):
+        levels = [found for name in names if (found := re.match(r"((?:en|de)coder\.levels\.(\d+)\.)\d+\.(\w+)", name))]
+        self.attentive = {found[1] for found in levels if found[3] == "q"}
+        """Prefixes of those with attention."""
+        self.last = max((int(found[2]) for found in levels), default=0)
+        self.backwards = vqgan
+        """Whether the decoder's are counted from its output."""
+
+
+def _of_tokenizer(name: str, factors: Sequence[FactorNames], levels: _Levels) -> str:
     if found := re.match(r"branches\.(\d+)\.(\w+)\.(.*)", name):
         names, part, rest = factors[int(found[1])], found[2], found[3]
         return _PARTS[part].format(
             names=names, rest=_renamed(rest, _TRANSFORMER) if part in ("adapter", "head") else rest
         )
     if found := re.match(r"(en|de)coder\.levels\.(\d+)\.(\d+)\.(\w+)(.*)", name):
-        name = _in_level(found[1], int(found[2]), int(found[3]), found[4], found[5], last_level)
+        name = _in_level(found[1], int(found[2]), int(found[3]), found[4], found[5], levels)
     return _renamed(name, _CONVOLUTIONAL)
 
 
-def _in_level(side: str, level: int, index: int, layer: str, rest: str, last_level: int) -> str:
-    """A layer of a resolution level. At the lowest resolution residual blocks and attention take turns in our lists;
+def _in_level(side: str, level: int, index: int, layer: str, rest: str, levels: _Levels) -> str:
+    """A layer of a resolution level. Where there is attention, residual blocks and attention take turns in our lists;
     the files have a list of each."""
-    home = f"{side}coder.conv_blocks.{level}"
+    home = f"{side}coder.conv_blocks.{levels.last - level if side == 'de' and levels.backwards else level}"
     if layer == "conv":
         return f"{home}.{'down' if side == 'en' else 'up'}sample.{layer}{rest}"
-    lowest = level == (last_level if side == "en" else 0)
+    attentive = f"{side}coder.levels.{level}." in levels.attentive
     kind = "attn" if layer in ("norm", "q", "k", "v", "out") else "res"
-    return f"{home}.{kind}.{index // 2 if lowest else index}.{layer}{rest}"
+    return f"{home}.{kind}.{index // 2 if attentive else index}.{layer}{rest}"
 
 
-def _of_generator(name: str) -> str:
+def _of_generator(name: str, numbered: bool) -> str:
     for ours, theirs in _NUMBERED.items():
         if found := re.match(rf"{re.escape(ours)}\.(\d+)\.", name):
-            return f"{theirs.format(int(found[1]) + 1)}.{name[found.end() :]}"
+            return f"{theirs}{f'_{int(found[1]) + 1}' if numbered else ''}.{name[found.end() :]}"
     return _renamed(name, _GENERATOR)
 
 
