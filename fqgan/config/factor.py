@@ -48,7 +48,7 @@ class FactorConfig:
     """What makes codes of features. vq: the nearest code on the unit sphere (Eq. 1), as in the released models.
     vq-euclidean: the nearest code without normalisation, as in VQGAN. simvq: a fixed table behind a linear map. fsq:
     levels of each channel. lfq and bsq: a bit a channel. ibq: index back-propagation."""
-    levels: tuple[int, ...] = setting((), least=2, most=2**16)
+    levels: tuple[int, ...] = setting((), least=2, most=2**16, rare=True)
     """Number of levels of each channel of fsq, such as 8 8 8 6 5 for 15,360 codes of 5 dimensions."""
 
     def __post_init__(self) -> None:

@@ -47,11 +47,11 @@ class TokenizerConfig:
     feature_head_width: int = 0
     """Width of a feature-prediction head; 0: the teacher's dimension, as in the released models. With any other width,
     the head ends in a linear map to the teacher's dimension."""
-    composition: Literal["factorized", "product", "residual"] = "factorized"
+    composition: Literal["factorized", "product", "residual"] = setting("factorized", rare=True)
     """How the factors share a position's features. factorized: each has an adapter of its own, and their vectors are
     concatenated (Eq. 4, 5). product: they split the channels of one projection (product quantization). residual: each
     quantizes what the ones before it left, and the vectors are summed (RQ-VAE, Lee et al. 2022)."""
-    shared_codebook: bool = False
+    shared_codebook: bool = setting(False, rare=True)
     """Use one codebook for all factors of a residual composition, as RQ-VAE does."""
     factors: tuple[FactorConfig, ...] = (
         FactorConfig("visual"),
