@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from sets import write_pictures
 
 from fqgan.base import schema
@@ -17,10 +18,14 @@ from fqgan.config import TokenizerRunConfig
 from fqgan.config.presets import child
 from fqgan.lab.studies.measurements import input_fingerprints
 from fqgan.lab.studies.plan import Line, Ordering, Row, Study, change, load_rows, settings_of, undeclared
+from fqgan.lab.studies.quantizers import QUANTIZERS_PRESETS, levels, quantizers
 from fqgan.lab.studies.registry import STUDIES
 from fqgan.lab.studies.results import judge, mean_and_error, spread
 from fqgan.lab.studies.tables import latex, markdown
 from fqgan.lab.studies.tokenizers import ABLATION_PRESETS, SCALING_PRESETS, ablation, scaling
+from fqgan.tokenizer.compositions import COMPOSITIONS
+from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.quantizers import QUANTIZERS
 
 # --- judgement
 
@@ -210,6 +215,36 @@ def test_an_ablation_needs_what_it_takes_away(base: TokenizerRunConfig) -> None:
             ablation(child(base, **changes))
     with pytest.raises(UserError, match="scaling starts from two factors"):
         scaling(child(base, model={"factors": base.model.factors[:1]}))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS_PRESETS)
+def test_quantizers_have_equal_bits_and_networks_of_one_size(name: str) -> None:
+    """Parameters but for tables within 5 %, and one number of codes a position, however many factors share it."""
+    base = QUANTIZERS_PRESETS[name]
+    networks, kinds = {}, set()
+    for row, config in settings_of(quantizers(base), base).items():
+        with torch.device("meta"):
+            model = FactorizedTokenizer(config.model)
+        tables = sum(each.numel() for quantizer in set(model.quantizers) for each in quantizer.parameters())
+        networks[row] = sum(each.numel() for each in model.parameters()) - tables
+        assert math.prod(each.codebook_size for each in model.quantizers) == {"imagenet": 2**18}.get(name, 2**16), row
+        assert not any(factor.teacher for factor in config.model.factors)
+        kinds |= {(config.model.composition, factor.quantizer) for factor in config.model.factors}
+    assert max(networks.values()) < 1.05 * min(networks.values()), networks
+    assert {kind for _, kind in kinds} == set(QUANTIZERS) and {each for each, _ in kinds} == set(COMPOSITIONS)
+    assert levels(20) == (16,) * 5 and levels(9) == (8, 8, 8) and levels(18) == (16, 16, 16, 8, 8)
+
+
+def test_quantizers_are_compared_from_two_equal_plain_factors(base: TokenizerRunConfig) -> None:
+    plain = QUANTIZERS_PRESETS["cifar10"]
+    uneven = child(
+        plain, model={"factors": (plain.model.factors[0], replace(plain.model.factors[1], codebook_size=512))}
+    )
+    for wrong in (uneven, child(plain, model={"factors": plain.model.factors[:1]})):
+        with pytest.raises(UserError, match="starts from two equal factors of vq with a power of two of codes"):
+            quantizers(wrong)
+    with pytest.raises(UserError, match=r"set loss\.disentangle_weight to 0 and take no teacher"):
+        quantizers(child(plain, loss={"disentangle_weight": 0.1}))
 
 
 @pytest.mark.parametrize("name", [name for name, entry in STUDIES.items() if entry.rows])
