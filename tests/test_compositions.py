@@ -193,7 +193,9 @@ def test_what_makes_no_sense_is_refused_first(
     assert not (tmp_path / "run").exists()
 
 
-def test_kmeans_starts_each_residual_after_the_ones_before_it(tiny: TokenizerRunConfig, tmp_path: Path) -> None:
+def test_kmeans_starts_each_residual_after_the_ones_before_it(
+    tiny: TokenizerRunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The second codebook's centres are small: they stand for what the first one left."""
     factors = tuple(FactorConfig(f"f{i}", 16, 4, 0, quantizer="vq-euclidean") for i in (0, 1))
     config = child(
@@ -205,6 +207,9 @@ def test_kmeans_starts_each_residual_after_the_ones_before_it(tiny: TokenizerRun
         train={"steps": 1},
     )
     train_tokenizer(config, tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "composition of the factors: residual\n" in told
+    assert "factor f1: vq-euclidean, 16 codes of 4 dimensions\n" in told
     first, second = (each.codebook for each in fqgan.load_tokenizer(tmp_path / "run").quantizers)
     assert isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
     centred = first - first.mean(0)

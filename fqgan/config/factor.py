@@ -59,6 +59,11 @@ class FactorConfig:
         elif self.quantizer in BINARY and isinstance(self.codebook_size, int):
             object.__setattr__(self, "code_dim", max(1, (self.codebook_size - 1).bit_length()))
 
+    def describe(self) -> str:
+        """Its quantizer and sizes, for a line."""
+        levels = f" ({' x '.join(map(str, self.levels))} levels)" if self.levels else ""
+        return f"{self.name}: {self.quantizer}{levels}, {self.codebook_size:,} codes of {self.code_dim} dimensions"
+
     def check(self) -> None:
         """Raise `UserError` for a factor that cannot be."""
         if self.levels and self.quantizer != "fsq":

@@ -17,7 +17,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar
-from fqgan.config import TokenizerRunConfig
+from fqgan.config import FactorConfig, TokenizerConfig, TokenizerRunConfig
 from fqgan.data.loader import check_ranks, evaluation_batches
 from fqgan.data.picture_task import PictureTask
 from fqgan.data.sources import ImageSource, announce, open_data
@@ -275,8 +275,19 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
         if world.is_main:
             for each in filter(None, (source, validation)):
                 announce(each, config.model.image_size)
+            _announce_factors(config.model)
         task = TokenizerTask(config, world, source, validation, teachers, perceptual, init)
         train(task, run, world, len(source))
+
+
+def _announce_factors(config: TokenizerConfig) -> None:
+    """What was understood of factors that are not the paper's: sizes follow from levels and bits."""
+    if config.composition != TokenizerConfig.composition:
+        shared = ", one codebook for all" if config.shared_codebook else ""
+        say(f"composition of the factors: {config.composition}{shared}")
+    for factor in config.factors:
+        if factor.quantizer != FactorConfig.quantizer:
+            say(f"factor {factor.describe()}")
 
 
 def _check_quantizers(config: TokenizerRunConfig) -> None:
