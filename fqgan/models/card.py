@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fqgan.base.schema import is_number
-from fqgan.config import GeneratorConfig, TokenizerConfig
+from fqgan.config import FactorConfig, GeneratorConfig, TokenizerConfig
 
 _LABELS = {
     "psnr": "PSNR, mean over images (dB)",
@@ -23,6 +23,12 @@ _LABELS = {
 }
 _CONDITIONS = ("images", "size", "unreadable")  # of an evaluation: numbers, but no results
 _TASKS = {"tokenizer": "image-feature-extraction", "generator": "unconditional-image-generation"}
+
+
+_COMPOSED = {
+    "product": " The factors split the channels of one projection (product quantization).",
+    "residual": " Each factor quantizes what the ones before it left; the vectors are summed (residual quantization).",
+}
 
 
 def model_card(
@@ -84,13 +90,21 @@ def _measured(scores: Mapping[str, Any]) -> list[str]:
     return [f"Measured on {' '.join(conditions)}:", _table(("metric", "value"), rows)]
 
 
+def _adapter(factor: FactorConfig, config: TokenizerConfig) -> str:
+    """What the table says of a factor's adapter: of other compositions than the paper's all factors share one."""
+    blocks = f"{factor.adapter_depth} block{'s' * (factor.adapter_depth != 1)}" if factor.adapter_depth else "none"
+    shared = factor.adapter_depth and config.composition != TokenizerConfig.composition
+    return f"{blocks}, shared ({config.composition})" if shared else blocks
+
+
 def _tokenizer(config: TokenizerConfig, facts: Mapping[str, Any]) -> list[str]:
     k, grid = len(config.factors), config.grid
     rows = [
         (
             factor.name,
+            factor.quantizer,
             f"{factor.codebook_size:,} x {factor.code_dim}",
-            f"{factor.adapter_depth} blocks" if factor.adapter_depth else "none",
+            _adapter(factor, config),
             f"`{factor.teacher}`" if factor.teacher else "",
         )
         for factor in config.factors
@@ -98,8 +112,9 @@ def _tokenizer(config: TokenizerConfig, facts: Mapping[str, Any]) -> list[str]:
     return [
         f"# Image tokenizer, {k} {'factor' if k == 1 else 'factors'}, {config.downsampling}x",
         f"A factorized visual tokenizer (FQGAN): {config.image_size} x {config.image_size} pixels become "
-        f"{grid} x {grid} positions of {k} {'code' if k == 1 else 'codes'} each, and images again.",
-        _table(("factor", "codes x dimensions", "adapter", "teacher"), rows),
+        f"{grid} x {grid} positions of {k} {'code' if k == 1 else 'codes'} each, and images again."
+        + _COMPOSED.get(config.composition, ""),
+        _table(("factor", "quantizer", "codes x dimensions", "adapter", "teacher"), rows),
         _usage(
             'tokenizer = fqgan.load_tokenizer("hf:org/name")  # or the path of a copy of this repository',
             f'codes = tokenizer.encode(fqgan.load_images(["picture.jpg"], size={config.image_size}))  # (b, k, h, w)',
