@@ -21,6 +21,7 @@ TEACHER_DIMS = {
 
 MOST_FACTORS = 100
 BINARY = ("lfq", "bsq")  # quantizers with a bit a channel
+IMPLICIT = ("fsq", *BINARY)  # quantizers without a table
 LARGEST_IMPLICIT = 2**18  # codes of a quantizer without a table
 
 
@@ -63,7 +64,7 @@ class FactorConfig:
         """Raise `UserError` for a factor that cannot be."""
         if self.levels and self.quantizer != "fsq":
             raise UserError(f"factor {self.name}: levels are those of fsq, and the quantizer is {self.quantizer}")
-        if self.quantizer in ("fsq", *BINARY) and self.codebook_size > LARGEST_IMPLICIT:
+        if self.quantizer in IMPLICIT and self.codebook_size > LARGEST_IMPLICIT:
             raise UserError(
                 f"factor {self.name}: {self.codebook_size:,} codes of {self.quantizer} are more than "
                 f"{LARGEST_IMPLICIT:,}, too many for a generator's tables: split the bits over several factors with "

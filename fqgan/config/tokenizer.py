@@ -9,6 +9,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.schema import without
 from fqgan.config.data import DataConfig
 from fqgan.config.factor import MOST_FACTORS, FactorConfig
+from fqgan.config.latent import LatentConfig
 from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
@@ -257,6 +258,7 @@ class TokenizerRunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
@@ -283,6 +285,7 @@ class TokenizerRunConfig:
             raise UserError("data.crop_min and data.crop_max must satisfy 0 < crop_min <= crop_max <= 1")
         if not self.loss.representation_weight and any(factor.teacher for factor in self.model.factors):
             raise UserError('loss.representation_weight 0 would leave a feature head untrained: set its teacher to ""')
+        self.latent.check(self.model.factors)
         self.discriminator.check(self.model.image_size)
         if self.discriminator.adaptive and not (self.loss.reconstruction_weight or self.loss.perceptual_weight):
             raise UserError("discriminator.adaptive needs loss.reconstruction_weight or loss.perceptual_weight above 0")

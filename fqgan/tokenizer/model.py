@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,9 @@ from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead
 from fqgan.tokenizer.compositions import Composition, make_composition
 from fqgan.tokenizer.quantizers import make_quantizer
 from fqgan.tokenizer.quantizers.base import Quantized, Quantizer
+
+Change = Callable[[list[Tensor], list[Quantized], list[Quantizer]], list[Tensor]]
+"""What training changes of the k vectors (b, d, h, w) before they are decoded (`fqgan.tokenizer.perturb`)."""
 
 
 @dataclass
@@ -75,14 +78,21 @@ class FactorizedTokenizer(Pretrained):
         """One a factor; the same one k times where the factors share their codebook."""
         return [branch.quantizer or self.branches[0].quantizer for branch in self.branches]  # pyright: ignore
 
-    def forward(self, images: Numbers, entropy: bool = False) -> TokenizerOutput:
-        """Training pass: everything that the losses need. `entropy` asks for the quantizers' entropy losses.
+    def forward(self, images: Numbers, entropy: bool = False, change: Change | None = None) -> TokenizerOutput:
+        """Training pass: everything that the losses need. The pixels' values are not looked at, which would make a GPU
+        wait.
 
-        The pixels' values are not looked at, which would make a GPU wait."""
+        Args:
+            entropy: compute the quantizers' entropy losses.
+            change: gives the vectors to decode in place of those that the composition passes on.
+        """
         quantized = self._quantize(self._images(images, values=False), entropy)
         heads = [branch.head for branch in self.branches]
         predictions = [head and head(q.vectors) for head, q in zip(heads, quantized, strict=True)]  # pyright: ignore
-        return TokenizerOutput(self._decode(self.composition.passed(quantized)), quantized, predictions)
+        vectors = self.composition.passed(quantized)
+        if change is not None:
+            vectors = change(vectors, quantized, self.quantizers)
+        return TokenizerOutput(self._decode(vectors), quantized, predictions)
 
     def set_precision(self, precision: str) -> Self:
         """How `encode`, `decode` and `features` compute: `float32`, or `bf16` with quantizers in float32.

@@ -26,7 +26,7 @@ from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.sizes import check_training, micro_batch
+from fqgan.engine.sizes import check_training, micro_batch, total_steps
 from fqgan.engine.speed import autocast
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase
@@ -39,6 +39,7 @@ from fqgan.tokenizer.adversary import Adversary
 from fqgan.tokenizer.compositions import make_composition
 from fqgan.tokenizer.losses import tokenizer_loss
 from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.perturb import perturbation_at
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
 from fqgan.tokenizer.quantizers import make_quantizer, names_where, quantizer_class
 from fqgan.tokenizer.quantizers.base import Keeper, Quantized, Quantizer, as_rows
@@ -125,8 +126,9 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
     def _generator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.config.loss
         gan = None
+        change = perturbation_at(self.config.latent, self.step / total_steps(self.config.train, len(self.source)))
         with self._autocast(), sharing():
-            output = network(batch.images, entropy=bool(loss.entropy_weight))
+            output = network(batch.images, entropy=bool(loss.entropy_weight), change=change)
             targets = self._targets(batch.images)
             distance = self.perceptual(output.reconstruction, batch.images) if self.perceptual else None
             if self.adversary and self.step >= self.config.discriminator.start:
