@@ -1,8 +1,9 @@
-"""Training's changes between codes and decoder: near codes in place of some."""
+"""Training's changes between codes and decoder: near codes in place of some, and later factors left out."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fqgan.config import LatentConfig, TokenizerRunConfig
 from fqgan.config.presets import child
 from fqgan.tokenizer import perturb
 from fqgan.tokenizer.model import FactorizedTokenizer
-from fqgan.tokenizer.perturb import Perturbation, near_offset, perturbation_at
+from fqgan.tokenizer.perturb import Perturbation, near_offset, nested, perturbation_at
 from fqgan.tokenizer.task import train_tokenizer
 
 TABLES = ["vq", "vq-euclidean", "simvq", "ibq"]
@@ -97,14 +98,74 @@ def test_the_share_falls_to_nothing_or_stays() -> None:
     assert perturbation_at(falling, 0.25) == Perturbation(pytest.approx(0.3), 7)  # pyright: ignore
     assert perturbation_at(falling, 1) is None
     assert perturbation_at(kept, 1) == Perturbation(0.4, 7)
+    masking = LatentConfig(0.4, 7, mask_share=0.2)
+    assert perturbation_at(masking, 1) == Perturbation(0.0, 7, 0.2), "masking stays"
 
 
 def test_training_perturbs_as_told(tiny: TokenizerRunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[float, int]] = []
-    whole = near_offset
-    monkeypatch.setattr(perturb, "near_offset", lambda q, z, *options: told.append(options) or whole(q, z, *options))
-    train_tokenizer(child(tiny, latent={"perturb_share": 0.8, "perturb_neighbours": 4}), tmp_path / "run")
-    assert told == [(0.8, 4)] * 2 + [(0.4, 4)] * 2, "two factors in each of two steps"
+    told: list[Any] = []
+    monkeypatch.setattr(perturb, "near_offset", lambda q, z, *how: told.append(how) or near_offset(q, z, *how))
+    monkeypatch.setattr(perturb, "nested", lambda vectors, share: told.append(share) or nested(vectors, share))
+    latent = {"perturb_share": 0.8, "perturb_neighbours": 4, "mask_share": 0.5}
+    train_tokenizer(child(tiny, latent=latent), tmp_path / "run")
+    assert told == [(0.8, 4), (0.8, 4), 0.5, (0.4, 4), (0.4, 4), 0.5], "two factors in each of two steps"
+
+
+def test_masked_images_keep_their_first_factors() -> None:
+    """A share of them; 1 to k - 1 factors are equally likely."""
+    torch.manual_seed(0)
+    vectors = [torch.rand(20_000, d, 1, 2) + 1 for d in (2, 3, 1, 4)]
+    kept = []
+    for own, each in zip(vectors, nested(vectors, 0.3), strict=True):
+        zero = (each == 0).flatten(1)
+        assert torch.equal(zero.all(1), zero.any(1)), "whole vectors"
+        assert torch.equal(each[~zero.any(1)], own[~zero.any(1)])
+        kept.append(~zero.any(1))
+    counts = torch.stack(kept).sum(0)
+    assert all(torch.equal(kept[i], counts > i) for i in range(4)), "the first ones"
+    shares = counts.bincount(minlength=5) / 20_000
+    torch.testing.assert_close(shares, torch.tensor([0, 0.1, 0.1, 0.1, 0.7]), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("composition", ["factorized", "product", "residual"])
+def test_a_masked_image_is_what_decode_makes_of_the_kept_factors(
+    tiny: TokenizerRunConfig, images: Tensor, composition: str
+) -> None:
+    """The codes stay: no loss but the reconstruction's sees it."""
+    images = images.repeat(4, 1, 1, 1)
+    model = spread(FactorizedTokenizer(composed(tiny.model, "vq-euclidean", composition)))
+    torch.manual_seed(0)
+    output = model(images, change=Perturbation(masked=0.5))
+    codes = model.encode(images)
+    expected = {kept: model.decode(codes, keep=range(kept)) for kept in (1, 2)}
+    found = [
+        [kept for kept in (1, 2) if torch.allclose(expected[kept][i], output.reconstruction[i], rtol=1e-4, atol=1e-5)]
+        for i in range(8)
+    ]
+    assert sorted({kept for (kept,) in found}) == [1, 2]
+    assert torch.equal(torch.stack([q.codes for q in output.quantized], 1), codes)
+
+
+def test_masking_makes_the_first_factor_carry_all_that_it_can() -> None:
+    """Two factors that a decoder adds up to targets: from equal starts each takes a half; with masking the only minimum
+    is the target in the first one and nothing in the second."""
+    torch.manual_seed(0)
+    target = torch.randn(8, 3, 1, 1)
+    for share, first in ((0.0, 0.5), (0.5, 1.0)):
+        vectors = [torch.zeros(8, 3, 1, 1, requires_grad=True) for _ in range(2)]
+        optimizer = torch.optim.SGD(vectors, lr=0.2)
+        for _ in range(300):
+            optimizer.zero_grad()
+            error = torch.stack(nested(vectors, share)).sum(0) - target
+            error.square().sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(vectors[0].detach(), first * target, rtol=0, atol=1e-4)
+        torch.testing.assert_close(vectors[1].detach(), (1 - first) * target, rtol=0, atol=1e-4)
+
+
+def test_one_factor_alone_cannot_be_masked(tiny: TokenizerRunConfig) -> None:
+    with pytest.raises(UserError, match=r"latent\.mask_share masks all factors but the first, and there is one"):
+        child(tiny, model={"factors": tiny.model.factors[:1]}, latent={"mask_share": 0.1}).check()
 
 
 def test_more_neighbours_than_codes_are_refused(tiny: TokenizerRunConfig) -> None:

@@ -22,9 +22,15 @@ class LatentConfig:
     one channel instead, whatever the number."""
     perturb_anneal: bool = True
     """Let `perturb_share` fall linearly to 0 over the run; False: keep it."""
+    mask_share: float = setting(0.0, below=1)
+    """Share of the images that are decoded from their first factors alone, 1 to k - 1 of them, a number drawn for each
+    image; the others' vectors are 0, as for factors that `decode` does not keep. So the first factors carry most
+    (nested dropout, Rippel et al. 2014); 0: none."""
 
     def check(self, factors: tuple[FactorConfig, ...]) -> None:
         """Raise `UserError` for what these factors do not have."""
+        if self.mask_share and len(factors) == 1:
+            raise UserError("latent.mask_share masks all factors but the first, and there is one: set it to 0")
         if not self.perturb_share:
             return
         for factor in factors:

@@ -20,22 +20,34 @@ class Perturbation:
     """Of the codes that are decoded as a near one."""
     neighbours: int = 1
     """From how many nearest other codes it is drawn."""
+    masked: float = 0.0
+    """Of the images that are decoded from their first factors alone."""
 
     def __call__(
         self, vectors: Sequence[Tensor], quantized: Sequence[Quantized], quantizers: Sequence[Quantizer]
     ) -> list[Tensor]:
-        """k tensors (b, d, h, w) as they are decoded, of those that the composition passes on. Gradients pass as they
-        would without changes."""
+        """k tensors (b, d, h, w) as they are decoded, of those that the composition passes on. Gradients pass a near
+        code as they would pass the chosen one."""
         if self.share:
             each = zip(vectors, quantized, quantizers, strict=True)
             vectors = [v + near_offset(q, quantizer, self.share, self.neighbours) for v, q, quantizer in each]
-        return list(vectors)
+        return nested(vectors, self.masked) if self.masked else list(vectors)
 
 
 def perturbation_at(config: LatentConfig, progress: float) -> Perturbation | None:
     """The changes at `progress` in [0, 1] of a run; None: none."""
     share = config.perturb_share * (1 - progress if config.perturb_anneal else 1)
-    return Perturbation(share, config.perturb_neighbours) if share > 0 else None
+    changes = Perturbation(max(0.0, share), config.perturb_neighbours, config.mask_share)
+    return changes if changes.share or changes.masked else None
+
+
+def nested(vectors: Sequence[Tensor], share: float) -> list[Tensor]:
+    """k tensors (b, d, h, w), where each image with the probability `share` keeps its first n factors, n drawn evenly
+    from 1 to k - 1, and has zeros in the others."""
+    b, device = len(vectors[0]), vectors[0].device
+    drawn = torch.randint(1, len(vectors), (b,), device=device)
+    kept = torch.where(torch.rand(b, device=device) < share, drawn, len(vectors))
+    return [each * (kept > i)[:, None, None, None] for i, each in enumerate(vectors)]
 
 
 @torch.no_grad()
