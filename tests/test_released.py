@@ -169,6 +169,8 @@ def test_the_grid_without_a_positional_table(tmp_path: Path) -> None:
     ("config", "message"),
     [
         (replace(SMALL, stem=2, image_size=64), "cannot express model.stem 2: it stands for 1"),
+        (replace(SMALL, decoder_channels=64), "cannot express model.decoder_channels 64: it stands for 0"),
+        (replace(SMALL, decoder_res_blocks=2), "cannot express model.decoder_res_blocks 2: it stands for 0"),
         (replace(SMALL, attention=False), "cannot express model.attention False"),
         (replace(SMALL, adapter_head_dim=32), "cannot express model.adapter_head_dim 32: it stands for 64"),
         (replace(SMALL, feature_head_heads=4), "cannot express model.feature_head_heads 4: it stands for 8"),

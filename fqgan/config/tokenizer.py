@@ -30,6 +30,10 @@ class TokenizerConfig:
     """Width of each resolution level, as a multiple of `channels`; every level but the last halves the resolution."""
     res_blocks: int = setting(2, least=1, most=1000)
     """Number of residual blocks in each level of the encoder; each level of the decoder has one more."""
+    decoder_channels: int = 0
+    """Base width of the decoder; 0: the encoder's. Parameters gain more in the decoder (GigaTok, Xiong et al. 2025)."""
+    decoder_res_blocks: int = setting(0, most=1000)
+    """Number of residual blocks in each level of the decoder, less one; 0: `res_blocks`."""
     attention: bool = True
     """Use self-attention at the lowest resolution, as VQGAN does."""
     z_channels: int = setting(256, least=1)
@@ -62,6 +66,11 @@ class TokenizerConfig:
         return self.stem * 2 ** (len(self.channel_multipliers) - 1)
 
     @property
+    def decoder_shape(self) -> tuple[int, int]:
+        """Base width and residual blocks of the decoder, the latter less one in each level."""
+        return self.decoder_channels or self.channels, self.decoder_res_blocks or self.res_blocks
+
+    @property
     def grid(self) -> int:
         """Positions a side at `image_size`."""
         return self.image_size // self.downsampling
@@ -83,10 +92,9 @@ class TokenizerConfig:
             raise UserError(f"a factor's name must be printable, got {odd[0]!r}")
         if len(set(names)) < len(names):
             raise UserError(f"factor names must differ, got {', '.join(names)}")
-        if any(self.channels * multiplier % 32 for multiplier in self.channel_multipliers):
-            raise UserError(
-                f"model.channels {self.channels} times each multiplier must be a multiple of 32 (norm groups)"
-            )
+        for name in ("channels", "decoder_channels"):
+            if any((channels := getattr(self, name)) * multiplier % 32 for multiplier in self.channel_multipliers):
+                raise UserError(f"model.{name} {channels} times each multiplier must be a multiple of 32 (norm groups)")
         width = self.channels * self.channel_multipliers[-1]
         for factor in self.factors:
             factor.check()

@@ -58,15 +58,16 @@ class FactorizedTokenizer(Pretrained):
     def __init__(self, config: TokenizerConfig, entropy_temperature: float = 0.01, gradient: str = "straight-through"):
         super().__init__(config)
         config.check()
-        shape = (config.channels, config.channel_multipliers, config.res_blocks, config.attention, config.stem)
-        self.encoder = Encoder(*shape, config.dropout)
+        multipliers, parts = config.channel_multipliers, (config.attention, config.stem)
+        self.encoder = Encoder(config.channels, multipliers, config.res_blocks, *parts, config.dropout)
         self.composition = make_composition(config)
         self.branches = nn.ModuleList(
             _branch(config, i, self.composition, entropy_temperature, gradient) for i in range(len(config.factors))
         )
         dims = [factor.code_dim for factor in config.factors]
         self.post_quant = nn.Conv2d(self.composition.channels(dims), config.z_channels, 1)
-        self.decoder = Decoder(*shape, config.z_channels, config.dropout)
+        channels, blocks = config.decoder_shape
+        self.decoder = Decoder(channels, multipliers, blocks, *parts, config.z_channels, config.dropout)
 
     @property
     def num_factors(self) -> int:

@@ -188,7 +188,8 @@ def _check_memory(tokenizer: FactorizedTokenizer, shape: Iterable[int], tile: in
     """`UserError` where pictures (b, 3, H, W), with one map of features at the size of a tile, cannot fit."""
     count, _, height, width = shape
     most = tile or max(height, width)
-    features = min(height, most) * min(width, most) * (3 + tokenizer.config.channels) * 4
+    channels = max(tokenizer.config.channels, tokenizer.config.decoder_shape[0])
+    features = min(height, most) * min(width, most) * (3 + channels) * 4
     shown = height * width * 3 * (2 + tokenizer.num_factors)
     what = f"{count} picture(s) of {width}x{height} pixels at a time"
     what += "" if tile else " (--tile splits large ones)"

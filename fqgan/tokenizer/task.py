@@ -299,7 +299,7 @@ def _check_memory(config: TokenizerRunConfig, world: World) -> None:
     with torch.device("meta"):
         model = FactorizedTokenizer(config.model)
     shape, pixels = config.model, config.model.image_size**2
-    rows = 3 * pixels + 2 * shape.channels * pixels // shape.stem**2
+    rows = 3 * pixels + (shape.channels + shape.decoder_shape[0]) * pixels // shape.stem**2
     check_training(model, config.optimizer, config.train, world, rows)
 
 

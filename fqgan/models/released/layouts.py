@@ -243,6 +243,7 @@ def _check_expressible(config: Config) -> None:
     else:
         names = factor_names(len(config.factors))
         fixed = {"stem": 1, "attention": True, "composition": TokenizerConfig.composition}
+        fixed |= {"decoder_channels": 0, "decoder_res_blocks": 0}
         for i, (each, factor) in enumerate(zip(names, config.factors, strict=True)):
             if bool(factor.adapter_depth) != bool(each.adapter):
                 rule = "needs an adapter" if each.adapter else "has no adapter"
