@@ -184,6 +184,10 @@ def test_the_grid_without_a_positional_table(tmp_path: Path) -> None:
             replace(SMALL, factors=tuple(FactorConfig(name, 8, 4, 1, "unknown", 16) for name in "ab")),
             "no feature-prediction head for factor a",
         ),
+        (
+            replace(SMALL, factors=(SMALL.factors[0], replace(SMALL.factors[1], spatial_teacher="efficientnet-lite0"))),
+            "no spatial head for factor semantic",
+        ),
         (replace(SMALL, factors=tuple(FactorConfig(name, 8, 4, 1) for name in "abcd")), "at most 3 factors, not for 4"),
         (GeneratorConfig((8, 8), (4, 4), 3, width=64, depth=1, heads=1), "has no proper rotary rows"),
         (GeneratorConfig((8, 8), (4, 4), 3, width=64, depth=1, heads=2, legacy=True), "model.heads 2: it stands for 1"),

@@ -51,6 +51,17 @@ class FactorConfig:
     levels of each channel. lfq and bsq: a bit a channel. ibq: index back-propagation."""
     levels: tuple[int, ...] = setting((), least=2, most=2**16)
     """Number of levels of each channel of fsq, such as 8 8 8 6 5 for 15,360 codes of 5 dimensions."""
+    spatial_teacher: str = ""
+    """Frozen vision model to whose feature map this factor is aligned, position by position (REPA, Yu et al. 2024;
+    VA-VAE, Yao et al. 2025); empty: none. Named as `teacher`: a stage of efficientnet-lite0, or the patch tokens of
+    clip or dinov2; timm's have no map here."""
+    spatial_teacher_dim: int = 0
+    """Channels of that map; 0: as for `teacher_dim`."""
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the teachers that it has."""
+        return tuple(name for name in (self.teacher, self.spatial_teacher) if name)
 
     def __post_init__(self) -> None:
         """Sizes that follow from others are what they must be, wherever they are read."""
@@ -72,11 +83,10 @@ class FactorConfig:
             )
 
 
-def teacher_dim(factor: FactorConfig) -> int:
-    """Feature dimension of a factor's teacher; `UserError` when it is neither given nor known."""
-    dim = factor.teacher_dim or TEACHER_DIMS.get(factor.teacher.partition("@")[0], 0)
+def teacher_dim(factor: FactorConfig, field: str = "teacher") -> int:
+    """Feature dimension of a factor's `teacher` or `spatial_teacher`; `UserError` if it is neither given nor known."""
+    name = getattr(factor, field)
+    dim = getattr(factor, f"{field}_dim") or TEACHER_DIMS.get(name.partition("@")[0], 0)
     if not dim:
-        raise UserError(
-            f"factor {factor.name}: the dimension of teacher {factor.teacher!r} is not known: set teacher_dim"
-        )
+        raise UserError(f"factor {factor.name}: the dimension of teacher {name!r} is not known: set {field}_dim")
     return dim

@@ -119,15 +119,13 @@ class TokenizerConfig:
             return
         if any(factor.code_dim != first.code_dim for factor in others):
             raise UserError(f"{name} sums the factors' vectors: give all factors the same code_dim")
-        if taught := [factor.name for factor in others if factor.teacher]:
+        if taught := [factor.name for factor in others if factor.teachers]:
             raise UserError(
                 f"{name}: factor {taught[0]} holds what the ones before it left, which predicts no teacher: set its "
-                'teacher to ""'
+                'teachers to ""'
             )
-        if self.shared_codebook and any(
-            replace(each, name="", teacher="", teacher_dim=0) != replace(first, name="", teacher="", teacher_dim=0)
-            for each in others
-        ):
+        alike = {"name": "", "teacher": "", "teacher_dim": 0, "spatial_teacher": "", "spatial_teacher_dim": 0}
+        if self.shared_codebook and any(replace(each, **alike) != replace(first, **alike) for each in others):
             raise UserError("model.shared_codebook needs factors of the same quantizer and sizes")
 
 
@@ -159,6 +157,9 @@ class LossConfig:
     similarity of each image's pair of features, which needs no negatives and so suits small batches."""
     representation_temperature: float = setting(1.0, positive=True)
     """Temperature of InfoNCE; the released models use none (1). It has no effect on `cosine`."""
+    spatial_weight: float = 0.5
+    """Weight of the spatial alignment, 1 - cosine similarity of predicted and teacher's map, mean over positions. It
+    multiplies the sum over the factors that have a `spatial_teacher`."""
 
     @classmethod
     def from_older(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -293,6 +294,8 @@ class TokenizerRunConfig:
             raise UserError("data.crop_min and data.crop_max must satisfy 0 < crop_min <= crop_max <= 1")
         if not self.loss.representation_weight and any(factor.teacher for factor in self.model.factors):
             raise UserError('loss.representation_weight 0 would leave a feature head untrained: set its teacher to ""')
+        if not self.loss.spatial_weight and any(factor.spatial_teacher for factor in self.model.factors):
+            raise UserError('loss.spatial_weight 0 would leave a spatial head untrained: set its spatial_teacher to ""')
         self.latent.check(self.model.factors)
         self.discriminator.check(self.model.image_size)
         if self.discriminator.adaptive and not (self.loss.reconstruction_weight or self.loss.perceptual_weight):

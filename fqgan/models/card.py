@@ -91,7 +91,7 @@ def _tokenizer(config: TokenizerConfig, facts: Mapping[str, Any]) -> list[str]:
             factor.name,
             f"{factor.codebook_size:,} x {factor.code_dim}",
             f"{factor.adapter_depth} blocks" if factor.adapter_depth else "none",
-            f"`{factor.teacher}`" if factor.teacher else "",
+            " ".join(f"`{name}`" for name in factor.teachers),
         )
         for factor in config.factors
     ]

@@ -43,8 +43,16 @@ def info_nce_loss(predictions: Tensor, targets: Tensor, temperature: float = 1.0
 
 
 def cosine_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """1 - cosine similarity of predicted and teacher features, both (b, d), mean over images; in [0, 2]."""
+    """1 - cosine similarity of predicted and teacher features, both (b, d, ...), mean over all but d; in [0, 2]."""
     return 1 - F.cosine_similarity(predictions.float(), targets.float(), dim=1).mean()
+
+
+def spatial_loss(predictions: Tensor, maps: Tensor) -> Tensor:
+    """`cosine_loss` at each position of predicted maps (b, d, h, w) and a teacher's (b, d, h', w') (REPA, Yu et al.
+    2024, Eq. 8; on a tokenizer's codes as VA-VAE, Yao et al. 2025). The teacher's are resized, bilinear and
+    antialiased."""
+    size = predictions.shape[2:]
+    return cosine_loss(predictions, F.interpolate(maps.float(), size, mode="bilinear", antialias=True))
 
 
 def gan_generator_loss(fake: Tensor, kind: str) -> Tensor:
@@ -109,6 +117,7 @@ def tokenizer_loss(
     *,
     perceptual: Tensor | None = None,
     targets: Sequence[Tensor | None] = (),
+    maps: Sequence[Tensor | None] = (),
     gan: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 8: the weighted sum of all terms, and each term detached and unweighted.
@@ -116,6 +125,7 @@ def tokenizer_loss(
     Args:
         perceptual: distances (b,) of the reconstructions, where there is such a term.
         targets: teacher features (b, teacher_dim) a factor, None for factors without a teacher.
+        maps: spatial teachers' maps (b, spatial_teacher_dim, h', w') a factor, None for factors without one.
         gan: once the GAN has started, gives its loss and weight; called with the weighted sum of the terms that
             compare the reconstruction with the images.
     """
@@ -146,6 +156,9 @@ def tokenizer_loss(
     ]
     if matches:
         add("representation", _total(matches), config.representation_weight)
+    aligned = [spatial_loss(a, b) for a, b in zip(output.maps, maps, strict=False) if a is not None and b is not None]
+    if aligned:
+        add("spatial", _total(aligned), config.spatial_weight)
     logged = {}
     if gan is not None:
         gan_loss, gan_weight = gan(_total([weights[name] * terms[name] for name in compared]))

@@ -17,7 +17,7 @@ from fqgan.base.printing import say
 from fqgan.config import FactorConfig, TokenizerConfig, teacher_dim
 from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.backbone import Decoder, Encoder
-from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead
+from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead, SpatialHead
 from fqgan.tokenizer.compositions import Composition, make_composition
 from fqgan.tokenizer.quantizers import make_quantizer
 from fqgan.tokenizer.quantizers.base import Quantized, Quantizer
@@ -36,6 +36,8 @@ class TokenizerOutput:
     """One a factor."""
     predictions: list[Tensor | None]
     """Predicted teacher features (b, teacher_dim), None for factors without a teacher."""
+    maps: list[Tensor | None]
+    """Predicted maps (b, spatial_teacher_dim, h, w), None for factors without a spatial teacher."""
 
 
 class FactorizedTokenizer(Pretrained):
@@ -88,12 +90,13 @@ class FactorizedTokenizer(Pretrained):
             change: gives the vectors to decode in place of those that the composition passes on.
         """
         quantized = self._quantize(self._images(images, values=False), entropy)
-        heads = [branch.head for branch in self.branches]
-        predictions = [head and head(q.vectors) for head, q in zip(heads, quantized, strict=True)]  # pyright: ignore
+        pairs = list(zip(self.branches, quantized, strict=True))
+        predictions = [branch.head and branch.head(q.vectors) for branch, q in pairs]  # pyright: ignore
+        maps = [branch.spatial and branch.spatial(q.vectors) for branch, q in pairs]  # pyright: ignore
         vectors = self.composition.passed(quantized)
         if change is not None:
             vectors = change(vectors, quantized, self.quantizers)
-        return TokenizerOutput(self._decode(vectors), quantized, predictions)
+        return TokenizerOutput(self._decode(vectors), quantized, predictions, maps)
 
     def set_precision(self, precision: str) -> Self:
         """How `encode`, `decode` and `features` compute: `float32`, or `bf16` with quantizers in float32.
@@ -206,8 +209,11 @@ def _branch(
             config.feature_head_depth,
             config.feature_head_heads,
         )
+    spatial = None
+    if factor.spatial_teacher:
+        spatial = SpatialHead(factor.code_dim, teacher_dim(factor, "spatial_teacher"), config.feature_head_width)
     quantizer = None if i and config.shared_codebook else make_quantizer(factor, entropy_temperature, gradient)
-    return Branch(adapter, width, config.z_channels, channels, quantizer, head)
+    return Branch(adapter, width, config.z_channels, channels, quantizer, head, spatial)
 
 
 def load_matching_tokenizer(

@@ -129,18 +129,21 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
         change = perturbation_at(self.config.latent, self.step / total_steps(self.config.train, len(self.source)))
         with self._autocast(), sharing():
             output = network(batch.images, entropy=bool(loss.entropy_weight), change=change)
-            targets = self._targets(batch.images)
+            targets, maps = self._targets(batch.images)
             distance = self.perceptual(output.reconstruction, batch.images) if self.perceptual else None
             if self.adversary and self.step >= self.config.discriminator.start:
                 gan = self.adversary.generator_term(output.reconstruction, self.step)
         batch.reconstruction = output.reconstruction.detach()
         self._quantized.append([quantized.detached() for quantized in output.quantized])
-        return tokenizer_loss(output, batch.images, loss, perceptual=distance, targets=targets, gan=gan)
+        return tokenizer_loss(output, batch.images, loss, perceptual=distance, targets=targets, maps=maps, gan=gan)
 
-    def _targets(self, images: Tensor) -> list[Tensor | None]:
-        """Teacher features of each factor; a teacher that several factors share runs once."""
-        features = {name: teacher(images) for name, teacher in self.teachers.items()}
-        return [features.get(factor.teacher) for factor in self.config.model.factors]
+    def _targets(self, images: Tensor) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Teacher features and spatial teachers' maps of each factor; a teacher that several share runs once."""
+        factors = self.config.model.factors
+        seen, mapped = ({getattr(each, field) for each in factors} for field in ("teacher", "spatial_teacher"))
+        features = {name: teacher(images) for name, teacher in self.teachers.items() if name in seen}
+        maps = {name: teacher.map(images) for name, teacher in self.teachers.items() if name in mapped}
+        return [features.get(each.teacher) for each in factors], [maps.get(each.spatial_teacher) for each in factors]
 
     def _discriminator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.adversary and batch.reconstruction is not None, "the generator's phase comes first"
@@ -307,8 +310,11 @@ def with_teacher_dims(config: TokenizerRunConfig, teachers: dict[str, Teacher]) 
     """The config with each teacher's dimension written in, so that checkpoints load without the teacher."""
     factors = []
     for factor in config.model.factors:
-        dim = teachers[factor.teacher].dim if factor.teacher else 0
-        if factor.teacher_dim not in (0, dim):
-            raise UserError(f"factor {factor.name}: teacher {factor.teacher} has {dim} dims, not {factor.teacher_dim}")
-        factors.append(replace(factor, teacher_dim=dim))
+        dims = {}
+        for field in ("teacher", "spatial_teacher"):
+            name, given = getattr(factor, field), getattr(factor, f"{field}_dim")
+            dim = dims[f"{field}_dim"] = teachers[name].dim if name else 0
+            if given not in (0, dim):
+                raise UserError(f"factor {factor.name}: teacher {name} has {dim} dims, not {given}")
+        factors.append(replace(factor, **dims))
     return replace(config, model=replace(config.model, factors=tuple(factors)))

@@ -34,7 +34,7 @@ _TEACHERS = {
 _FACTORS = {1: ("visual",), 2: ("visual", "semantic"), 3: ("visual", "mid", "high")}
 # fields that change no output, or are compared before: the files don't have them
 _FREE = re.compile(
-    r"(class_)?dropout|factors\.\d+\.(name|teacher|teacher_dim)|adapter_head_dim|feature_head_\w+|kv_heads|mlp_multiple"
+    r"(class_)?dropout|factors\.\d+\.(name|(spatial_)?teacher(_dim)?)|adapter_head_dim|feature_head_\w+|kv_heads|mlp_multiple"
 )
 
 
@@ -252,6 +252,8 @@ def _check_expressible(config: Config) -> None:
                 fixed["adapter_head_dim"] = HEAD_CHANNELS
             if factor.quantizer != FactorConfig.quantizer:
                 raise UserError(_cannot(f"factors.{i}.quantizer", factor.quantizer, FactorConfig.quantizer))
+            if factor.spatial_teacher:
+                raise UserError(f"the released layout has no spatial head for factor {factor.name}")
             if factor.teacher:
                 if not each.head:
                     raise UserError(f"the released layout has no feature-prediction head for factor {factor.name}")
