@@ -149,6 +149,9 @@ class LossConfig:
     disentangle_weight: float = 0.1
     """Weight of the disentanglement loss: lambda_1 of Eq. 8. Its gradient reaches the adapters and the encoder, but not
     the codebooks."""
+    independence_weight: float = 0.0
+    """Weight of the factors' dependence at a position, measured by kernels (HSIC, Gretton et al. 2005, normalised). It
+    is 0 if no factor tells anything about another, which Eq. 7's right angle does not ensure."""
     representation_weight: float = 0.5
     """Weight of the representation loss: lambda_2 of Eq. 8. It multiplies the sum over the factors that have a
     teacher."""
