@@ -126,6 +126,10 @@ def test_settings_of_version_0_1_that_are_gone_pass_at_their_defaults() -> None:
         ({"model": {"channel_multipliers": (1, 0)}}, "model.channel_multipliers must be at least 1, got 0"),
         ({"model": {"factors": (VISUAL, VISUAL)}}, "factor names must differ, got visual, visual"),
         ({"model": {"channels": 40}}, "model.channels 40 times each multiplier must be a multiple of 32"),
+        (
+            {"model": {"decoder_channels": 40}},
+            "model.decoder_channels 40 times each multiplier must be a multiple of 32",
+        ),
         ({"model": {"dropout": 1.0}}, "model.dropout must be at least 0 and below 1, got 1.0"),
         ({"model": {"adapter_head_dim": 100}}, "model.adapter_head_dim 100 does not divide the width 512"),
         ({"model": {"feature_head_width": 100}}, "feature_head_heads 8 does not divide model.feature_head_width 100"),

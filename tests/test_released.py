@@ -164,6 +164,8 @@ def test_the_grid_without_a_positional_table(tmp_path: Path) -> None:
     ("config", "message"),
     [
         (replace(SMALL, stem=2, image_size=64), "cannot express model.stem 2: it stands for 1"),
+        (replace(SMALL, decoder_channels=64), "cannot express model.decoder_channels 64: it stands for 0"),
+        (replace(SMALL, decoder_res_blocks=2), "cannot express model.decoder_res_blocks 2: it stands for 0"),
         (replace(SMALL, attention=False), "cannot express model.attention False"),
         (replace(SMALL, adapter_head_dim=32), "cannot express model.adapter_head_dim 32: it stands for 64"),
         (replace(SMALL, feature_head_heads=4), "cannot express model.feature_head_heads 4: it stands for 8"),
@@ -176,6 +178,10 @@ def test_the_grid_without_a_positional_table(tmp_path: Path) -> None:
         (
             replace(SMALL, factors=tuple(FactorConfig(name, 8, 4, 1, "unknown", 16) for name in "ab")),
             "no feature-prediction head for factor a",
+        ),
+        (
+            replace(SMALL, factors=(SMALL.factors[0], replace(SMALL.factors[1], spatial_teacher="efficientnet-lite0"))),
+            "no spatial head for factor semantic",
         ),
         (replace(SMALL, factors=tuple(FactorConfig(name, 8, 4, 1) for name in "abcd")), "at most 3 factors, not for 4"),
         (GeneratorConfig((8, 8), (4, 4), 3, width=64, depth=1, heads=1), "has no proper rotary rows"),

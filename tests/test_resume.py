@@ -44,7 +44,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(pictures: Path) -> TokenizerRunConfig:
-    """GAN, entropy, InfoNCE, EMA, augmentation, dropout, accumulation and workers, all at once and tiny."""
+    """GAN, entropy, InfoNCE, EMA, augmentation, dropout, changed codes, accumulation and workers, at once and tiny."""
     return child(
         TokenizerRunConfig(),
         model={
@@ -64,6 +64,7 @@ def everything(pictures: Path) -> TokenizerRunConfig:
         },
         data={"source": str(pictures), "workers": 2},
         loss={"perceptual": "efficientnet-lite0"},
+        latent={"perturb_share": 0.3, "perturb_neighbours": 4, "mask_share": 0.5},
         discriminator={"start": 2, "channels": 32, "layers": 2},
         optimizer={"warmup_steps": 2, "schedule": "cosine"},
         train={
@@ -165,7 +166,13 @@ VARIANTS = {
 def test_exact_resume_with_the_gan_variants(pictures: Path, tmp_path: Path) -> None:
     """Every second step has R1, LeCam has its averages, and the weight is still rising when the first process ends."""
     gan = {**VARIANTS, "start": 1, "warmup_steps": 4}
-    config = child(everything(pictures), discriminator=gan, optimizer={"schedule": "constant"}, data={"workers": 0})
+    config = child(
+        everything(pictures),
+        discriminator=gan,
+        latent={"perturb_anneal": False},
+        optimizer={"schedule": "constant"},
+        data={"workers": 0},
+    )
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     finish(start(command(config, straight)))
     finish(start(command(config, resumed, "--train.steps", "3")))
@@ -192,6 +199,7 @@ def test_two_ranks_equal_one_process(
         model={"dropout": 0.0, "factors": (visual, replace(semantic, codebook_size=192))},  # some of them die
         discriminator={**gan, "start": 1},
         quantizer=quantizer,
+        latent={"perturb_share": 0.0, "mask_share": 0.0},
         train={"micro_batch": 0, "steps": 3, "checkpoint_every": 1, "validate_every": 3, "validation_images": 6},
         data={"workers": 0, "validation": str(pictures), "lanes": lanes},
     )

@@ -20,9 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fqgan.base.errors import UserError
+from fqgan.config import FactorConfig
 from fqgan.nets import weights as hub
 from fqgan.nets.features import NetworkTeacher
-from fqgan.nets.teachers import load_teacher
+from fqgan.nets.sharing import sharing
+from fqgan.nets.teachers import load_teacher, load_teachers
 
 transformers = pytest.importorskip("transformers")
 timm = pytest.importorskip("timm")
@@ -126,6 +128,32 @@ def test_other_sizes_and_the_familys_normalisation(name: str, cls: str, size: in
     with torch.no_grad():
         expected = model.eval()(pixels, **options).pooler_output
     torch.testing.assert_close(teacher(images), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "others"), [("clip:{}/clip", 1), ("dinov2:{}/dinov2", 1), ("dinov2:{}/registers@42", 5)]
+)
+def test_the_map_is_the_patch_tokens_row_by_row_in_one_pass(name: str, others: int, folders: Path) -> None:
+    teacher = load_teacher(name.format(folders))
+    assert isinstance(teacher, NetworkTeacher)
+    images, tokens = noise(2, 3, teacher.size, teacher.size), []
+    handle = teacher.network.register_forward_hook(lambda module, given, out: tokens.append(out.last_hidden_state))
+    with sharing():
+        found, feature = teacher.map(images), teacher(images)
+    handle.remove()
+    (tokens,) = tokens
+    side = found.shape[2]
+    assert found.shape == (2, 32, side, side) and feature.shape == (2, 32)
+    assert tokens.shape[1] == others + side * side
+    for row, column in ((0, 0), (0, side - 1), (side - 1, 0), (1, 2)):
+        torch.testing.assert_close(found[:, :, row, column], tokens[:, others + row * side + column])
+
+
+def test_timms_teachers_have_no_map(folders: Path) -> None:
+    save_file(timm.create_model("test_vit").state_dict(), folders / "vit.safetensors")
+    name = f"timm:test_vit={folders}/vit.safetensors"
+    with pytest.raises(UserError, match=r"factor a: the teacher timm:.* has no map of features; train offline with"):
+        load_teachers([FactorConfig("a", spatial_teacher=name)])
 
 
 @pytest.mark.parametrize("family", ["clip", "dinov2"])

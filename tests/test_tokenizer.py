@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.config import FactorConfig, TokenizerConfig
-from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer, save_tokenizer
 from fqgan.tokenizer.pictures import reconstruction_grid, reconstruction_rows
 
 
@@ -145,3 +147,33 @@ def test_stem_starts_without_a_checkerboard() -> None:
     blocks = pixels.unfold(2, 4, 4).unfold(3, 4, 4)
     torch.testing.assert_close(blocks, blocks[..., :1, :1].expand_as(blocks))
     assert not torch.allclose(blocks[:, :, 0], blocks[:, :, 1])
+
+
+def test_a_decoder_of_its_own_size_leaves_the_rest_as_it_is(tmp_path: Path) -> None:
+    """Encoder and branches are those of the plain model, the decoder is that of a model as wide and deep as it."""
+    model = small(2, decoder_channels=64, decoder_res_blocks=3)
+    shapes, plain, wide = (
+        {name: tuple(tensor.shape) for name, tensor in each.state_dict().items()}
+        for each in (model, small(2), small(2, channels=64, res_blocks=3))
+    )
+    decoder = {name for name in shapes if name.startswith("decoder.")}
+    assert decoder == {name for name in wide if name.startswith("decoder.")}
+    assert all(shapes[name] == wide[name] for name in decoder)
+    assert shapes.keys() - decoder == {name for name in plain if not name.startswith("decoder.")}
+    assert all(shapes[name] == plain[name] for name in shapes.keys() - decoder)
+    output = model(images())
+    torch.testing.assert_close(output.reconstruction, model.decode(model.encode(images())), rtol=1e-4, atol=1e-5)
+    again = load_tokenizer(save_tokenizer(model, tmp_path / "wide"))
+    assert again.config == model.config and torch.equal(again.encode(images()), model.encode(images()))
+
+
+def test_a_decoder_as_large_as_the_encoder_is_the_same_model(tmp_path: Path) -> None:
+    model = small(2)
+    assert small(2, decoder_channels=32, decoder_res_blocks=1).fingerprint() == model.fingerprint()
+    file = save_tokenizer(model, tmp_path / "older") / "config.json"
+    content = json.loads(file.read_text())
+    for name in ("decoder_channels", "decoder_res_blocks"):
+        del content["model"][name]  # as older versions wrote it
+    file.write_text(json.dumps(content))
+    again = load_tokenizer(tmp_path / "older")
+    assert again.config == model.config and again.fingerprint() == model.fingerprint()

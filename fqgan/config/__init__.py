@@ -9,6 +9,7 @@ from fqgan.config.generator import (
     GeneratorTrainConfig,
     SamplingConfig,
 )
+from fqgan.config.latent import LatentConfig
 from fqgan.config.tokenizer import (
     DiscriminatorConfig,
     LossConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "GeneratorTrainConfig",
     "LanguageConfig",
     "LanguageRunConfig",
+    "LatentConfig",
     "LossConfig",
     "OptimizerConfig",
     "PictureOptions",

@@ -21,6 +21,7 @@ TEACHER_DIMS = {
 
 MOST_FACTORS = 100
 BINARY = ("lfq", "bsq")  # quantizers with a bit a channel
+IMPLICIT = ("fsq", *BINARY)  # quantizers without a table
 LARGEST_IMPLICIT = 2**18  # codes of a quantizer without a table
 
 
@@ -50,6 +51,17 @@ class FactorConfig:
     levels of each channel. lfq and bsq: a bit a channel. ibq: index back-propagation."""
     levels: tuple[int, ...] = setting((), least=2, most=2**16, rare=True)
     """Number of levels of each channel of fsq, such as 8 8 8 6 5 for 15,360 codes of 5 dimensions."""
+    spatial_teacher: str = ""
+    """Frozen vision model to whose feature map this factor is aligned, position by position (REPA, Yu et al. 2024;
+    VA-VAE, Yao et al. 2025); empty: none. Named as `teacher`: a stage of efficientnet-lite0, or the patch tokens of
+    clip or dinov2; timm's have no map here."""
+    spatial_teacher_dim: int = 0
+    """Channels of that map; 0: as for `teacher_dim`."""
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the teachers that it has."""
+        return tuple(name for name in (self.teacher, self.spatial_teacher) if name)
 
     def __post_init__(self) -> None:
         """Sizes that follow from others are what they must be, wherever they are read."""
@@ -68,7 +80,7 @@ class FactorConfig:
         """Raise `UserError` for a factor that cannot be."""
         if self.levels and self.quantizer != "fsq":
             raise UserError(f"factor {self.name}: levels are those of fsq, and the quantizer is {self.quantizer}")
-        if self.quantizer in ("fsq", *BINARY) and self.codebook_size > LARGEST_IMPLICIT:
+        if self.quantizer in IMPLICIT and self.codebook_size > LARGEST_IMPLICIT:
             raise UserError(
                 f"factor {self.name}: {self.codebook_size:,} codes of {self.quantizer} are more than "
                 f"{LARGEST_IMPLICIT:,}, too many for a generator's tables: split the bits over several factors with "
@@ -76,11 +88,10 @@ class FactorConfig:
             )
 
 
-def teacher_dim(factor: FactorConfig) -> int:
-    """Feature dimension of a factor's teacher; `UserError` when it is neither given nor known."""
-    dim = factor.teacher_dim or TEACHER_DIMS.get(factor.teacher.partition("@")[0], 0)
+def teacher_dim(factor: FactorConfig, field: str = "teacher") -> int:
+    """Feature dimension of a factor's `teacher` or `spatial_teacher`; `UserError` if it is neither given nor known."""
+    name = getattr(factor, field)
+    dim = getattr(factor, f"{field}_dim") or TEACHER_DIMS.get(name.partition("@")[0], 0)
     if not dim:
-        raise UserError(
-            f"factor {factor.name}: the dimension of teacher {factor.teacher!r} is not known: set teacher_dim"
-        )
+        raise UserError(f"factor {factor.name}: the dimension of teacher {name!r} is not known: set {field}_dim")
     return dim

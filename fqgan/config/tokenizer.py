@@ -9,6 +9,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.schema import without
 from fqgan.config.data import DataConfig
 from fqgan.config.factor import MOST_FACTORS, FactorConfig
+from fqgan.config.latent import LatentConfig
 from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
@@ -29,6 +30,10 @@ class TokenizerConfig:
     """Width of each resolution level, as a multiple of `channels`; every level but the last halves the resolution."""
     res_blocks: int = setting(2, least=1, most=1000)
     """Number of residual blocks in each level of the encoder; each level of the decoder has one more."""
+    decoder_channels: int = 0
+    """Base width of the decoder; 0: the encoder's. Parameters gain more in the decoder (GigaTok, Xiong et al. 2025)."""
+    decoder_res_blocks: int = setting(0, most=1000)
+    """Number of residual blocks in each level of the decoder, less one; 0: `res_blocks`."""
     attention: bool = True
     """Use self-attention at the lowest resolution, as VQGAN does."""
     attention_at: Literal["lowest", "middle"] = setting("lowest", rare=True)
@@ -64,6 +69,16 @@ class TokenizerConfig:
         return self.stem * 2 ** (len(self.channel_multipliers) - 1)
 
     @property
+    def decoder_shape(self) -> tuple[int, int]:
+        """Base width and residual blocks of the decoder, the latter less one in each level."""
+        return self.decoder_channels or self.channels, self.decoder_res_blocks or self.res_blocks
+
+    @property
+    def map_channels(self) -> int:
+        """Channels of the widest map at full resolution."""
+        return max(self.channels, self.decoder_shape[0])
+
+    @property
     def grid(self) -> int:
         """Positions a side at `image_size`."""
         return self.image_size // self.downsampling
@@ -85,10 +100,9 @@ class TokenizerConfig:
             raise UserError(f"a factor's name must be printable, got {odd[0]!r}")
         if len(set(names)) < len(names):
             raise UserError(f"factor names must differ, got {', '.join(names)}")
-        if any(self.channels * multiplier % 32 for multiplier in self.channel_multipliers):
-            raise UserError(
-                f"model.channels {self.channels} times each multiplier must be a multiple of 32 (norm groups)"
-            )
+        for name in ("channels", "decoder_channels"):
+            if any((channels := getattr(self, name)) * multiplier % 32 for multiplier in self.channel_multipliers):
+                raise UserError(f"model.{name} {channels} times each multiplier must be a multiple of 32 (norm groups)")
         width = self.channels * self.channel_multipliers[-1]
         for factor in self.factors:
             factor.check()
@@ -113,15 +127,13 @@ class TokenizerConfig:
             return
         if any(factor.code_dim != first.code_dim for factor in others):
             raise UserError(f"{name} sums the factors' vectors: give all factors the same code_dim")
-        if taught := [factor.name for factor in others if factor.teacher]:
+        if taught := [factor.name for factor in others if factor.teachers]:
             raise UserError(
                 f"{name}: factor {taught[0]} holds what the ones before it left, which predicts no teacher: set its "
-                'teacher to ""'
+                'teachers to ""'
             )
-        if self.shared_codebook and any(
-            replace(each, name="", teacher="", teacher_dim=0) != replace(first, name="", teacher="", teacher_dim=0)
-            for each in others
-        ):
+        alike = {"name": "", "teacher": "", "teacher_dim": 0, "spatial_teacher": "", "spatial_teacher_dim": 0}
+        if self.shared_codebook and any(replace(each, **alike) != replace(first, **alike) for each in others):
             raise UserError("model.shared_codebook needs factors of the same quantizer and sizes")
 
 
@@ -145,6 +157,9 @@ class LossConfig:
     disentangle_weight: float = 0.1
     """Weight of the disentanglement loss: lambda_1 of Eq. 8. Its gradient reaches the adapters and the encoder, but not
     the codebooks."""
+    independence_weight: float = 0.0
+    """Weight of the factors' dependence at a position, measured by kernels (HSIC, Gretton et al. 2005, normalised). It
+    is 0 if no factor tells anything about another, which Eq. 7's right angle does not ensure."""
     representation_weight: float = 0.5
     """Weight of the representation loss: lambda_2 of Eq. 8. It multiplies the sum over the factors that have a
     teacher."""
@@ -153,6 +168,9 @@ class LossConfig:
     similarity of each image's pair of features, which needs no negatives and so suits small batches."""
     representation_temperature: float = setting(1.0, positive=True)
     """Temperature of InfoNCE; the released models use none (1). It has no effect on `cosine`."""
+    spatial_weight: float = 0.5
+    """Weight of the spatial alignment, 1 - cosine similarity of predicted and teacher's map, mean over positions. It
+    multiplies the sum over the factors that have a `spatial_teacher`."""
 
     @classmethod
     def from_older(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -260,6 +278,7 @@ class TokenizerRunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TokenizerTrainConfig = field(default_factory=TokenizerTrainConfig)
@@ -286,6 +305,9 @@ class TokenizerRunConfig:
             raise UserError("data.crop_min and data.crop_max must satisfy 0 < crop_min <= crop_max <= 1")
         if not self.loss.representation_weight and any(factor.teacher for factor in self.model.factors):
             raise UserError('loss.representation_weight 0 would leave a feature head untrained: set its teacher to ""')
+        if not self.loss.spatial_weight and any(factor.spatial_teacher for factor in self.model.factors):
+            raise UserError('loss.spatial_weight 0 would leave a spatial head untrained: set its spatial_teacher to ""')
+        self.latent.check(self.model.factors)
         self.discriminator.check(self.model.image_size)
         if self.discriminator.adaptive and not (self.loss.reconstruction_weight or self.loss.perceptual_weight):
             raise UserError("discriminator.adaptive needs loss.reconstruction_weight or loss.perceptual_weight above 0")

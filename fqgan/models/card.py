@@ -105,7 +105,7 @@ def _tokenizer(config: TokenizerConfig, facts: Mapping[str, Any]) -> list[str]:
             factor.quantizer,
             f"{factor.codebook_size:,} x {factor.code_dim}",
             _adapter(factor, config),
-            f"`{factor.teacher}`" if factor.teacher else "",
+            " ".join(f"`{name}`" for name in factor.teachers),
         )
         for factor in config.factors
     ]

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-_HEAD = re.compile(r"branches\.\d+\.head\.")
+_HEAD = re.compile(r"branches\.\d+\.(head|spatial)\.")
 
 
 def weights_fingerprint(tensors: Mapping[str, Tensor], meaning: str = "") -> str:
     """sha256 in hex over a tokenizer's state dict: every tensor's name, shape and float32 values, little-endian, in the
     order of the names.
 
-    Feature-prediction heads don't count: only training uses them, and some files leave them out. Storing weights in
+    Heads that predict teachers don't count: only training uses them, and some files leave them out. Storing weights in
     another order, layout or file format changes nothing.
 
     Args:

@@ -29,7 +29,7 @@ def blank_networks(
     shared: list[EfficientNetLite0] = []
     loss = config.loss
     perceptual = blank_perceptual(loss.perceptual, shared) if loss.perceptual_weight else None
-    names = dict.fromkeys(factor.teacher for factor in config.model.factors if factor.teacher)
+    names = dict.fromkeys(name for factor in config.model.factors for name in factor.teachers)
     return perceptual, {name: blank_teacher(name, config.train.precision, device, shared) for name in names}
 
 

@@ -53,8 +53,11 @@ class EfficientNetLite0(FrozenModule):
 
     def pooled(self, images: Tensor) -> Tensor:
         """(b, 1280): the feature before the classifier, averaged over positions."""
-        last = self.stages(images)[-1]
-        return self.network.forward_head(self.network.bn2(self.network.conv_head(last)), pre_logits=True)
+        return self.network.forward_head(self.last(images), pre_logits=True)
+
+    def last(self, images: Tensor) -> Tensor:
+        """(b, 1280, ceil(H / 32), ceil(W / 32)): the map before it is averaged."""
+        return self.network.bn2(self.network.conv_head(self.stages(images)[-1]))
 
     def logits(self, images: Tensor) -> Tensor:
         """(b, 1000): ImageNet-1k logits."""

@@ -13,7 +13,8 @@ from fqgan.nets.weights import FrozenModule, converted
 
 
 class Teacher(FrozenModule):
-    """A frozen model that turns images into one feature vector each. Subclasses give `features`.
+    """A frozen model that turns images into one feature vector each, and into a map of such features. Subclasses give
+    `features`, and `feature_map` if `has_map`.
 
     It runs once for a batch, without gradient, and when training is in bf16, in bf16: networks of a model library
     hold their weights in it (half the memory), the packaged EfficientNet follows autocast. On a CPU networks with
@@ -22,6 +23,8 @@ class Teacher(FrozenModule):
 
     Attributes: `name` as in the config, `dim` of the feature, `size` in pixels a side that images are resized to.
     """
+
+    has_map = True
 
     def __init__(self, name: str, dim: int, size: int):
         super().__init__()
@@ -34,8 +37,17 @@ class Teacher(FrozenModule):
         """(b, 3, H, W) in [-1, 1] -> (b, dim) float32 without gradient. Images that are not square are squeezed."""
         return self.features(resize(images, self.size)).float()
 
+    @torch.no_grad()
+    def map(self, images: Tensor) -> Tensor:
+        """(b, 3, H, W) in [-1, 1] -> (b, dim, h, w) float32 without gradient, as fine as the network gives it."""
+        return self.feature_map(resize(images, self.size)).float()
+
     def features(self, images: Tensor) -> Tensor:
         """(b, 3, size, size) float32 in [-1, 1] -> (b, dim)."""
+        raise NotImplementedError
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """(b, 3, size, size) float32 in [-1, 1] -> (b, dim, h, w)."""
         raise NotImplementedError
 
 
@@ -54,7 +66,7 @@ class NetworkTeacher(Teacher):
     The pixels are normalised in float32; the network computes in the type of its weights, whatever autocast is on.
 
     Args:
-        read: (network, normalised images) -> (b, dim).
+        read: (network, normalised images) -> the feature (b, dim), and the map (b, dim, h, w) or None.
         mean, std: of the three channels, for pixels in [0, 1].
     """
 
@@ -65,19 +77,31 @@ class NetworkTeacher(Teacher):
         self,
         name: str,
         network: nn.Module,
-        read: Callable[[nn.Module, Tensor], Tensor],
+        read: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor | None]],
         dim: int,
         size: int,
         mean: Sequence[float],
         std: Sequence[float],
+        has_map: bool = True,
     ):
         super().__init__(name, dim, size)
+        self.has_map = has_map
         self.network, self.read = network, read
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
         self.freeze()
 
     def features(self, images: Tensor) -> Tensor:
+        return self.outputs(images)[0]
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        found = self.outputs(images)[1]
+        assert found is not None, "has_map"
+        return found
+
+    @shared
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(b, 3, size, size) -> feature and map, in one pass for both within `sharing`."""
         pixels = ((images + 1) / 2 - self.mean) / self.std
         with torch.autocast(images.device.type, enabled=False):
             return self.read(self.network, pixels.to(next(self.network.parameters()).dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -40,9 +41,10 @@ class EfficientNetTeacher(Teacher):
         self.freeze()
 
     def features(self, images: Tensor) -> Tensor:
-        if not self.stage:
-            return self.network.pooled(images)
-        return self.network.stages(images)[self.stage - 1].mean((2, 3))
+        return self.feature_map(images).mean((2, 3)) if self.stage else self.network.pooled(images)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        return self.network.stages(images)[self.stage - 1] if self.stage else self.network.last(images)
 
 
 def load_teachers(
@@ -50,12 +52,16 @@ def load_teachers(
 ) -> dict[str, Teacher]:
     """The teachers of a model's factors by name, each once. Problems raise `UserError` that names the option."""
     teachers: dict[str, Teacher] = {}
-    for i, factor in enumerate(factors):
-        if not factor.teacher or factor.teacher in teachers:
+    for (i, factor), field in product(enumerate(factors), ("teacher", "spatial_teacher")):
+        name, option = getattr(factor, field), f"--model.factors.{i}.{field.replace('_', '-')}"
+        if not name:
             continue
-        option, family = f"--model.factors.{i}.teacher", factor.teacher.partition(":")[0]
+        family = name.partition(":")[0]
         try:
-            teachers[factor.teacher] = load_teacher(factor.teacher, precision, device)
+            if name not in teachers:
+                teachers[name] = load_teacher(name, precision, device)
+            if field == "spatial_teacher" and not teachers[name].has_map:
+                raise UserError(f"the teacher {name} has no map of features")
         except UserError as error:
             folder = f"give a folder on disk with {option} {family}:/path/to/folder, or " if family in VITS else ""
             offline = f"train offline with {option} {OFFLINE}"

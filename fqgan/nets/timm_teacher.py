@@ -71,7 +71,12 @@ def _teacher(
             feature = _read(network, torch.zeros(1, 3, size, size, dtype=next(network.parameters()).dtype))
     except Exception as error:
         raise UserError(f"timm's {architecture} gives no feature at {size} pixels: {in_one_line(error)}") from error
-    return NetworkTeacher(name, network, _read, feature.shape[1], size, config.mean, config.std)
+    dim = feature.shape[1]
+    return NetworkTeacher(name, network, _without_map, dim, size, config.mean, config.std, has_map=False)
+
+
+def _without_map(network: nn.Module, pixels: Tensor) -> tuple[Tensor, None]:
+    return _read(network, pixels), None
 
 
 def _read(network: nn.Module, pixels: Tensor) -> Tensor:

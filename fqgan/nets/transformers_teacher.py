@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +63,8 @@ def load_transformer(
 ) -> NetworkTeacher:
     """The teacher of a folder or hub id: the last layer's class token after the final LayerNorm, not projected.
 
-    That is `pooler_output`: 1024 dimensions for CLIP ViT-L/14, 768 for ViT-B/16, 384 for DINOv2-small. Normalisation
+    That is `pooler_output`: 1024 dimensions for CLIP ViT-L/14, 768 for ViT-B/16, 384 for DINOv2-small. Its map are the
+    last layer's patch tokens, CLIP's without a LayerNorm, as CLIP gives them to language models. Normalisation
     and input size are those of the folder's `preprocessor_config.json` if it has one, else the family's. Another
     size interpolates the positional embeddings.
 
@@ -124,12 +126,20 @@ def _teacher(
     return NetworkTeacher(name, held(network, precision, device), read, dim, size, mean, std)
 
 
-def _read_clip(network: nn.Module, pixels: Tensor) -> Tensor:
-    return network(pixel_values=pixels, interpolate_pos_encoding=True).pooler_output
+def _read_clip(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    out = network(pixel_values=pixels, interpolate_pos_encoding=True)
+    return out.pooler_output, _map(out.last_hidden_state[:, 1:])
 
 
-def _read_dinov2(network: nn.Module, pixels: Tensor) -> Tensor:
-    return network(pixel_values=pixels).pooler_output
+def _read_dinov2(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    out = network(pixel_values=pixels)
+    return out.pooler_output, _map(out.last_hidden_state[:, 1 + getattr(network.config, "num_register_tokens", 0) :])
+
+
+def _map(patches: Tensor) -> Tensor:
+    """Patch tokens (b, n * n, d) of square images -> (b, d, n, n)."""
+    side = math.isqrt(patches.shape[1])
+    return patches.transpose(1, 2).unflatten(2, (side, side))
 
 
 def _folder(model: str) -> Path:

@@ -58,8 +58,17 @@ class FeaturePredictionHead(nn.Module):
         return [self.class_token, self.class_position]
 
 
+class SpatialHead(nn.Sequential):
+    """Predicts a teacher's map from vectors, each position by itself. (b, code_dim, h, w) -> (b, dim, h, w)."""
+
+    def __init__(self, code_dim: int, dim: int, width: int):
+        width = width or dim
+        super().__init__(nn.Conv2d(code_dim, width, 1), nn.SiLU(), nn.Conv2d(width, dim, 1))
+
+
 class Branch(nn.Module):
-    """What one factor has of its own: adapter and projection of the base features, quantizer, feature-prediction head.
+    """What one factor has of its own: adapter and projection of the base features, quantizer, and heads that predict
+    teachers.
 
     The normalisation before the projection keeps the codes from collapsing.
 
@@ -67,6 +76,7 @@ class Branch(nn.Module):
         adapter: None: the projection reads the base features.
         channels: that the projection gives; 0: another branch's projection serves this one, too.
         quantizer: None: another branch's serves this one, too.
+        head: predicts a teacher's class token, and `spatial` a teacher's map; None: there is no such teacher.
     """
 
     def __init__(
@@ -77,6 +87,7 @@ class Branch(nn.Module):
         channels: int,
         quantizer: Quantizer | None,
         head: nn.Module | None,
+        spatial: nn.Module | None,
     ):
         super().__init__()
         self.adapter = adapter
@@ -86,6 +97,7 @@ class Branch(nn.Module):
             self.projection = nn.Conv2d(z_channels, channels, 1)
         self.quantizer = quantizer
         self.head = head
+        self.spatial = spatial
 
     def project(self, base: Tensor) -> Tensor:
         """(b, width, h, w) base features -> (b, channels, h, w) features, not normalised."""

@@ -43,7 +43,7 @@ class ForeignConfig:
     """Class of the object."""
     facts: tuple[tuple[str, Any], ...] = ()
     """Entries of a diffusers config.json that tell one published model from another."""
-    channels: int = 128
+    map_channels: int = 128
     """Width at full resolution, for estimates of memory."""
 
 

@@ -13,6 +13,9 @@ from fqgan.config import LossConfig
 from fqgan.engine.distributed import all_reduce_mean, gather_rows
 from fqgan.tokenizer.model import TokenizerOutput
 
+_SAMPLES = 1024  # of the independence loss, whose cost grows with their square
+_TINY = 1e-12  # mean squared distance of features that are all the same
+
 
 def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: str) -> Tensor:
     """Mean absolute (`l1`) or squared (`l2`) pixel difference."""
@@ -30,6 +33,39 @@ def disentanglement_loss(vectors: Sequence[Tensor]) -> Tensor:
     return torch.stack(pairs).mean() if pairs else vectors[0].new_zeros(())
 
 
+def independence_loss(features: Sequence[Tensor]) -> Tensor:
+    """Dependence of two factors' features at a position, mean over all pairs of factors; in [0, 1].
+
+    The Hilbert-Schmidt independence criterion (Gretton et al. 2005, Eq. 9), normalised as Kornblith et al. 2019 do:
+
+        HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)),  HSIC(X, Y) = tr(K H L H) / (n - 1)^2,  H = I - 1/n
+
+    with K_ij = exp(-|x_i - x_j|^2 / s), s the mean of |x_i - x_j|^2, and L of Y alike. It is 0 only if the n pairs'
+    joint distribution is the product of its margins, in whatever way one could depend on the other: Eq. 7's angle and
+    covariances vanish for many dependent pairs. The scale of features has no influence.
+
+    Args:
+        features: k tensors (b, d, h, w), of any d each. The n samples are this rank's b * h * w positions; of more than
+            1024, that many from torch's generator. k = 1 gives 0.
+    """
+    rows = [each.permute(0, 2, 3, 1).flatten(0, 2) for each in features]
+    if (n := len(rows[0])) > _SAMPLES:
+        drawn = torch.randperm(n, device=rows[0].device)[:_SAMPLES]
+        rows = [each[drawn] for each in rows]
+    grams = [F.normalize(_centred_gram(each).flatten(), dim=0) for each in rows]
+    pairs = [torch.dot(a, b) for a, b in combinations(grams, 2)]
+    return torch.stack(pairs).mean() if pairs else features[0].new_zeros(())
+
+
+def _centred_gram(rows: Tensor) -> Tensor:
+    """H K H (n, n) of rows (n, d)."""
+    rows = rows - rows.mean(0)  # leaves distances as they are, more exactly computed
+    squares = rows.square().sum(1)
+    distances = (squares[:, None] + squares - 2 * rows @ rows.T).clamp(min=0)
+    gram = torch.exp(-distances / distances.mean().clamp(min=_TINY))
+    return gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
+
+
 def info_nce_loss(predictions: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """InfoNCE of predicted against teacher features (section 3.2.2): rows are predictions, the match is the diagonal.
 
@@ -43,8 +79,16 @@ def info_nce_loss(predictions: Tensor, targets: Tensor, temperature: float = 1.0
 
 
 def cosine_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """1 - cosine similarity of predicted and teacher features, both (b, d), mean over images; in [0, 2]."""
+    """1 - cosine similarity of predicted and teacher features, both (b, d, ...), mean over all but d; in [0, 2]."""
     return 1 - F.cosine_similarity(predictions.float(), targets.float(), dim=1).mean()
+
+
+def spatial_loss(predictions: Tensor, maps: Tensor) -> Tensor:
+    """`cosine_loss` at each position of predicted maps (b, d, h, w) and a teacher's (b, d, h', w') (REPA, Yu et al.
+    2024, Eq. 8; on a tokenizer's codes as VA-VAE, Yao et al. 2025). The teacher's are resized, bilinear and
+    antialiased."""
+    size = predictions.shape[2:]
+    return cosine_loss(predictions, F.interpolate(maps.float(), size, mode="bilinear", antialias=True))
 
 
 def gan_generator_loss(fake: Tensor, kind: str) -> Tensor:
@@ -109,6 +153,7 @@ def tokenizer_loss(
     *,
     perceptual: Tensor | None = None,
     targets: Sequence[Tensor | None] = (),
+    maps: Sequence[Tensor | None] = (),
     gan: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 8: the weighted sum of all terms, and each term detached and unweighted.
@@ -116,6 +161,7 @@ def tokenizer_loss(
     Args:
         perceptual: distances (b,) of the reconstructions, where there is such a term.
         targets: teacher features (b, teacher_dim) a factor, None for factors without a teacher.
+        maps: spatial teachers' maps (b, spatial_teacher_dim, h', w') a factor, None for factors without one.
         gan: once the GAN has started, gives its loss and weight; called with the weighted sum of the terms that
             compare the reconstruction with the images.
     """
@@ -137,6 +183,8 @@ def tokenizer_loss(
         add("entropy", _total([q.entropy_loss for q in quantized]), config.entropy_weight)
     if config.disentangle_weight and len(quantized) > 1:
         add("disentangle", disentanglement_loss([q.vectors for q in quantized]), config.disentangle_weight)
+    if config.independence_weight and len(quantized) > 1:
+        add("independence", independence_loss([q.features for q in quantized]), config.independence_weight)
     matches = [
         cosine_loss(prediction, target)
         if config.representation == "cosine"
@@ -146,6 +194,9 @@ def tokenizer_loss(
     ]
     if matches:
         add("representation", _total(matches), config.representation_weight)
+    aligned = [spatial_loss(a, b) for a, b in zip(output.maps, maps, strict=False) if a is not None and b is not None]
+    if aligned:
+        add("spatial", _total(aligned), config.spatial_weight)
     logged = {}
     if gan is not None:
         gan_loss, gan_weight = gan(_total([weights[name] * terms[name] for name in compared]))

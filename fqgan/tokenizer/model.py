@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,15 @@ from fqgan.config import FactorConfig, TokenizerConfig, teacher_dim
 from fqgan.engine.devices import pick_device
 from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.backbone import Decoder, Encoder
-from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead
+from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead, SpatialHead
 from fqgan.tokenizer.compositions import Composition, make_composition
 from fqgan.tokenizer.foreign import ForeignTokenizer, is_foreign
 from fqgan.tokenizer.protocol import check_sides
 from fqgan.tokenizer.quantizers import make_quantizer
 from fqgan.tokenizer.quantizers.base import Quantized, Quantizer
+
+Change = Callable[[list[Tensor], list[Quantized], list[Quantizer]], list[Tensor]]
+"""What training changes of the k vectors (b, d, h, w) before they are decoded (`fqgan.tokenizer.perturb`)."""
 
 
 @dataclass
@@ -36,6 +39,8 @@ class TokenizerOutput:
     """One a factor."""
     predictions: list[Tensor | None]
     """Predicted teacher features (b, teacher_dim), None for factors without a teacher."""
+    maps: list[Tensor | None]
+    """Predicted maps (b, spatial_teacher_dim, h, w), None for factors without a spatial teacher."""
 
 
 class FactorizedTokenizer(Pretrained):
@@ -59,15 +64,16 @@ class FactorizedTokenizer(Pretrained):
         super().__init__(config)
         config.check()
         attention = config.attention_at if config.attention else "nowhere"
-        shape = (config.channels, config.channel_multipliers, config.res_blocks, attention, config.stem)
-        self.encoder = Encoder(*shape, config.dropout)
+        multipliers, stem = config.channel_multipliers, config.stem
+        self.encoder = Encoder(config.channels, multipliers, config.res_blocks, attention, stem, config.dropout)
         self.composition = make_composition(config)
         self.branches = nn.ModuleList(
             _branch(config, i, self.composition, entropy_temperature, gradient) for i in range(len(config.factors))
         )
         dims = [factor.code_dim for factor in config.factors]
         self.post_quant = nn.Conv2d(self.composition.channels(dims), config.z_channels, 1)
-        self.decoder = Decoder(*shape, config.z_channels, config.dropout)
+        channels, blocks = config.decoder_shape
+        self.decoder = Decoder(channels, multipliers, blocks, attention, stem, config.z_channels, config.dropout)
 
     @property
     def num_factors(self) -> int:
@@ -94,14 +100,22 @@ class FactorizedTokenizer(Pretrained):
         """One a factor; the same one k times where the factors share their codebook."""
         return [branch.quantizer or self.branches[0].quantizer for branch in self.branches]  # pyright: ignore
 
-    def forward(self, images: Numbers, entropy: bool = False) -> TokenizerOutput:
-        """Training pass: everything that the losses need. `entropy` asks for the quantizers' entropy losses.
+    def forward(self, images: Numbers, entropy: bool = False, change: Change | None = None) -> TokenizerOutput:
+        """Training pass: everything that the losses need. The pixels' values are not looked at, which would make a GPU
+        wait.
 
-        The pixels' values are not looked at, which would make a GPU wait."""
+        Args:
+            entropy: compute the quantizers' entropy losses.
+            change: gives the vectors to decode in place of those that the composition passes on.
+        """
         quantized = self._quantize(self._images(images, values=False), entropy)
-        heads = [branch.head for branch in self.branches]
-        predictions = [head and head(q.vectors) for head, q in zip(heads, quantized, strict=True)]  # pyright: ignore
-        return TokenizerOutput(self._decode(self.composition.passed(quantized)), quantized, predictions)
+        pairs = list(zip(self.branches, quantized, strict=True))
+        predictions = [branch.head and branch.head(q.vectors) for branch, q in pairs]  # pyright: ignore
+        maps = [branch.spatial and branch.spatial(q.vectors) for branch, q in pairs]  # pyright: ignore
+        vectors = self.composition.passed(quantized)
+        if change is not None:
+            vectors = change(vectors, quantized, self.quantizers)
+        return TokenizerOutput(self._decode(vectors), quantized, predictions, maps)
 
     def set_precision(self, precision: str) -> Self:
         """How `encode`, `decode` and `features` compute: `float32`, or `bf16` with quantizers in float32.
@@ -215,8 +229,11 @@ def _branch(
             config.feature_head_depth,
             config.feature_head_heads,
         )
+    spatial = None
+    if factor.spatial_teacher:
+        spatial = SpatialHead(factor.code_dim, teacher_dim(factor, "spatial_teacher"), config.feature_head_width)
     quantizer = None if i and config.shared_codebook else make_quantizer(factor, entropy_temperature, gradient)
-    return Branch(adapter, width, config.z_channels, channels, quantizer, head)
+    return Branch(adapter, width, config.z_channels, channels, quantizer, head, spatial)
 
 
 def load_matching_tokenizer(

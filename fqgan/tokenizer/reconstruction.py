@@ -196,7 +196,7 @@ def _check_memory(tokenizer: Tokenizer, shape: Iterable[int], tile: int) -> None
     """`UserError` where pictures (b, 3, H, W), with one map of features at the size of a tile, cannot fit."""
     count, _, height, width = shape
     most = tile or max(height, width)
-    features = min(height, most) * min(width, most) * (3 + tokenizer.config.channels) * 4
+    features = min(height, most) * min(width, most) * (3 + tokenizer.config.map_channels) * 4
     shown = height * width * 3 * (2 + len(tokenizer.config.factors))
     what = f"{count} picture(s) of {width}x{height} pixels at a time"
     what += "" if tile else " (--tile splits large ones)"

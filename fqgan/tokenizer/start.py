@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from fqgan.engine.checkpoint import check_fit
 from fqgan.models.find import find
 from fqgan.tokenizer.model import FactorizedTokenizer
 
+_HEADS = (("head", "teacher", "feature-prediction head"), ("spatial", "spatial_teacher", "spatial head"))
 _AVERAGES = "logit_means"  # LeCam's, which only a discriminator that was trained with it has
 
 
@@ -23,7 +25,7 @@ class Start:
 
     summary: str
     tensors: Mapping[str, Tensor]
-    """Of the tokenizer; feature-prediction heads may be missing, and start at random then."""
+    """Of the tokenizer; heads may be missing, and start at random then."""
     discriminator: Mapping[str, Tensor]
     """Empty where there is none."""
 
@@ -31,7 +33,7 @@ class Start:
     def of(cls, path: str, config: TokenizerConfig) -> Start:
         """From a run, an export, a released file or the hub: the moving average where there is one.
 
-        All tensors must fit a tokenizer of `config`, but for feature-prediction heads: their teacher may be another.
+        All tensors must fit a tokenizer of `config`, but for heads: their teachers may be others.
         `UserError` names the first one that doesn't fit.
         """
         source = find(path, "tokenizer")
@@ -39,13 +41,13 @@ class Start:
         with torch.device("meta"):
             model = FactorizedTokenizer(config)
         own, heads = model.state_dict(), ""
-        for i, factor in enumerate(config.factors):
-            prefix = f"branches.{i}.head."
+        for (i, factor), (part, field, what) in product(enumerate(config.factors), _HEADS):
+            prefix = f"branches.{i}.{part}."
             if _shapes(own, prefix) == _shapes(tensors, prefix):
                 continue
             for name in [name for name in tensors if name.startswith(prefix)]:
                 del tensors[name]
-            heads += f"; {'a new' if factor.teacher else 'no'} feature-prediction head for {factor.name}"
+            heads += f"; {'a new' if getattr(factor, field) else 'no'} {what} for {factor.name}"
             # stands in for what stays at random: the rest must fit
             tensors |= {name: tensor for name, tensor in own.items() if name.startswith(prefix)}
         check_fit(model, tensors, f"--init {path}")

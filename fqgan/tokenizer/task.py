@@ -26,7 +26,7 @@ from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.sizes import check_training, micro_batch
+from fqgan.engine.sizes import check_training, micro_batch, total_steps
 from fqgan.engine.speed import autocast
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase
@@ -39,6 +39,7 @@ from fqgan.tokenizer.adversary import Adversary
 from fqgan.tokenizer.compositions import make_composition
 from fqgan.tokenizer.losses import tokenizer_loss
 from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.perturb import perturbation_at
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
 from fqgan.tokenizer.quantizers import make_quantizer, names_where, quantizer_class
 from fqgan.tokenizer.quantizers.base import Keeper, Quantized, Quantizer, as_rows
@@ -125,20 +126,24 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
     def _generator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.config.loss
         gan = None
+        change = perturbation_at(self.config.latent, self.step / total_steps(self.config.train, len(self.source)))
         with self._autocast(), sharing():
-            output = network(batch.images, entropy=bool(loss.entropy_weight))
-            targets = self._targets(batch.images)
+            output = network(batch.images, entropy=bool(loss.entropy_weight), change=change)
+            targets, maps = self._targets(batch.images)
             distance = self.perceptual(output.reconstruction, batch.images) if self.perceptual else None
             if self.adversary and self.step >= self.config.discriminator.start:
                 gan = self.adversary.generator_term(output.reconstruction, self.step)
         batch.reconstruction = output.reconstruction.detach()
         self._quantized.append([quantized.detached() for quantized in output.quantized])
-        return tokenizer_loss(output, batch.images, loss, perceptual=distance, targets=targets, gan=gan)
+        return tokenizer_loss(output, batch.images, loss, perceptual=distance, targets=targets, maps=maps, gan=gan)
 
-    def _targets(self, images: Tensor) -> list[Tensor | None]:
-        """Teacher features of each factor; a teacher that several factors share runs once."""
-        features = {name: teacher(images) for name, teacher in self.teachers.items()}
-        return [features.get(factor.teacher) for factor in self.config.model.factors]
+    def _targets(self, images: Tensor) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Teacher features and spatial teachers' maps of each factor; a teacher that several share runs once."""
+        factors = self.config.model.factors
+        seen, mapped = ({getattr(each, field) for each in factors} for field in ("teacher", "spatial_teacher"))
+        features = {name: teacher(images) for name, teacher in self.teachers.items() if name in seen}
+        maps = {name: teacher.map(images) for name, teacher in self.teachers.items() if name in mapped}
+        return [features.get(each.teacher) for each in factors], [maps.get(each.spatial_teacher) for each in factors]
 
     def _discriminator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.adversary and batch.reconstruction is not None, "the generator's phase comes first"
@@ -309,7 +314,7 @@ def _check_memory(config: TokenizerRunConfig, world: World) -> None:
     with torch.device("meta"):
         model = FactorizedTokenizer(config.model)
     shape, pixels = config.model, config.model.image_size**2
-    rows = 3 * pixels + 2 * shape.channels * pixels // shape.stem**2
+    rows = 3 * pixels + (shape.channels + shape.decoder_shape[0]) * pixels // shape.stem**2
     check_training(model, config.optimizer, config.train, world, rows)
 
 
@@ -317,8 +322,11 @@ def with_teacher_dims(config: TokenizerRunConfig, teachers: dict[str, Teacher]) 
     """The config with each teacher's dimension written in, so that checkpoints load without the teacher."""
     factors = []
     for factor in config.model.factors:
-        dim = teachers[factor.teacher].dim if factor.teacher else 0
-        if factor.teacher_dim not in (0, dim):
-            raise UserError(f"factor {factor.name}: teacher {factor.teacher} has {dim} dims, not {factor.teacher_dim}")
-        factors.append(replace(factor, teacher_dim=dim))
+        dims = {}
+        for field in ("teacher", "spatial_teacher"):
+            name, given = getattr(factor, field), getattr(factor, f"{field}_dim")
+            dim = dims[f"{field}_dim"] = teachers[name].dim if name else 0
+            if given not in (0, dim):
+                raise UserError(f"factor {factor.name}: teacher {name} has {dim} dims, not {given}")
+        factors.append(replace(factor, **dims))
     return replace(config, model=replace(config.model, factors=tuple(factors)))

@@ -21,6 +21,8 @@ LOSSES = {
     "entropy": "low: each sure, all in use",
     "disentangle": "overlap of the factors",
     "representation": "predicts the teacher",
+    "spatial": "predicts the teacher's map",
+    "independence": "dependence of the factors",
     "gan": "fooling the discriminator",
     "discriminator": "its own loss",
 }
@@ -144,7 +146,8 @@ class Report:
     @property
     def roles_of_the_judge(self) -> list[str]:
         """What the network behind the distances was in training."""
-        taught = [f.name for f in self.config.model.factors if f.teacher.startswith("efficientnet-lite0")]
+        factors = self.config.model.factors
+        taught = [f.name for f in factors if any(name.startswith("efficientnet-lite0") for name in f.teachers)]
         teacher = f"the teacher of the {listed(taught)} factor{'s' if len(taught) > 1 else ''}"
         return ["the perceptual loss"] * self.trained_on_the_judge + [teacher] * bool(taught)
 

@@ -182,7 +182,7 @@ def may_have_taught(network: str, tokenizers: Iterable[Layout]) -> bool:
 
 def is_teacher(network: str, tokenizer: Layout) -> bool:
     """Whether a network of `--features` is a teacher of a tokenizer: the same one, or one of its kind."""
-    return family(network) in {family(factor.teacher) for factor in tokenizer.factors if factor.teacher}
+    return family(network) in {family(name) for factor in tokenizer.factors for name in factor.teachers}
 
 
 def family(network: str) -> str:

@@ -52,7 +52,7 @@ _TEACHERS = {
 _FACTORS = {1: ("visual",), 2: ("visual", "semantic"), 3: ("visual", "mid", "high")}
 # fields that change no output, or are compared before: the files don't have them
 _FREE = re.compile(
-    r"(class_)?dropout|factors\.\d+\.(name|teacher|teacher_dim)|adapter_head_dim|feature_head_\w+|kv_heads|mlp_multiple"
+    r"(class_)?dropout|factors\.\d+\.(name|(spatial_)?teacher(_dim)?)|adapter_head_dim|feature_head_\w+|kv_heads|mlp_multiple"
 )
 
 
@@ -295,6 +295,7 @@ def _check_expressible(config: Config) -> None:
     else:
         names = factor_names(len(config.factors))
         fixed = {"stem": 1, "attention": True, "composition": TokenizerConfig.composition}
+        fixed |= {"decoder_channels": 0, "decoder_res_blocks": 0}
         if not _is_vqgan(config):
             fixed["attention_at"] = TokenizerConfig.attention_at
         for i, (each, factor) in enumerate(zip(names, config.factors, strict=True)):
@@ -306,6 +307,8 @@ def _check_expressible(config: Config) -> None:
             known = EUCLIDEAN if len(names) == 1 and _is_vqgan(config) else FactorConfig.quantizer
             if factor.quantizer != known:
                 raise UserError(_cannot(f"factors.{i}.quantizer", factor.quantizer, known))
+            if factor.spatial_teacher:
+                raise UserError(f"the released layout has no spatial head for factor {factor.name}")
             if factor.teacher:
                 if not each.head:
                     raise UserError(f"the released layout has no feature-prediction head for factor {factor.name}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fqgan.config import FactorConfig, QuantizerConfig
+from fqgan.tokenizer.quantizers.nearest import draw_near
 
 
 @dataclass
@@ -136,6 +137,13 @@ class Quantizer(nn.Module):
     def encode(self, z: Tensor) -> Tensor:
         """Codes (b, h, w) of (b, D, h, w) features."""
         return self(z).codes
+
+    def near(self, codes: Tensor, neighbours: int) -> Tensor:
+        """One of the nearest `neighbours` other codes for each of (N,) codes, by Euclidean distance of their vectors.
+
+        Drawn from torch's generator, which training seeds by (seed, rank, step)."""
+        every = torch.arange(self.codebook_size, device=codes.device)
+        return draw_near(codes, as_rows(self.embed(every[None, None])), neighbours)
 
     def keeper(
         self, optimizer: Optimizer, options: QuantizerConfig, seed: tuple[int, int], interleaved: bool

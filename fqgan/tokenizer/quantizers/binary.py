@@ -59,6 +59,10 @@ class BinaryQuantizer(Quantizer):
     def embed(self, codes: Tensor) -> Tensor:
         return (2 * (codes[:, None] >> self._places(codes) & 1) - 1) * self.scale
 
+    def near(self, codes: Tensor, neighbours: int) -> Tensor:
+        """One of the D codes that differ in one bit, the nearest ones, whatever `neighbours`."""
+        return codes ^ (1 << torch.randint_like(codes, self.code_dim))
+
     def _entropy_loss(self, rows: Tensor) -> Tensor:
         """Mean entropy of the assignments minus the entropy of their mean."""
         logits = rows * (4 * self.scale / self.entropy_temperature)

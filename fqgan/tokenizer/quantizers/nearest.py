@@ -24,6 +24,19 @@ def nearest_codes(rows: Tensor, codebook: Tensor, offset: Tensor | None = None) 
     return codes
 
 
+@torch.no_grad()
+def draw_near(codes: Tensor, table: Tensor, neighbours: int) -> Tensor:
+    """For each of (N,) codes, one of the nearest `neighbours` other rows of `table` (K, D), evenly drawn."""
+    near = torch.empty_like(codes)
+    columns, offset = table.T.contiguous(), -table.square().sum(1) / 2
+    for chunk in chunks(codes, len(table)):
+        own = codes[chunk]
+        scores = similarities(table[own], columns, offset).scatter_(1, own[:, None], -torch.inf)
+        drawn = torch.randint(neighbours, (len(own), 1), device=codes.device)
+        near[chunk] = scores.topk(neighbours, 1).indices.gather(1, drawn)[:, 0]
+    return near
+
+
 def similarities(rows: Tensor, columns: Tensor, offset: Tensor | None = None) -> Tensor:
     """(n, K) products of rows (n, D) and columns (D, K), plus the offset (K,)."""
     return rows @ columns if offset is None else torch.addmm(offset, rows, columns)
@@ -45,7 +58,7 @@ def largest_entries(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chunks(rows: Tensor, columns: int) -> Iterator[slice]:
-    """Slices of rows (n, d) whose score matrix stays in a CPU's cache or fills a GPU."""
+    """Slices of rows (n, ...) whose score matrix stays in a CPU's cache or fills a GPU."""
     elements = 2**19 if rows.is_cpu else 2**26
     length = max(1, elements // columns)
     return (slice(start, start + length) for start in range(0, len(rows), length))

@@ -49,6 +49,14 @@ class ScalarQuantizer(Quantizer):
         levels, half = self._column(self.levels, codes), self._column([n // 2 for n in self.levels], codes)
         return (codes[:, None] // self._places(codes) % levels - half) / half
 
+    def near(self, codes: Tensor, neighbours: int) -> Tensor:
+        """A code one level up or down in a drawn channel, whatever `neighbours`; from an outer level inwards."""
+        channel, up = torch.randint_like(codes, self.code_dim), torch.randint_like(codes, 2)
+        place, levels = (x.flatten()[channel] for x in (self._places(codes), self._column(self.levels, codes)))
+        digit = codes // place % levels
+        up = torch.where(digit == 0, 1, torch.where(digit == levels - 1, 0, up))
+        return codes + (2 * up - 1) * place
+
     def _bounded(self, z: Tensor) -> Tensor:
         """Values that round to an integer in [-(L // 2), (L - 1) // 2]."""
         reach = [(n - 1) * (1 + _EPS) / 2 for n in self.levels]
