@@ -140,7 +140,7 @@ def test_a_run_becomes_a_folder(tiny: TokenizerRunConfig, tmp_path: Path) -> Non
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("psnr", 21.5, "photos")
     assert "| PSNR, mean over images (dB) | 21.5 |" in card.text and "8 images of photos at 32 pixels" in card.text
     assert "`AutoModel` does not load it" in card.text
-    assert "| visual | 32 x 4 | none |" in card.text and model.fingerprint() in card.text
+    assert "| visual | vq | 32 x 4 | none |" in card.text and model.fingerprint() in card.text
     whole = "".join(path.read_text() for path in (tmp_path / "folder").glob("*[!s]") if path.suffix != ".safetensors")
     assert "secret" not in whole, "no paths of this machine"
 

@@ -142,7 +142,7 @@ def _plan(
         crops_per_pass=settings.crops_per_pass or crops_per_pass(size, device),
         images_per_shard=settings.shard_images or images_per_shard(len(source), NUM_CROPS[settings.crops]),
     )
-    check_pictures(options.crops_per_pass, size, tokenizer.config.channels, device)
+    check_pictures(options.crops_per_pass, size, tokenizer.config.map_channels, device)
     return StoreManifest(
         options,
         num_factors=len(sizes),
