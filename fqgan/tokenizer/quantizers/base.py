@@ -94,7 +94,7 @@ class Quantizer(nn.Module):
 
     A new one is a file with a subclass and a line in `fqgan.tokenizer.quantizers`. It computes in float32 whatever the
     autocast, holds no tensors but parameters and buffers that are saved (models are built on the meta device first),
-    and its constructor raises `UserError` for sizes that it cannot have. `K` and `D` of those whose sizes follow from
+    and its `build` raises `UserError` for sizes that it cannot have. `K` and `D` of those whose sizes follow from
     each other or from `levels` are set where `FactorConfig` is made.
 
     Args:
@@ -120,6 +120,10 @@ class Quantizer(nn.Module):
         super().__init__()
         self.codebook_size, self.code_dim = codebook_size, code_dim
         self.entropy_temperature, self.gradient = entropy_temperature, gradient
+        self.build()
+
+    def build(self) -> None:
+        """Make parameters and buffers; `UserError` for sizes that it cannot have."""
 
     @classmethod
     def of(cls, factor: FactorConfig, entropy_temperature: float, gradient: str) -> Self:

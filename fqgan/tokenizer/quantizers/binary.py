@@ -22,16 +22,9 @@ class BinaryQuantizer(Quantizer):
     its bits' entropies, exactly, and no code needs to be held.
     """
 
-    def __init__(
-        self,
-        codebook_size: int,
-        code_dim: int,
-        entropy_temperature: float = 0.01,
-        gradient: str = "straight-through",
-    ):
-        super().__init__(codebook_size, code_dim, entropy_temperature, gradient)
-        if codebook_size != 2**code_dim:
-            raise UserError(f"lfq and bsq have a bit a channel: codebook_size {codebook_size} is no power of two")
+    def build(self) -> None:
+        if self.codebook_size != 2**self.code_dim:
+            raise UserError(f"lfq and bsq have a bit a channel: codebook_size {self.codebook_size} is no power of two")
 
     @property
     @abstractmethod

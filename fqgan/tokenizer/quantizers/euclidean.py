@@ -20,15 +20,8 @@ class EuclideanQuantizer(CodebookQuantizer):
 
     residual: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        codebook_size: int,
-        code_dim: int,
-        entropy_temperature: float = 0.01,
-        gradient: str = "straight-through",
-    ):
-        super().__init__(codebook_size, code_dim, entropy_temperature, gradient)
-        self.codebook = nn.Parameter((2 * torch.rand(codebook_size, code_dim) - 1) / codebook_size)
+    def build(self) -> None:
+        self.codebook = nn.Parameter((2 * torch.rand(self.codebook_size, self.code_dim) - 1) / self.codebook_size)
 
     def table(self) -> Tensor:
         return full_precision(self.codebook)
@@ -42,17 +35,10 @@ class SimQuantizer(NearestQuantizer):
 
     residual: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        codebook_size: int,
-        code_dim: int,
-        entropy_temperature: float = 0.01,
-        gradient: str = "straight-through",
-    ):
-        super().__init__(codebook_size, code_dim, entropy_temperature, gradient)
+    def build(self) -> None:
         self.codebook: Tensor
-        self.register_buffer("codebook", torch.randn(codebook_size, code_dim) * code_dim**-0.5)
-        self.map = nn.Linear(code_dim, code_dim, bias=False)
+        self.register_buffer("codebook", torch.randn(self.codebook_size, self.code_dim) * self.code_dim**-0.5)
+        self.map = nn.Linear(self.code_dim, self.code_dim, bias=False)
 
     def table(self) -> Tensor:
         return full_precision(self.codebook) @ full_precision(self.map.weight).T

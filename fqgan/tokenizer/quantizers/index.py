@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fqgan.tokenizer.quantizers.base import Quantized, as_rows, full_precision
+from fqgan.tokenizer.quantizers.base import Quantized, as_rows
+from fqgan.tokenizer.quantizers.euclidean import EuclideanQuantizer
 from fqgan.tokenizer.quantizers.nearest import chunks
-from fqgan.tokenizer.quantizers.vector import CodebookQuantizer
 
 
-class IndexQuantizer(CodebookQuantizer):
+class IndexQuantizer(EuclideanQuantizer):
     """`ibq`: the code with the largest product z.e (Shi et al. 2024, section 3.2).
 
     The gradient passes the choice, not the feature: the one-hot index is that of the largest entry in the forward pass
@@ -22,18 +22,11 @@ class IndexQuantizer(CodebookQuantizer):
     paper's double quantization loss. Its entropy loss is that of softmax(z.e / tau).
     """
 
-    def __init__(
-        self,
-        codebook_size: int,
-        code_dim: int,
-        entropy_temperature: float = 0.01,
-        gradient: str = "straight-through",
-    ):
-        super().__init__(codebook_size, code_dim, 2 * entropy_temperature, gradient)
-        self.codebook = nn.Parameter((2 * torch.rand(codebook_size, code_dim) - 1) / codebook_size)
+    residual: ClassVar[bool] = False
 
-    def table(self) -> Tensor:
-        return full_precision(self.codebook)
+    def build(self) -> None:
+        super().build()
+        self.entropy_temperature *= 2  # its logits are z.e, not 2 z.e as those of distances
 
     def offset(self, table: Tensor) -> None:
         return None

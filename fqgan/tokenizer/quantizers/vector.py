@@ -83,15 +83,8 @@ class VectorQuantizer(CodebookQuantizer):
 
     unit_length: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        codebook_size: int,
-        code_dim: int,
-        entropy_temperature: float = 0.01,
-        gradient: str = "straight-through",
-    ):
-        super().__init__(codebook_size, code_dim, entropy_temperature, gradient)
-        self.codebook = nn.Parameter(F.normalize(torch.randn(codebook_size, code_dim), dim=1))
+    def build(self) -> None:
+        self.codebook = nn.Parameter(F.normalize(torch.randn(self.codebook_size, self.code_dim), dim=1))
 
     def table(self) -> Tensor:
         """(K, D) rows of unit length, at least float32."""
