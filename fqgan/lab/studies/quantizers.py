@@ -43,7 +43,7 @@ def quantizers(base: TokenizerRunConfig) -> Study:
             "study quantizers starts from two equal factors of vq with a power of two of codes, such as "
             "--model.factors.0.codebook-size 256 --model.factors.1.codebook-size 256"
         )
-    if base.loss.disentangle_weight or any(factor.teacher for factor in base.model.factors):
+    if base.loss.disentangle_weight or any(factor.teachers for factor in base.model.factors):
         raise UserError("study quantizers compares quantizers: set loss.disentangle_weight to 0 and take no teacher")
     depth = sum(factor.adapter_depth for factor in base.model.factors)
 

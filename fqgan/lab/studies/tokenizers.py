@@ -66,6 +66,7 @@ def ablation(base: TokenizerRunConfig) -> Study:
     taught = [i for i, factor in enumerate(factors) if factor.teacher]
     untaught: dict[str, Any] = {f"model.factors.{i}.teacher": "" for i in taught}
     untaught |= {f"model.factors.{i}.teacher_dim": 0 for i in taught if factors[i].teacher_dim}
+    untaught |= {f"model.factors.{i}.spatial_teacher": "" for i, each in enumerate(factors) if each.spatial_teacher}
     codes, total = factors[0].codebook_size, sum(factor.codebook_size for factor in factors)
     depths = sum(factor.adapter_depth for factor in factors)
     single = (FactorConfig(factors[0].name, total, factors[0].code_dim, adapter_depth=0),)
