@@ -194,7 +194,7 @@ def _codes(served: Served, given: Any, grid: tuple[int, ...] | None = None) -> T
     if found.ndim not in (3, 4):
         raise UserError(f"codes must be {CODES.lower()}, or a list of such, got {found.ndim} levels of lists")
     found = found[None] if found.ndim == 3 else found
-    return as_codes(found, [quantizer.codebook_size for quantizer in served.tokenizer.quantizers], grid=grid)
+    return as_codes(found, served.tokenizer.codebook_sizes, grid=grid)
 
 
 def _one(served: Served, given: Numbers) -> Tensor:

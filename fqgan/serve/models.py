@@ -192,11 +192,7 @@ def _tokenizer_of(place: Place, generator: FAR, tokenizers: list[FactorizedToken
     """Of the served tokenizers the one that a generator without its own belongs to."""
     known = place.source.facts.get("tokenizer", "")
     sizes = generator.config.codebook_sizes
-    fitting = [
-        each
-        for each in tokenizers
-        if (each.fingerprint() == known if known else tuple(q.codebook_size for q in each.quantizers) == sizes)
-    ]
+    fitting = [each for each in tokenizers if (each.fingerprint() == known if known else each.codebook_sizes == sizes)]
     if len(fitting) != 1:
         raise UserError(f"the generator {place.name} carries no tokenizer: serve the one that it belongs to, too")
     return fitting[0]

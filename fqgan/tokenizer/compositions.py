@@ -20,6 +20,8 @@ class Composition:
 
     shared: ClassVar[bool] = False
     """Whether the first branch's adapter and projection serve all factors."""
+    in_turn: ClassVar[bool] = False
+    """Whether what a factor reads depends on the codes of the ones before it."""
 
     @staticmethod
     def channels(dims: Sequence[int]) -> int:
@@ -60,6 +62,7 @@ class Residual(Composition):
     the partial sum up to it (their Eq. 9)."""
 
     shared = True
+    in_turn = True
 
     @staticmethod
     def channels(dims: Sequence[int]) -> int:

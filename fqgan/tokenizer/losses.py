@@ -12,6 +12,7 @@ from torch import Tensor
 from fqgan.config import LossConfig
 from fqgan.engine.distributed import all_reduce_mean, gather_rows
 from fqgan.tokenizer.model import TokenizerOutput
+from fqgan.tokenizer.quantizers.base import as_rows
 
 _SAMPLES = 1024  # of the independence loss, whose cost grows with their square
 _TINY = 1e-12  # mean squared distance of features that are all the same
@@ -48,7 +49,7 @@ def independence_loss(features: Sequence[Tensor]) -> Tensor:
         features: k tensors (b, d, h, w), of any d each. The n samples are this rank's b * h * w positions; of more than
             1024, that many from torch's generator. k = 1 gives 0.
     """
-    rows = [each.permute(0, 2, 3, 1).flatten(0, 2) for each in features]
+    rows = [as_rows(each) for each in features]
     if (n := len(rows[0])) > _SAMPLES:
         drawn = torch.randperm(n, device=rows[0].device)[:_SAMPLES]
         rows = [each[drawn] for each in rows]

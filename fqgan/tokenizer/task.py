@@ -172,8 +172,7 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
         if self.world.is_main:
             say(f"k-means on features of the first {steps * config.train.batch} images")
         self.model.eval()
-        # what a factor of a residual composition reads depends on the codes of the ones before it
-        each = [[i] for i in self.keepers] if config.model.composition == "residual" else [list(self.keepers)]
+        each = [[i] for i in self.keepers] if self.model.composition.in_turn else [list(self.keepers)]
         for group in each:
             parts: dict[int, list[Tensor]] = {i: [] for i in group}
             for batch in islice(self.batches(0), micro_batches):

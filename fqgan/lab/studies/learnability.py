@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -37,6 +38,8 @@ from fqgan.tokenizer.extraction import extract
 GENERATORS = "generators"
 """Folder of the generators, a study of its own."""
 _UNGUIDED = 1.0
+_FEWEST = 4  # tokenizers of which a rank correlation is told
+_MEASURES = ("entropy", "left", "upper", "other factors")  # of `CodeStatistics.numbers`
 # half-length noise must not decide: no dropout, a rate that suits few steps
 _RECIPE: dict[str, Any] = {"model": {"dropout": 0.0}, "optimizer": {"kind": "muon", "lr": 3e-3}}
 _QUIET: dict[str, Any] = {"image_every": 0, "validate_every": 0, "checkpoint_every": 250, "keep_last": 1}
@@ -81,7 +84,8 @@ def learnability(options: LearnabilityOptions) -> list[Path]:
     )
     train_study(study, base, own)
     jobs = jobs_of(study, base, own)
-    bits = {(job.row, job.seed): _bits(job, stores[_owner(job.row, stores)][1], options) for job in jobs}
+    held_out = {row_name(name, width): pair[1] for name, pair in stores.items() for width in options.widths}
+    bits = {(job.row, job.seed): _bits(job, held_out[job.row], options) for job in jobs}
     statistics = {name: _statistics(pair[1]) for name, pair in stores.items()}
     column = known_columns(labelled(options.features), collect(study, jobs).values(), [])[0]
     learned = _learned(study, jobs, bits, column.key, options)
@@ -119,10 +123,6 @@ def row_name(name: str, width: int) -> str:
 def line_name(row: str, scale: float) -> str:
     """Of a generator's pictures at a guidance scale."""
     return f"{row}-g{scale:g}"
-
-
-def _owner(row: str, names: Mapping[str, Any]) -> str:
-    return next(name for name in names if row.rpartition("-w")[0] == file_stem(name))
 
 
 def _stores(name: str, path: Path, options: LearnabilityOptions) -> tuple[Path, Path]:
@@ -232,9 +232,8 @@ def _written(
             [name, width, each.parameters, seed, *values, each.scale, *own.numbers, own.usage]
             for seed, values in enumerate(zip(each.bits, each.unguided, each.guided, strict=True))
         ]
-    measures = ["entropy", "left", "upper", "other factors"]
     head = ["tokenizer", "width", "parameters", "bits an image ↓", f"{label}, unguided ↓", f"{label}, guided ↓"]
-    head += ["at scale", *(f"{measure} (bits)" for measure in measures), "usage"]
+    head += ["at scale", *(f"{measure} (bits)" for measure in _MEASURES), "usage"]
     keys = ["tokenizer", "width", "parameters", "seed", "bits_per_image", "unguided", "guided", "scale"]
     keys += ["entropy", "left", "upper", "other", "usage"]
     notes = (
@@ -270,14 +269,14 @@ def _correlations(
 
     def means(field: str, width: int) -> list[float]:
         found = [getattr(learned[name, width], field) for name in options.models]
-        return [sum(each) / len(each) for each in found]
+        return [fmean(each) for each in found]
 
     widest = max(options.widths)
     cheap = {f"bits an image, width {width}": means("bits", width) for width in options.widths}
     cheap |= {
         f"distance unguided, width {width}": means("unguided", width) for width in options.widths if width < widest
     }
-    for i, measure in enumerate(("entropy", "left", "upper", "other factors")):
+    for i, measure in enumerate(_MEASURES):
         cheap[measure] = [statistics[name].numbers[i] for name in options.models]
     cheap["usage"] = [statistics[name].usage for name in options.models]
     target, rows = means("unguided", widest), []
@@ -286,6 +285,3 @@ def _correlations(
         rows.append([measure, "–" if math.isnan(rank) else f"{rank:+.2f}"])
     head = ["measure", f"rank correlation with the unguided distance, width {widest}"]
     return f"\n\n## What ranks the tokenizers\n\n{markdown(head, rows)}"
-
-
-_FEWEST = 4

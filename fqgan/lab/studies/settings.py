@@ -211,7 +211,8 @@ class LearnabilityOptions(GivenOptions):
     data: str
     """Images that the generators learn: `cifar10`, a folder, parquet files or tars; their training split."""
     validation: str = ""
-    """Held-out images, for bits and distances; by default the validation split of the data."""
+    """Held-out images, for bits, and to compare samples with; by default the validation split of the data for bits, and
+    its training split to compare samples with."""
     preset: str = "far-tiny"
     """Generator preset of everything but width, length and recipe."""
     widths: tuple[int, ...] = (64, 128)

@@ -130,6 +130,11 @@ class Quantizer(nn.Module):
         """The quantizer of a factor."""
         return cls(factor.codebook_size, factor.code_dim, entropy_temperature, gradient)
 
+    def normalize(self, z: Tensor) -> Tensor:
+        """(b, D, h, w) features in at least float32, of unit length over D where its vectors are."""
+        z = full_precision(z)
+        return F.normalize(z, dim=1) if self.unit_length else z
+
     @abstractmethod
     def forward(self, z: Tensor, entropy: bool = False) -> Quantized:
         """Quantize (b, D, h, w) features; `entropy` also computes the entropy loss."""

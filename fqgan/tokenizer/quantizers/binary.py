@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.engine.distributed import all_reduce_mean
-from fqgan.tokenizer.quantizers.base import Quantized, Quantizer, as_rows, full_precision
+from fqgan.tokenizer.quantizers.base import Quantized, Quantizer, as_rows
 
 
 class BinaryQuantizer(Quantizer):
@@ -34,10 +34,6 @@ class BinaryQuantizer(Quantizer):
     @abstractmethod
     def mean_entropy(self, bits: Tensor) -> Tensor:
         """() entropy, in nats, of the mean assignment over rows (N, D) of bits' probabilities and over all ranks."""
-
-    def normalize(self, z: Tensor) -> Tensor:
-        """(b, D, h, w) features as their signs are taken."""
-        return full_precision(z)
 
     def forward(self, z: Tensor, entropy: bool = False) -> Quantized:
         """Quantize (b, D, h, w) features; `entropy` also computes the entropy loss."""
@@ -92,9 +88,6 @@ class SphericalQuantizer(BinaryQuantizer):
     @property
     def scale(self) -> float:
         return self.code_dim**-0.5
-
-    def normalize(self, z: Tensor) -> Tensor:
-        return F.normalize(full_precision(z), dim=1)
 
     def mean_entropy(self, bits: Tensor) -> Tensor:
         mean = over_ranks(bits.mean(0))

@@ -18,7 +18,7 @@ from fqgan.tokenizer.quantizers.soft import soft_assignment
 
 
 class NearestQuantizer(Quantizer):
-    """The nearest of the K rows of a table; a subclass says which table, and what is done to features.
+    """The nearest of the K rows of a table; a subclass says which table.
 
     `entropy_temperature` is tau of the soft assignment softmax(-d / tau) with d the squared distance.
     """
@@ -26,10 +26,6 @@ class NearestQuantizer(Quantizer):
     @abstractmethod
     def table(self) -> Tensor:
         """(K, D) vectors of the codes, at least float32."""
-
-    def normalize(self, z: Tensor) -> Tensor:
-        """(b, D, h, w) features as they are compared with the table, at least float32."""
-        return full_precision(z)
 
     def forward(self, z: Tensor, entropy: bool = False) -> Quantized:
         """Quantize (b, D, h, w) features; `entropy` also computes the entropy loss.
@@ -89,7 +85,3 @@ class VectorQuantizer(CodebookQuantizer):
     def table(self) -> Tensor:
         """(K, D) rows of unit length, at least float32."""
         return F.normalize(full_precision(self.codebook), dim=1)
-
-    def normalize(self, z: Tensor) -> Tensor:
-        """(b, D, h, w) features of unit length over D."""
-        return F.normalize(full_precision(z), dim=1)
