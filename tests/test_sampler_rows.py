@@ -13,9 +13,12 @@ from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.config import SamplingConfig
+from fqgan.generator import cache
+from fqgan.generator import rows as rows_module
 from fqgan.generator import sampler as sampler_module
 from fqgan.generator.draw import draw, draw_each, uniforms
 from fqgan.generator.model import FAR
+from fqgan.generator.rows import spans
 from fqgan.generator.sampler import Sampler
 
 SIZES = (7, 11, 5)
@@ -156,6 +159,104 @@ def test_mixed_rows_equal_lone_ones_to_the_bit(head: str, products: str) -> None
         assert sorted(found) == list(range(len(LABELS)))
 
 
+@pytest.mark.parametrize("call", [0, 2**40], ids=["a span for each gap", "gaps computed along"])
+@pytest.mark.parametrize("mixes", [True, False])
+def test_rows_on_both_sides_of_a_step_of_the_caches_equal_lone_ones_to_the_bit(
+    mixes: bool, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """90 positions, of which rows read 64 or all. Where this CPU keeps the bits over more positions they go together;
+    where it does not, those of one length do."""
+    if mixes and not cache.keeps_bits(2, 2, 8, 90):
+        pytest.skip("the bits of attention depend on the length here")
+    monkeypatch.setattr(cache, "keeps_bits", lambda *shape: mixes)
+    monkeypatch.setattr(rows_module, "_CALL", call)
+    model = tiny(grid=(9, 10), depth=1, head_depth=1)
+    sampler, lone = Sampler(model, 4, None), Sampler(model, 1, None)
+    lengths, rows, found = set[frozenset[int]](), dict[int, int](), dict[int, Tensor]()
+    waiting = list(range(6))
+    for t in range(260):
+        if waiting and t % 20 == 0 and sampler.free:
+            i = waiting.pop(0)
+            rows[sampler.join(LABELS[:1], 7, i, SETTINGS[0])[0]] = i
+        if t == 45:  # a hole, until the next one joins
+            left = min(rows)
+            sampler.leave([left])
+            waiting.append(rows.pop(left))
+        done, codes = sampler.step()
+        at = sampler.slots.at[sampler.slots.active].tolist()
+        lengths.add(frozenset(cache.in_steps(each, 90) for each in at if each))
+        found |= {rows.pop(row): own for row, own in zip(done, codes, strict=True)}
+    assert frozenset({64, 90}) in lengths and sorted(found) == list(range(6))
+    for i, codes in found.items():
+        (row,) = lone.join(LABELS[:1], 7, i, SETTINGS[0])
+        alone = [lone.step()[1] for _ in range(90)]
+        assert row == 0 and torch.equal(codes, alone[-1][0]), f"image {i}"
+
+
+def test_spans_are_as_few_as_gaps_and_lengths_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = cache.KeyValueCache(2, 2, 8, 12, 200, torch.float32, torch.device("cpu"))
+
+    def found(slots: list[int], positions: list[int]) -> list[tuple[slice, slice, int]]:
+        return [(span.rows, span.slots, span.length) for span in spans(slots, positions, caches)]
+
+    monkeypatch.setattr(rows_module, "_CALL", 2 * 16 * 64)  # two slots of 64 positions
+    caches.mixes = True
+    assert found([0, 1, 2], [5, 5, 5]) == [(slice(0, 3), slice(0, 3), 64)]
+    assert found([1, 4, 5], [5, 9, 7]) == [(slice(0, 3), slice(1, 6), 64)]
+    assert found([1, 5, 6], [5, 9, 7]) == [(slice(0, 1), slice(1, 2), 64), (slice(1, 3), slice(5, 7), 64)]
+    assert found([0, 1, 2], [5, 64, 199]) == [(slice(0, 3), slice(0, 3), 200)]
+    caches.mixes = False
+    assert found([0, 1, 2], [5, 64, 100]) == [(slice(0, 1), slice(0, 1), 64), (slice(1, 3), slice(1, 3), 128)]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_of_spans_with_holes_is_that_of_each_row(fused: bool) -> None:
+    """Against softmax attention row by row; four queries share two keys."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    caches = cache.KeyValueCache(4, 2, 8, 6, 70, torch.float64, torch.device("cpu"), whole=True)
+    caches.fused, caches.keys, caches.values = fused, normal(6, 2, 70, 8), normal(6, 2, 70, 8)
+    slots, positions = [0, 2, 3, 5], [3, 40, 0, 66]
+    q, k, v = normal(4, 4, 8), normal(4, 2, 8), normal(4, 2, 8)
+    (span,) = spans(slots, positions, caches)
+    got = caches.attend(q, k, v, (span,))
+    for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+        keys, values = (each[slot, :, : position + 1].repeat_interleave(2, 0) for each in (caches.keys, caches.values))
+        assert torch.equal(keys[::2, -1], k[row]) and torch.equal(values[::2, -1], v[row])
+        weights = (8**-0.5 * keys @ q[row][:, :, None]).softmax(1)
+        torch.testing.assert_close(got[row], (weights * values).sum(1))
+
+
+def test_speed_chooses_in_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 codes must not depend on which kernel was faster just then."""
+    threads = torch.get_num_threads()
+    assert cache.fused_is_faster(1, 2, 1, 8, 64) in (False, True) and torch.get_num_threads() == threads
+    for faster in (True, False):
+        monkeypatch.setattr(cache, "fused_is_faster", lambda *shape, own=faster: own)
+        for dtype, expected in ((torch.float32, False), (torch.bfloat16, faster)):
+            assert cache.KeyValueCache(2, 1, 8, 1, 64, dtype, torch.device("cpu")).fused == expected
+
+
+def test_what_is_not_a_number_does_not_reach_the_next_image() -> None:
+    """An image whose logits were no numbers leaves keys that are none, behind the next image's mask."""
+    model = tiny(grid=(9, 10), depth=1, head_depth=1)
+    expected = model.sampler(1)(LABELS[:1], 3)
+    for leaves in (False, True):
+        sampler = model.sampler(1)
+        sampler.join(LABELS[:1], 3)
+        sampler._input.fill_(torch.nan)
+        while sampler.slots.active:
+            done, codes = sampler.step()
+            if leaves and sampler.slots.at[0] == 70:
+                sampler.leave([0])
+            elif done:
+                assert (codes >= max(SIZES)).any()
+        assert torch.equal(sampler(LABELS[:1], 3), expected)
+
+
 def test_mixed_rows_of_static_shapes_are_the_same(in_float64: None) -> None:
     """As on a GPU, where each row's settings are numbers of tensors."""
     model = tiny(grid=(7, 10), depth=1, head_depth=1)
@@ -242,11 +343,11 @@ def test_caches_in_bf16_grow_with_the_furthest_row_and_shrink_again(monkeypatch:
         monkeypatch.setattr(sampler_module, "draw", watch)
         sampler = model.sampler(2)
         caches = [block.cache for block in sampler._blocks]
-        for cache in caches:
-            assert cache.grows and cache.keys.shape[2] == 64
+        for each in caches:
+            assert each.grows and each.keys.shape[2] == 64
             if not grows:
-                cache._make_room(90)
-                cache.grows = False
+                each._make_room(90)
+                each.grows = False
         sampler.join(LABELS[:1])
         rooms = []
         for t in range(120):

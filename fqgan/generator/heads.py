@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fqgan.config import GeneratorConfig
-from fqgan.generator.step import BlockStep, Norm, Product, together
+from fqgan.generator.cache import together
+from fqgan.generator.step import BlockStep, Norm, Product
 from fqgan.generator.transformer import Block, RMSNorm, rotary_table
 
 

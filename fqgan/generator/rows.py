@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,14 +15,15 @@ from torch import Tensor
 from fqgan.base.errors import UserError
 from fqgan.base.inputs import Numbers, as_codes, as_tensor
 from fqgan.config import SamplingConfig
+from fqgan.generator.cache import KeyValueCache, Places, Span, in_steps, masked
 from fqgan.generator.draw import guidance_scales
-from fqgan.generator.step import Run
 
 Draw = tuple[float, int, float]
 """Temperature, top-k and top-p of a factor."""
 Draws = Sequence[tuple[slice | Tensor, tuple[Draw, ...]]]
 """Groups of rows, and of each group the draws of all factors."""
 ALL = slice(None)
+_CALL = 2**17  # numbers of keys that are read in the time that a call costs
 
 
 class Key(NamedTuple):
@@ -66,10 +68,11 @@ class Rule:
     draws: tuple[Draw, ...]
 
     @classmethod
+    @lru_cache(maxsize=256)  # a server is asked the same again and again
     def of(cls, config: SamplingConfig, positions: int, factors: int) -> Rule:
         """That of a config."""
         scales = guidance_scales(config, positions, factors)
-        guided = max((t + 1 for t, row in enumerate(scales) if (row != 1).any()), default=0)
+        guided = int(((scales != 1).any(1) * torch.arange(1, positions + 1)).max())
 
         def each(values: tuple[Any, ...]) -> tuple[Any, ...]:
             return values * factors if len(values) == 1 else values
@@ -161,17 +164,42 @@ class Slots:
         return done
 
 
-def runs(slots: Sequence[int], positions: Sequence[int]) -> tuple[Run, ...]:
-    """The runs of a step's rows, which have these slots of the caches and stand at these positions."""
+def spans(slots: Sequence[int], positions: Sequence[int], caches: KeyValueCache) -> Places:
+    """Where a step's rows, whose slots of the caches ascend, stand: few spans, since each is a call in every layer.
+
+    Rows at all positions go together, over as many positions as the furthest has, where that keeps their bits; and
+    slots between them that nobody has are computed along where that is less than a call.
+    """
+    lengths = [in_steps(position + 1, caches.positions) for position in positions]
+    if caches.mixes:
+        lengths = [max(lengths)] * len(lengths)
     starts = [0]
     for row in range(1, len(slots)):
-        if slots[row] != slots[row - 1] + 1 or positions[row] != positions[row - 1]:
+        gap = (slots[row] - slots[row - 1] - 1) * caches.width * lengths[row]
+        if gap > _CALL or lengths[row] != lengths[row - 1]:
             starts.append(row)
     ends = [*starts[1:], len(slots)]
     return tuple(
-        Run(slice(start, end), slice(slots[start], slots[start] + end - start), positions[start])
+        _span(start, slots[start:end], positions[start:end], lengths[start], caches)
         for start, end in zip(starts, ends, strict=True)
     )
+
+
+def _span(start: int, slots: Sequence[int], positions: Sequence[int], length: int, caches: KeyValueCache) -> Span:
+    rows, first, taken = slice(start, start + len(slots)), slots[0], slots[-1] + 1 - slots[0]
+    own, dtype, device = slice(first, first + taken), caches.keys.dtype, caches.keys.device
+    if taken == len(slots) and len(set(positions)) == 1:
+        mask = masked(positions[0] + 1, length, dtype)
+        return Span(rows, own, positions[0], length, None if mask is None else mask.to(device))
+    at, place = (torch.tensor(each, device=device) for each in (positions, slots))
+    holes, seen = None, at
+    if taken > len(slots):
+        of_row = place - first
+        of_slot = of_row.new_zeros(taken).index_copy(0, of_row, torch.arange(len(slots), device=device))
+        holes, seen = (of_slot, of_row), at[of_slot]
+    later = torch.arange(length, device=device) > seen[:, None]
+    mask = torch.zeros(later.shape, dtype=dtype, device=device).masked_fill(later, -torch.inf)
+    return Span(rows, own, (place, at), length, mask, holes)
 
 
 def index(slots: Sequence[int], device: torch.device) -> slice | Tensor:

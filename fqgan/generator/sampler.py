@@ -14,9 +14,10 @@ from fqgan.base.inputs import Numbers, as_count, as_kind, as_labels, as_streams
 from fqgan.base.printing import say
 from fqgan.config import SamplingConfig
 from fqgan.engine.speed import compile_problem
+from fqgan.generator.cache import Places, Span, in_steps
 from fqgan.generator.draw import check_drawn, draw, draw_each, uniforms
-from fqgan.generator.rows import ALL, Draw, Draws, Given, Key, Rule, Slots, Step, index, runs
-from fqgan.generator.step import BlockStep, Fixed, Product, Run, in_steps
+from fqgan.generator.rows import ALL, Draw, Draws, Given, Key, Rule, Slots, Step, index, spans
+from fqgan.generator.step import BlockStep, Product
 
 if TYPE_CHECKING:
     from fqgan.generator.model import FAR
@@ -79,6 +80,7 @@ class Sampler:
         with torch.no_grad():
             self._rotary = generator.rotary(device, self.grid)
             make = partial(BlockStep, rows=rows, positions=self.positions, dtype=dtype, compiled=self.compiled)
+            make = partial(make, whole=self.static)
             self._blocks = [make(block) for block in generator.blocks]  # pyright: ignore
             self._head = generator.head.stepper(rows, dtype, self.compiled)
             self._sees_codes = generator.head.sees_codes
@@ -176,6 +178,8 @@ class Sampler:
 
     def leave(self, rows: Sequence[int]) -> None:
         """Give up images that are under way."""
+        for row in rows:
+            self._forget_spoilt([row], self._codes[: max(0, int(self.slots.at[row])), [row]])
         self.slots.at[list(rows)] = -1
 
     def so_far(self, row: int) -> Tensor:
@@ -198,7 +202,19 @@ class Sampler:
                 self._dynamic_step(active, guided)
         done = self.slots.advance(active) if active else []
         codes = self._codes[:, index(done, self.device) if done else slice(0)]
+        if done:
+            self._forget_spoilt(done, codes)
         return done, codes.permute(1, 2, 0).unflatten(2, self.grid).clone(memory_format=torch.contiguous_format)
+
+    def _forget_spoilt(self, slots: Sequence[int], codes: Tensor) -> None:
+        """Clear the caches of rows, with codes (t, n, k), whose logits were not numbers: what masks hide of earlier
+        images must be finite, or the next image in the same row is spoilt, too."""
+        spoilt = (codes >= codes.new_tensor(self.sizes)).any(2).any(0).tolist()
+        rows = [slot for slot, each in zip(slots, spoilt, strict=True) if each]
+        if rows:
+            halves = range(0, len(self._input), self.batch)
+            for block in self._blocks:
+                block.cache.forget(torch.tensor([half + row for half in halves for row in rows], device=self.device))
 
     def _rule(self, config: SamplingConfig) -> Rule:
         as_kind(config, SamplingConfig, "config")
@@ -234,10 +250,10 @@ class Sampler:
         return slots
 
     def _dynamic_step(self, active: list[int], guided: list[int]) -> None:
-        """A step of the rows that are under way, each group of which sees its own positions alone."""
+        """A step of the rows that are under way."""
         at, batch = self.slots.at, self.batch
         standing = at[[*active, *guided]].tolist()
-        layout = runs([*active, *(batch + slot for slot in guided)], standing)
+        places = spans([*active, *(batch + slot for slot in guided)], standing, self._blocks[0].cache)
         rows = index(active, self.device)
         which = None
         if guided:
@@ -255,7 +271,7 @@ class Sampler:
             groups.setdefault(rule.draws, []).append(row)
         draws = [(index(own, self.device), settings) for settings, own in groups.items()]
         key = Key(0, bool(guided), *self.slots.how_held(active))
-        self._step(Step(rows, which, place, draws, key), rotary, layout)
+        self._step(Step(rows, which, place, draws, key), rotary, places)
 
     def _key(self, active: list[int], guided: list[int]) -> Key:
         """Which of the static steps: how many positions it reads, whether any row is guided, and what is given."""
@@ -270,10 +286,11 @@ class Sampler:
         every = self._every[: self.batch]
         draws = [(slice(None), self.rule.draws)] if self.rule else []
         step = Step(slice(0, self.batch), ALL if key.guided else None, (self._now, every), draws, key)
-        self._step(step, self._rotary[now][:, None], Fixed(self._every[: len(now)], now, mask))
+        rows = slice(0, len(now))
+        self._step(step, self._rotary[now][:, None], (Span(rows, rows, (self._every[rows], now), key.length, mask),))
         self._now.add_(1).clamp_(max=self.positions - 1)  # rows that are done, or nobody's, stay where they are
 
-    def _step(self, step: Step, rotary: Tensor, places: tuple[Run, ...] | Fixed) -> None:
+    def _step(self, step: Step, rotary: Tensor, places: Places) -> None:
         """Draw one position's codes of the rows into the buffer, and make their next input of them."""
         halves = self._input.view(-1, self.batch, self._input.shape[1])
         x = own = halves[0][step.rows]

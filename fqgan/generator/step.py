@@ -1,133 +1,21 @@
-"""One position at a time: blocks whose weights are prepared for a few rows, and the keys and values they keep."""
+"""One position at a time: blocks whose weights are prepared for a few rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fqgan.engine.speed import allow_forms
+from fqgan.generator.cache import KeyValueCache, Places
 from fqgan.generator.transformer import Block, rotate
 
 _PACK_ROWS = 4
-_STEP = 64  # positions by which caches grow, and what static shapes read
 # plain products take other kernels for few rows; from here on, and at multiples of it, sums keep their order
 _PLAIN_ROWS = 8
-
-
-class Run(NamedTuple):
-    """Consecutive rows of a step that stand at one position and beside each other in the caches."""
-
-    rows: slice
-    slots: slice
-    position: int
-
-
-class Fixed(NamedTuple):
-    """Where the rows of a step stand, one by one, in shapes that stay the same from step to step as a CUDA graph
-    wants it."""
-
-    rows: Tensor
-    """0, 1, ... (n,): the first rows of the caches."""
-    index: Tensor
-    """Positions (n,)."""
-    mask: Tensor
-    """(n, length): 0 at the positions that a row sees, -inf at those to come."""
-
-
-Places = tuple[Run, ...] | Fixed
-"""Where the rows of a step stand in the caches."""
-
-
-def together(n: int, position: int) -> tuple[Run]:
-    """The first n rows at one position."""
-    return (Run(slice(0, n), slice(0, n), position),)
-
-
-def in_steps(length: int, positions: int) -> int:
-    """The next multiple of 64 positions, or all positions there are."""
-    return min(-(-length // _STEP) * _STEP, positions)
-
-
-class KeyValueCache:
-    """Keys and values of one attention layer, each (rows, kv_heads, positions, head_dim).
-
-    In bf16 on a CPU they have room for the positions so far alone, in steps of 64: there products copy what is not
-    contiguous, which takes twice the time of the products themselves.
-    """
-
-    def __init__(self, block: Block, rows: int, positions: int, dtype: torch.dtype, device: torch.device):
-        attention = block.attention
-        self.positions = positions
-        self.grows = device.type == "cpu" and dtype == torch.bfloat16
-        room = in_steps(1, positions) if self.grows else positions
-        shape = (2, rows, attention.kv_heads, room, attention.head_dim)
-        # zeros: what a masked softmax multiplies by nothing must be finite
-        self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, places: Places) -> Tensor:
-        """Take in the keys and values (n, kv_heads, hd) of a position of each row; what its queries (n, heads, hd) see
-        of all positions so far, (n, heads, hd)."""
-        if not isinstance(places, Fixed):
-            if self.grows:
-                self._make_room(max(run.position for run in places) + 1)
-            parts = [self._attend_run(q[run.rows], k[run.rows], v[run.rows], run) for run in places]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
-        n, length = places.mask.shape
-        if self.grows:
-            self._make_room(self.positions)
-        self.keys[places.rows, :, places.index] = k.to(self.keys.dtype)
-        self.values[places.rows, :, places.index] = v.to(self.values.dtype)
-        return _attend(q, self.keys[:n, :, :length], self.values[:n, :, :length], places.mask)
-
-    def _attend_run(self, q: Tensor, k: Tensor, v: Tensor, run: Run) -> Tensor:
-        keys, values = self.keys[run.slots], self.values[run.slots]
-        keys[:, :, run.position], values[:, :, run.position] = k, v
-        seen = run.position + 1
-        if self.grows:  # all there is, in one piece
-            return _attend(q, keys, values, _mask(seen, keys.shape[2], keys.dtype))
-        return _attend(q, keys[:, :, :seen], values[:, :, :seen])
-
-    def _make_room(self, length: int) -> None:
-        room = in_steps(length, self.positions)
-        if room == self.keys.shape[2]:
-            return
-        kept = min(room, self.keys.shape[2])
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            new = old.new_zeros((*old.shape[:2], room, old.shape[3]))
-            new[:, :, :kept] = old[:, :, :kept]
-            setattr(self, name, new)
-
-
-@lru_cache(maxsize=1024)
-def _mask(seen: int, length: int, dtype: torch.dtype) -> Tensor | None:
-    """(1, length): 0 at the positions that are seen, -inf at the others; None where all are."""
-    if seen == length:
-        return None
-    with torch.inference_mode(False):
-        return torch.zeros(1, length, dtype=dtype).masked_fill(torch.arange(length) >= seen, -torch.inf)
-
-
-def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Queries (n, heads, hd) of one position each, keys and values (n, kv_heads, length, hd), mask (n, length)."""
-    n, kv_heads, _, hd = keys.shape
-    q = q.reshape(n, kv_heads, -1, hd)  # the queries that share a key are rows of one product
-    if mask is not None:
-        mask = mask[:, None, None]
-    if q.is_cuda:
-        mask = None if mask is None else mask.expand(n, kv_heads, q.shape[2], -1)
-        return F.scaled_dot_product_attention(q, keys, values, mask).reshape(n, -1, hd)
-    # on a CPU torch's fused kernel, made for many queries, takes up to ten times as long for one; and keys on the left
-    # are not copied on the way
-    scores = (keys @ (q * hd**-0.5).transpose(2, 3)).transpose(2, 3)
-    if mask is not None:
-        scores = scores + mask
-    return (scores.softmax(-1) @ values).reshape(n, -1, hd)
 
 
 class Product:
@@ -194,10 +82,13 @@ class BlockStep:
     come in turn.
 
     The caches are a few megabytes a row; the weights are copies of the block's, in the type of sampling. `compiled`
-    steps go through torch.compile, once for all blocks of a shape; packed products don't compile.
+    steps go through torch.compile, once for all blocks of a shape; packed products don't compile. `whole`: as in
+    `KeyValueCache`.
     """
 
-    def __init__(self, block: Block, rows: int, positions: int, dtype: torch.dtype, compiled: bool = False):
+    def __init__(
+        self, block: Block, rows: int, positions: int, dtype: torch.dtype, compiled: bool = False, whole: bool = False
+    ):
         self.compiled = compiled
         attention = block.attention
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
@@ -208,7 +99,9 @@ class BlockStep:
         halves = 2 if _can_pack(block.down.weight.device, dtype) else 1
         self.gate_up = [Product(half, None, dtype) for half in block.gate_up.weight.chunk(halves)]
         self.down = Product.of(block.down, dtype)
-        self.cache = KeyValueCache(block, rows, positions, dtype, block.down.weight.device)
+        self.cache = KeyValueCache(
+            self.heads, self.kv_heads, self.head_dim, rows, positions, dtype, block.down.weight.device, whole
+        )
 
     def __call__(self, x: Tensor, rotary: Tensor, places: Places) -> Tensor:
         """`rotary`: the positions' rows of the table, (n, 1, hd / 2, 2) or, of one position, (hd / 2, 2)."""

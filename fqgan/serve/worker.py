@@ -19,8 +19,6 @@ from fqgan.serve.codec import shares
 from fqgan.serve.jobs import Job, JobError
 from fqgan.serve.metrics import Metrics
 
-_GROUPS = 8  # positions at most at which rows of one batch stand
-
 
 class BusyError(Exception):
     """Too many pictures wait already.
@@ -43,18 +41,11 @@ class Lane:
         self._rows: dict[int, tuple[Job, int]] = {}
         """Row of the sampler -> job and image."""
         self._generator, self._batch, self._name, self._metrics = generator, batch, name, metrics
-        self._apart = max(1, self.sampler.positions // _GROUPS)
 
     @property
     def busy(self) -> bool:
         """Whether anything is under way or waits."""
         return bool(self.waiting or self._rows)
-
-    @property
-    def open(self) -> bool:
-        """Whether pictures may join now. Rows at one position are attended to together, so that all rows stand at few
-        positions, multiples of `_apart` from each other."""
-        return not self._rows or not self.sampler.slots.at[next(iter(self._rows))] % self._apart
 
     def leave(self) -> None:
         """Let go of pictures that nobody waits for."""
@@ -191,8 +182,6 @@ class Worker:
         """The images that take the free rows: one of each waiting job in turn, so that large requests do not keep small
         ones waiting."""
         picked: list[tuple[Job, int]] = []
-        if not lane.open:
-            return picked
         while lane.waiting and len(picked) < lane.sampler.free:
             job = lane.waiting.popleft()
             if job.cancelled:
