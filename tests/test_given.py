@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generators import paired
 from processes import on_two_ranks
 from test_generate import command, sums
 from torch import Tensor
@@ -24,23 +23,12 @@ from fqgan.cli import main
 from fqgan.data.transforms import to_uint8
 from fqgan.generator.edit import kept_mask
 from fqgan.generator.given import read_given, told
-from fqgan.generator.model import FAR, load_generator, save_generator
+from fqgan.generator.model import FAR, load_generator
 from fqgan.generator.rows import Given
-from fqgan.tokenizer.model import FactorizedTokenizer
 
 Refused = Callable[..., str]
 SIZES, GRID = (32, 16), (8, 8)
 LABELS = [0, 1, 2, 0, 1, 2, 0]
-
-
-@pytest.fixture
-def generator(tokenizer: FactorizedTokenizer) -> FAR:
-    return paired(tokenizer)
-
-
-@pytest.fixture
-def folder(generator: FAR, tmp_path: Path) -> Path:
-    return save_generator(generator, tmp_path / "generator")
 
 
 def some_codes(n: int, seed: int = 0) -> Tensor:
@@ -150,7 +138,7 @@ def test_an_interruption_changes_nothing_and_other_codes_are_refused(
 
 
 def test_folders_without_given_codes_stay_as_they_were(folder: Path, tmp_path: Path, refused: Refused) -> None:
-    """What version 0.1 began knows no given codes, and goes on."""
+    """What was begun before there were given codes goes on."""
     assert main(command(folder, tmp_path / "out")) == 0
     manifest = tmp_path / "out" / "samples.json"
     assert "given" not in json.loads(manifest.read_text())["settings"]

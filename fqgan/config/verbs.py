@@ -167,12 +167,12 @@ class GenerationSettings(Drawing):
     """Folder for the pictures, a grid of the first ones and samples.json. The same command resumes."""
     given: Annotated[str, tyro.conf.arg(metavar="FILE.npz")] = ""
     """Codes that stay as they are, while the others are drawn: `codes` (n, k, h, w) and `mask` (n, k, h, w), true where
-    a code stays; shapes that repeat, such as (1, k, 1, 1), will do. Without `mask` negative codes are drawn. Picture i
-    takes those at index i modulo n. Empty: all codes are drawn."""
+    a code stays; shapes that repeat, such as (1, k, 1, 1), will do. Without `mask` negative codes are drawn. The
+    pictures take these codes in turn: picture i takes those at index i modulo n. Empty: all codes are drawn."""
     device: Device = "auto"
 
     def check(self, codebook_sizes: tuple[int, ...] = ()) -> None:
-        """As of `Drawing`; and `UserError` for a folder that cannot be written."""
+        """As of `Drawing`; and `UserError` for a file that is missing and a folder that cannot be written."""
         super().check(codebook_sizes)
         if self.given:
             check_file(Path(self.given))  # before a model is fetched

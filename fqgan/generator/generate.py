@@ -171,8 +171,8 @@ def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range], gi
         for batch in batches:
             sampler = sampler or generator.sampler(settings.batch, **vars(settings.sampling))
             rows = None if given is None else given[[i % len(given) for i in batch]]
-            held = {} if rows is None else {"given": rows, "mask": rows >= 0}
-            codes = sampler(settings.labels(batch), settings.seed, first_image=batch.start, **held)
+            mask = None if rows is None else rows >= 0
+            codes = sampler(settings.labels(batch), settings.seed, batch.start, given=rows, mask=mask)
             if device.type != "cuda":
                 yield _write(generator, folder, batch, codes, side)
                 continue
