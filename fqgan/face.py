@@ -53,8 +53,8 @@ def generate(checkpoint: str | Path, *, out: str | Path, **settings: Any) -> Gen
         checkpoint: a generator: a run folder, one of its checkpoints, an exported folder, a released file, or
             hf:org/name.
         out: folder for the pictures, a grid of the first of them, and samples.json.
-        settings: any other fields of `fqgan.config.verbs.GenerationSettings`, such as classes="0,5", num=100 or
-            cfg_scale=3.0.
+        settings: any other fields of `fqgan.config.verbs.GenerationSettings`, such as classes="0,5", num=100,
+            cfg_scale=3.0 or given="codes.npz".
     """
     chosen = _settings(GenerationSettings, "fqgan.generate", checkpoint=checkpoint, out=out, **settings)
     from fqgan.engine.session import running

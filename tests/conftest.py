@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from generators import paired
 from PIL import Image
 from sets import write_pictures
 
@@ -22,6 +23,7 @@ import fqgan
 from fqgan.cli import main
 from fqgan.config import FactorConfig, TokenizerRunConfig
 from fqgan.config.presets import child
+from fqgan.generator.model import FAR, save_generator
 from fqgan.generator.transformer import rotary_table
 from fqgan.nets.efficientnet import load_efficientnet_lite0
 from fqgan.tokenizer.model import FactorizedTokenizer
@@ -118,6 +120,18 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def exported(tokenizer: FactorizedTokenizer, tmp_path: Path) -> Path:
     """The folder of the exported `tokenizer`."""
     return fqgan.save_tokenizer(tokenizer, tmp_path / "exported")
+
+
+@pytest.fixture
+def generator(tokenizer: FactorizedTokenizer) -> FAR:
+    """An untrained generator of its codes."""
+    return paired(tokenizer)
+
+
+@pytest.fixture
+def folder(generator: FAR, tmp_path: Path) -> Path:
+    """The folder of the exported `generator`."""
+    return save_generator(generator, tmp_path / "generator")
 
 
 @pytest.fixture

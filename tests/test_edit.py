@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generators import paired
 from PIL import Image
 from torch import Tensor
 
@@ -18,20 +17,9 @@ from fqgan.cli import main
 from fqgan.data.loader import load_images
 from fqgan.generator.edit import kept_mask, likeliest, mixed, redraw
 from fqgan.generator.likelihood import class_bits
-from fqgan.generator.model import FAR, load_generator, save_generator
-from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.generator.model import FAR, load_generator
 
 FACTORS = ["visual", "semantic"]
-
-
-@pytest.fixture
-def generator(tokenizer: FactorizedTokenizer) -> FAR:
-    return paired(tokenizer)
-
-
-@pytest.fixture
-def folder(generator: FAR, tmp_path: Path) -> Path:
-    return save_generator(generator, tmp_path / "generator")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from generators import NAMES, paired
+from generators import NAMES
 from PIL import Image
 from processes import on_two_ranks, start
 
@@ -28,16 +28,6 @@ from fqgan.generator.model import FAR, load_generator, save_generator
 from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
 
 Refused = Callable[..., str]
-
-
-@pytest.fixture
-def generator(tokenizer: FactorizedTokenizer) -> FAR:
-    return paired(tokenizer)
-
-
-@pytest.fixture
-def folder(generator: FAR, tmp_path: Path) -> Path:
-    return save_generator(generator, tmp_path / "generator")
 
 
 def command(folder: Path, out: Path, *options: object) -> list[str]:

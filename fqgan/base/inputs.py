@@ -43,6 +43,14 @@ def as_tensor(values: Numbers, name: str) -> Tensor:
     return tensor
 
 
+def as_whole(values: Numbers, name: str) -> Tensor:
+    """int64 of whole numbers of any type; bool is none of them."""
+    values = as_tensor(values, name)
+    if values.numel() and (values.is_floating_point() or values.dtype == torch.bool):
+        raise UserError(f"{name} must be whole numbers, got {brief(values)}")
+    return values.to(torch.int64)
+
+
 def as_images(
     images: Numbers,
     device: torch.device | None = None,
@@ -93,7 +101,7 @@ def as_codes(
         grid: h and w; None: any.
         values: look at the values on other devices than the CPU too.
     """
-    codes = _whole(codes, "codes")
+    codes = as_whole(codes, "codes")
     wanted, shape = (len(sizes), *(grid or ("h", "w"))), tuple(codes.shape)
     if len(shape) != 4 or 0 in shape[1:] or shape[1:] != (len(sizes), *(grid or shape[2:])):
         raise UserError(f"codes must be (b, {', '.join(map(str, wanted))}), got {shape}")
@@ -123,7 +131,7 @@ def as_indices(
         length: n; None: any.
         values: look at the values on other devices than the CPU too.
     """
-    indices = _whole(indices, name)
+    indices = as_whole(indices, name)
     wrong = indices.ndim != 1
     if not wrong and indices.numel() and (values or indices.is_cpu):
         least, most = torch.stack(indices.aminmax()).tolist()
@@ -205,11 +213,3 @@ def as_kind(value: Any, kind: type, name: str) -> None:
     """Refuse anything but an object of a class of ours."""
     if not isinstance(value, kind):
         raise UserError(f"{name} must be a {kind.__name__}, got {brief(value)}")
-
-
-def _whole(values: Numbers, name: str) -> Tensor:
-    """int64 of whole numbers of any type; bool is none of them."""
-    values = as_tensor(values, name)
-    if values.numel() and (values.is_floating_point() or values.dtype == torch.bool):
-        raise UserError(f"{name} must be whole numbers, got {brief(values)}")
-    return values.to(torch.int64)

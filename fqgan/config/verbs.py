@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fqgan.base.errors import UserError
+from fqgan.base.files import check_file
 from fqgan.base.outputs import check_output
 from fqgan.config.data import PictureOptions, SourceOptions
 from fqgan.config.devices import Device
@@ -164,12 +165,18 @@ class GenerationSettings(Drawing):
 
     out: Path = Path("samples")
     """Folder for the pictures, a grid of the first ones and samples.json. The same command resumes."""
+    given: Annotated[str, tyro.conf.arg(metavar="FILE.npz")] = ""
+    """Codes that stay as they are, while the others are drawn: `codes` (n, k, h, w) and `mask` (n, k, h, w), true where
+    a code stays; shapes that repeat, such as (1, k, 1, 1), will do. Without `mask` negative codes are drawn. The
+    pictures take these codes in turn: picture i takes those at index i modulo n. Empty: all codes are drawn."""
     device: Device = "auto"
 
     def check(self, codebook_sizes: tuple[int, ...] = ()) -> None:
-        """As of `Drawing`; and `UserError` for a folder that cannot be written."""
+        """As of `Drawing`; and `UserError` for a file that is missing and a folder that cannot be written."""
         super().check(codebook_sizes)
-        check_output(self.out, folder=True, inputs=[self.checkpoint, self.tokenizer])
+        if self.given:
+            check_file(Path(self.given))  # before a model is fetched
+        check_output(self.out, folder=True, inputs=[self.checkpoint, self.tokenizer, self.given])
 
 
 @dataclass(frozen=True)

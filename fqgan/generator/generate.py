@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,9 @@ from fqgan.base.printing import say
 from fqgan.base.progress import image_bar
 from fqgan.config import SamplingConfig
 from fqgan.config.verbs import Drawing, GenerationSettings
+from fqgan.data.fingerprint import digest
 from fqgan.engine.distributed import World, all_reduce_sum, barrier, from_main
+from fqgan.generator.given import read_given, told
 from fqgan.generator.model import FAR, load_generator
 from fqgan.generator.samples import SampleFolder, SampleSettings
 from fqgan.models.find import find
@@ -46,14 +48,19 @@ def generate(settings: GenerationSettings, world: World) -> Generated:
     """Generate pictures, or those that an interrupted call left out; called by all ranks.
 
     Raises:
-        UserError: settings that make no sense or do not fit the generator, a folder that holds something else or is in
-            use, or one that cannot be written.
+        UserError: settings or given codes that make no sense or do not fit the generator, a folder that holds something
+            else or is in use, or one that cannot be written.
     """
     settings.check()
     from_main(lambda: check_ranks(settings.num, world.size))
     generator = load(settings, world)
     planned = from_main(lambda: plan(settings, generator, world))
-    return make(generator, planned, settings.out, str(settings.checkpoint), settings.npz, world)
+    given = None
+    if settings.given:
+        model = generator.config
+        given = from_main(lambda: read_given(Path(settings.given), model.codebook_sizes, model.grid))
+        planned = replace(planned, given=digest(given.numpy()))
+    return make(generator, planned, settings.out, str(settings.checkpoint), settings.npz, world, given=given)
 
 
 def load(options: Drawing, world: World) -> FAR:
@@ -69,6 +76,7 @@ def make(
     npz: bool,
     world: World,
     option: str = "--out",
+    given: Tensor | None = None,
 ) -> Generated:
     """Generate what is not there yet of a folder of pictures, and finish it; called by all ranks.
 
@@ -76,6 +84,7 @@ def make(
         source: where the generator comes from.
         npz: whether samples.npz is written too.
         option: that names the folder, for messages.
+        given: codes (n, k, h, w) that stay, -1 where one is drawn: picture i takes those at index i modulo n.
     """
     side = generator.config.grid[0] * generator.tokenizer.config.downsampling
     folder = SampleFolder(out, settings, side, generator.label_names, source, option)
@@ -83,11 +92,13 @@ def make(
         there = from_main(folder.begin)
         if world.is_main:
             _announce(folder, there, world)
+            if given is not None:
+                say(told(given, [factor.name for factor in generator.tokenizer.config.factors], settings.num))
         began, own = time.monotonic(), 0
         pictures = sum(map(len, settings.share(world.rank, world.size)))
         with image_bar("generating", pictures, shown=world.is_main) as advance:
             missing = folder.missing(world.rank, world.size, skipped=advance)
-            for count in _pictures(generator, folder, missing):
+            for count in _pictures(generator, folder, missing, given):
                 own += count
                 advance(count)
         made = int(all_reduce_sum(torch.tensor(own, device=world.device)))
@@ -145,7 +156,7 @@ def _announce(folder: SampleFolder, done: int, world: World) -> None:
     )
 
 
-def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range]) -> Iterator[int]:
+def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range], given: Tensor | None) -> Iterator[int]:
     """Make the pictures of some batches; yields the number of every batch that is written.
 
     On CUDA a thread decodes and writes a batch while the next one is drawn. A CPU has nothing to gain from that: both
@@ -159,7 +170,9 @@ def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range]) ->
     with ThreadPoolExecutor(1) as pool:
         for batch in batches:
             sampler = sampler or generator.sampler(settings.batch, **vars(settings.sampling))
-            codes = sampler(settings.labels(batch), settings.seed, first_image=batch.start)
+            rows = None if given is None else given[[i % len(given) for i in batch]]
+            mask = None if rows is None else rows >= 0
+            codes = sampler(settings.labels(batch), settings.seed, batch.start, given=rows, mask=mask)
             if device.type != "cuda":
                 yield _write(generator, folder, batch, codes, side)
                 continue

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fqgan.base.errors import UserError
-from fqgan.base.inputs import Numbers, as_codes, as_tensor
+from fqgan.base.inputs import Numbers, as_codes, as_tensor, as_whole
 from fqgan.config import SamplingConfig
 from fqgan.generator.cache import KeyValueCache, Places, Span, in_steps, masked
 from fqgan.generator.draw import guidance_scales
@@ -103,7 +103,7 @@ class Given:
         wanted = as_tensor(mask, "mask").cpu()
         if wanted.dtype != torch.bool:
             raise UserError(f"mask must be true or false, got {str(wanted.dtype).removeprefix('torch.')}")
-        numbers = as_tensor(codes, "given").cpu()
+        numbers = as_whole(codes, "given").cpu()
         try:
             wanted, numbers = wanted.expand(shape), numbers.expand(shape)
         except RuntimeError:

@@ -18,6 +18,7 @@ from fqgan.base import schema
 from fqgan.base.files import replacing
 from fqgan.base.folder import ResumableFolder
 from fqgan.config import SamplingConfig
+from fqgan.config.ranges import setting
 from fqgan.data.sources.npz import write_images
 from fqgan.data.transforms import normalize, to_tensor
 from fqgan.tokenizer.pictures import grid_of, save_picture
@@ -44,6 +45,8 @@ class SampleSettings:
     precision: str
     device: str
     sampling: SamplingConfig
+    given: str = setting("", rare=True)
+    """Fingerprint of the given codes, of which picture i has those at index i modulo their number; empty: none."""
 
     def share(self, rank: int, ranks: int) -> Iterator[range]:
         """The batches of a rank: of r ranks, each takes every r-th."""
