@@ -1,11 +1,11 @@
-"""What saves time or memory: torch.compile, bf16, activations that are computed again, and the allocator's settings."""
+"""What saves time or memory: torch.compile, CUDA graphs, bf16, activations computed again, the allocator's settings."""
 
 from __future__ import annotations
 
 import ctypes
 import random
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -98,6 +98,36 @@ def has_bf16(device: torch.device) -> bool:
 def fast_precision(device: torch.device) -> Literal["bf16", "float32"]:
     """bf16 where the device has it."""
     return "bf16" if has_bf16(device) else "float32"
+
+
+class Graphs:
+    """CUDA graphs of a device's steps, replayed without their launches. Nothing in a graph's memory outlives its
+    replay, so all share one pool."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
+
+    def captured(self, step: Callable[[], object], kept: Sequence[Tensor]) -> Callable[[], object]:
+        """The replay of a step, which is run three times before; what `kept` held is put back after each."""
+        # compilation, tuning and workspaces come before the capture, on a stream of its own as it asks for
+        before = [tensor.clone() for tensor in kept]
+        current = torch.cuda.current_stream(self._device)
+        stream = self._stream = self._stream or torch.cuda.Stream(self._device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+                for tensor, own in zip(kept, before, strict=True):
+                    tensor.copy_(own)
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # what other threads do meanwhile must not spoil the capture
+        with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
+            step()
+        self._pool = graph.pool()
+        return graph.replay
 
 
 class Recomputing(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,11 +67,10 @@ class Rule:
     draws: tuple[Draw, ...]
 
     @classmethod
-    @lru_cache(maxsize=256)  # a server is asked the same again and again
     def of(cls, config: SamplingConfig, positions: int, factors: int) -> Rule:
         """That of a config."""
         scales = guidance_scales(config, positions, factors)
-        guided = int(((scales != 1).any(1) * torch.arange(1, positions + 1)).max())
+        guided = max((t + 1 for t, row in enumerate(scales) if (row != 1).any()), default=0)
 
         def each(values: tuple[Any, ...]) -> tuple[Any, ...]:
             return values * factors if len(values) == 1 else values

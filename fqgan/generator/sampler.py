@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.inputs import Numbers, as_count, as_kind, as_labels, as_streams
 from fqgan.base.printing import say
 from fqgan.config import SamplingConfig
-from fqgan.engine.speed import compile_problem
+from fqgan.engine.speed import Graphs, compile_problem
 from fqgan.generator.cache import Places, Span, in_steps
 from fqgan.generator.draw import check_drawn, draw, draw_each, uniforms
 from fqgan.generator.rows import ALL, Draw, Draws, Given, Key, Rule, Slots, Step, index, spans
@@ -74,14 +74,15 @@ class Sampler:
         self.compiled = bool(compiled)
 
         k = self.factors
+        # a server is asked for the same again and again
+        self._rule_of = lru_cache(256)(partial(Rule.of, positions=self.positions, factors=k))
         self.rule = None if config is None else self._rule(config)
         rows = batch if self.rule and not self.rule.guided else 2 * batch
         self.slots = Slots(batch, self.positions)
         with torch.no_grad():
             self._rotary = generator.rotary(device, self.grid)
-            make = partial(BlockStep, rows=rows, positions=self.positions, dtype=dtype, compiled=self.compiled)
-            make = partial(make, whole=self.static)
-            self._blocks = [make(block) for block in generator.blocks]  # pyright: ignore
+            sizes = (rows, self.positions, dtype, self.compiled, self.static)
+            self._blocks = [BlockStep(block, *sizes) for block in generator.blocks]  # pyright: ignore
             self._head = generator.head.stepper(rows, dtype, self.compiled)
             self._sees_codes = generator.head.sees_codes
             self._outputs = [Product.of(output, dtype) for output in generator.head.outputs]
@@ -98,8 +99,7 @@ class Sampler:
         self._now = torch.zeros(batch, dtype=torch.int64, device=device)
         self._every = torch.arange(rows, device=device)
         self._runs: dict[Key, Callable[[], object]] = {}
-        self._stream: torch.cuda.Stream | None = None
-        self._pool: Any = None
+        self._graphs = Graphs(device)
 
     def __call__(
         self,
@@ -219,7 +219,7 @@ class Sampler:
     def _rule(self, config: SamplingConfig) -> Rule:
         as_kind(config, SamplingConfig, "config")
         config.check(self.sizes)
-        return Rule.of(config, self.positions, self.factors)
+        return self._rule_of(config)
 
     def _as_given(self, given: Numbers | None, mask: Numbers | None, n: int) -> Given | None:
         if (given is None) != (mask is None):
@@ -353,20 +353,5 @@ class Sampler:
         step = partial(self._static_step, key)
         if self.device.type != "cuda":
             return step
-        # compilation, tuning and workspaces come before the capture, on a stream of its own as it asks for. Nothing in
-        # a graph's memory outlives its replay, so all graphs share one pool; and what other threads do meanwhile must
-        # not spoil the capture. What the trial runs write is put back: images may be under way
-        kept = [(tensor, tensor.clone()) for tensor in (self._input, self._codes, self._now)]
-        stream = self._stream = self._stream or torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                step()
-                for tensor, before in kept:
-                    tensor.copy_(before)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
-            step()
-        self._pool = graph.pool()
-        return graph.replay
+        # images may be under way: what trial runs write is put back
+        return self._graphs.captured(step, (self._input, self._codes, self._now))
