@@ -187,8 +187,8 @@ def _span(start: int, slots: Sequence[int], positions: Sequence[int], length: in
     rows, first, taken = slice(start, start + len(slots)), slots[0], slots[-1] + 1 - slots[0]
     own, dtype, device = slice(first, first + taken), caches.keys.dtype, caches.keys.device
     if taken == len(slots) and len(set(positions)) == 1:
-        mask = masked(positions[0] + 1, length, dtype)
-        return Span(rows, own, positions[0], length, None if mask is None else mask.to(device))
+        seen = positions[0] + 1
+        return Span(rows, own, seen - 1, *((length, masked(seen, length, dtype)) if caches.grows else (seen, None)))
     at, place = (torch.tensor(each, device=device) for each in (positions, slots))
     holes, seen = None, at
     if taken > len(slots):
