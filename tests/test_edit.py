@@ -117,6 +117,7 @@ def test_the_command_keeps_a_factor(
     photos: list[Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
     options = ["--keep", "semantic", "--num", "3", "--seed", "4", "--temperature", "0.5"]
@@ -142,8 +143,13 @@ def test_the_command_keeps_a_factor(
     edited(folder, photos, out, *options)  # the same again writes the same
     assert (out / "000000.png").read_bytes() == before
     arguments = ["edit", folder, photos[0], "--device", "cpu", "--out", out, *options[:-1], "0.7"]
+    monkeypatch.setattr("fqgan.generator.edit.redraw", None)  # refused before anything is drawn
     assert main([str(each) for each in arguments]) == 2
     assert "was begun with other settings (settings.temperature" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    arguments = ["edit", folder, photos[0], "--device", "cpu", "--out", tmp_path / "other", *options]
+    assert main([str(each) for each in arguments]) == 2 and len(list((tmp_path / "other").iterdir())) == 1
 
 
 def test_the_command_mixes_and_redraws_regions(folder: Path, photos: list[Path], tmp_path: Path) -> None:

@@ -204,11 +204,15 @@ def edit(settings: EditingSettings, world: World) -> Edited:
     label = _class_of(settings, generator, codes) if settings.draws else -1
     _announce(settings, generator, mask, label, psnr(images[:1], _decoded(tokenizer, found[:1])).item())
     drawn = codes[None].cpu()
-    if settings.draws:
-        sampling = {each.name: getattr(settings, each.name) for each in fields(SamplingConfig)}
-        some = {"num": settings.num, "seed": settings.seed, "best_of": settings.best_of, "batch": settings.batch}
-        drawn = redraw(generator, codes, mask, label, **some, **sampling).cpu()
-    _write(settings, generator, images, found, drawn, mask, label)
+    folder = _begun(settings, generator, mask, label)
+    try:
+        if settings.draws:
+            sampling = {each.name: getattr(settings, each.name) for each in fields(SamplingConfig)}
+            some = {"num": settings.num, "seed": settings.seed, "best_of": settings.best_of, "batch": settings.batch}
+            drawn = redraw(generator, codes, mask, label, **some, **sampling).cpu()
+        _write(settings.out, tokenizer, images, found, drawn, mask)
+    finally:
+        folder.release(finished=True)
     return Edited(settings.out, drawn, label)
 
 
@@ -252,15 +256,14 @@ def _decoded(tokenizer: FactorizedTokenizer, codes: Tensor) -> Tensor:
     return torch.cat([tokenizer.decode(part.to(device)) for part in codes.split(16)])
 
 
-def _write(
-    settings: EditingSettings, generator: FAR, images: Tensor, found: Tensor, drawn: Tensor, mask: Tensor, label: int
-) -> None:
-    out, tokenizer = settings.out, generator.tokenizer
+def _begun(settings: EditingSettings, generator: FAR, mask: Tensor, label: int) -> ResumableFolder:
+    """The folder, taken before anything is drawn; `UserError` where it holds something else."""
+    out = settings.out
     manifest = {
         "format_version": FORMAT_VERSION,
         "settings": {**to_dict(settings), "checkpoint": str(settings.checkpoint), "picture": str(settings.picture)},
         "generator": weights_fingerprint(generator.state_dict()),
-        "tokenizer": tokenizer.fingerprint(),
+        "tokenizer": generator.tokenizer.fingerprint(),
         "label": label,
         "drawn": int((~mask).sum()),
     }
@@ -270,17 +273,20 @@ def _write(
     if (out / MANIFEST).exists():
         folder.changed(load_json(out / MANIFEST), manifest)
     folder.take()
-    try:
-        write_text(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        pictures = _decoded(tokenizer, drawn)
-        for i, picture in enumerate(pictures):
-            save_picture(picture, out / f"{i:06d}.png")
-        shown = [*images.split(1), *_decoded(tokenizer, found).split(1), *pictures.split(1)]
-        blank = [torch.ones_like(shown[0])] * (-len(shown) % 4)
-        cells = torch.cat([each.to(images.device) for each in (*shown, *blank)])
-        save_picture(grid_of(list(cells.split(4))), out / GRID)
-        buffer = io.BytesIO()
-        np.savez(buffer, original=found.cpu().numpy(), codes=drawn.numpy(), mask=mask.numpy())
-        write_bytes(out / CODES, buffer.getvalue())
-    finally:
-        folder.release(finished=True)
+    write_text(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return folder
+
+
+def _write(
+    out: Path, tokenizer: FactorizedTokenizer, images: Tensor, found: Tensor, drawn: Tensor, mask: Tensor
+) -> None:
+    pictures = _decoded(tokenizer, drawn)
+    for i, picture in enumerate(pictures):
+        save_picture(picture, out / f"{i:06d}.png")
+    shown = [*images.split(1), *_decoded(tokenizer, found).split(1), *pictures.split(1)]
+    blank = [torch.ones_like(shown[0])] * (-len(shown) % 4)
+    cells = torch.cat([each.to(images.device) for each in (*shown, *blank)])
+    save_picture(grid_of(list(cells.split(4))), out / GRID)
+    buffer = io.BytesIO()
+    np.savez(buffer, original=found.cpu().numpy(), codes=drawn.numpy(), mask=mask.numpy())
+    write_bytes(out / CODES, buffer.getvalue())
