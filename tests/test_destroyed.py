@@ -313,7 +313,7 @@ def test_a_picture_that_is_not_ours_is_made_anew(tmp_path: Path) -> None:
     from fqgan.generator.samples import SampleFolder, SampleSettings
 
     settings = SampleSettings("g", "t", (0, 1), 10**9, 0, 2, "float32", "cpu", SamplingConfig())
-    folder = SampleFolder(tmp_path / "s", settings, 8, (), "made up")
+    folder = SampleFolder(tmp_path / "s", settings, (8, 8), (), "made up")
     assert folder.begin() == 0
     for i in range(6):
         Image.new("RGB", (8, 8), (i, i, i)).save(folder.path(i))

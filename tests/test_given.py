@@ -96,6 +96,31 @@ def test_pictures_take_what_is_given_in_turn(
     np.testing.assert_array_equal(arrays(tmp_path / "out"), pixels(model, drawn, 4))
 
 
+def test_another_grid_with_a_prefix_of_given_codes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    """Wide pictures that go on from the first rows of others."""
+    wide = torch.cat([some_codes(1), some_codes(1, 1)], 3)
+    mask = torch.zeros(1, 1, 8, 16, dtype=torch.bool)
+    mask[:, :, :3] = True
+    np.savez(tmp_path / "given.npz", codes=wide.numpy(), mask=mask.numpy())
+    options = ["--given", tmp_path / "given.npz", "--grid", 8, 16]
+    for _ in range(2):  # the second time all is there
+        assert main(command(folder, tmp_path / "out", *options)) == 0
+    assert "7 of them there already" in capsys.readouterr().out
+    model = load_generator(folder)
+    drawn = model.generate(LABELS, given=wide, mask=mask, grid=(8, 16))
+    assert arrays(tmp_path / "out").shape == (7, 32, 64, 3)
+    np.testing.assert_array_equal(arrays(tmp_path / "out"), pixels(model, drawn))
+    told = refused(*command(folder, tmp_path / "out"))
+    assert "grid" in told
+    assert "takes a height and a width, got 1 number" in refused(*command(folder, tmp_path / "b", "--grid", 8))
+    assert "grid must be" in refused(*command(folder, tmp_path / "b", "--grid", 8, 0))
+    assert main(command(folder, tmp_path / "own", "--grid", 8, 8)) == 0
+    assert main(command(folder, tmp_path / "own")) == 0, "the generator's own grid is no other setting"
+    assert not (tmp_path / "b").exists()
+
+
 def test_an_interruption_changes_nothing_and_other_codes_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:

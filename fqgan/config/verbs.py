@@ -169,11 +169,14 @@ class GenerationSettings(Drawing):
     """Codes that stay as they are, while the others are drawn: `codes` (n, k, h, w) and `mask` (n, k, h, w), true where
     a code stays; shapes that repeat, such as (1, k, 1, 1), will do. Without `mask` negative codes are drawn. The
     pictures take these codes in turn: picture i takes those at index i modulo n. Empty: all codes are drawn."""
+    grid: tuple[int, ...] = ()
+    """Height and width of the pictures in token positions; by default the generator's. Other grids cost quality."""
     device: Device = "auto"
 
     def check(self, codebook_sizes: tuple[int, ...] = ()) -> None:
-        """As of `Drawing`; and `UserError` for a file that is missing and a folder that cannot be written."""
+        """As of `Drawing`; and `UserError` for what is no grid, a missing file, and a folder that cannot be written."""
         super().check(codebook_sizes)
+        check_grid(self.grid)
         if self.given:
             check_file(Path(self.given))  # before a model is fetched
         check_output(self.out, folder=True, inputs=[self.checkpoint, self.tokenizer, self.given])
@@ -201,8 +204,13 @@ class ConversionSettings:
 
     def check(self) -> None:
         """Raise `UserError` where something is in the way of what is to be written, and for what is no grid."""
-        if len(self.grid) not in (0, 2):
-            raise UserError(f"--grid takes a height and a width, got {len(self.grid)} number(s)")
+        check_grid(self.grid)
         check_output(self.out, folder=self.to == "folder", option="DST", inputs=[self.source])
         if self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir())):
             raise UserError(f"DST {self.out} exists: choose another name")
+
+
+def check_grid(grid: tuple[int, ...]) -> None:
+    """`UserError` for what is neither empty nor a height and a width."""
+    if len(grid) not in (0, 2):
+        raise UserError(f"--grid takes a height and a width, got {len(grid)} number(s)")

@@ -55,10 +55,12 @@ def generate(settings: GenerationSettings, world: World) -> Generated:
     from_main(lambda: check_ranks(settings.num, world.size))
     generator = load(settings, world)
     planned = from_main(lambda: plan(settings, generator, world))
-    given = None
+    given, model = None, generator.config
+    grid = from_main(lambda: generator.check_grid(settings.grid or None))
+    if grid != model.grid:
+        planned = replace(planned, grid=grid)
     if settings.given:
-        model = generator.config
-        given = from_main(lambda: read_given(Path(settings.given), model.codebook_sizes, model.grid))
+        given = from_main(lambda: read_given(Path(settings.given), model.codebook_sizes, grid))
         planned = replace(planned, given=digest(given.numpy()))
     return make(generator, planned, settings.out, str(settings.checkpoint), settings.npz, world, given=given)
 
@@ -86,8 +88,8 @@ def make(
         option: that names the folder, for messages.
         given: codes (n, k, h, w) that stay, -1 where one is drawn: picture i takes those at index i modulo n.
     """
-    side = generator.config.grid[0] * generator.tokenizer.config.downsampling
-    folder = SampleFolder(out, settings, side, generator.label_names, source, option)
+    height, width = (each * generator.tokenizer.config.downsampling for each in settings.grid or generator.config.grid)
+    folder = SampleFolder(out, settings, (height, width), generator.label_names, source, option)
     try:
         there = from_main(folder.begin)
         if world.is_main:
@@ -169,7 +171,9 @@ def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range], gi
     behind: Future[int] | None = None
     with ThreadPoolExecutor(1) as pool:
         for batch in batches:
-            sampler = sampler or generator.sampler(settings.batch, **vars(settings.sampling))
+            sampler = sampler or generator.sampler(
+                settings.batch, grid=settings.grid or None, **vars(settings.sampling)
+            )
             rows = None if given is None else given[[i % len(given) for i in batch]]
             mask = None if rows is None else rows >= 0
             codes = sampler(settings.labels(batch), settings.seed, batch.start, given=rows, mask=mask)

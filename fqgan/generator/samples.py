@@ -45,6 +45,8 @@ class SampleSettings:
     precision: str
     device: str
     sampling: SamplingConfig
+    grid: tuple[int, ...] = setting((), rare=True)
+    """Height and width in token positions; empty: the generator's."""
     given: str = setting("", rare=True)
     """Fingerprint of the given codes, of which picture i has those at index i modulo their number; empty: none."""
 
@@ -64,7 +66,7 @@ class SampleFolder:
     One rank calls `begin`, `finish` and `close`, any rank writes pictures (`path`).
 
     Args:
-        side: pixels of a picture's sides.
+        size: height and width of a picture in pixels.
         names: of the generator's classes; may be empty.
         source: where the generator comes from; recorded, not compared.
         option: that names the folder, for messages.
@@ -74,12 +76,12 @@ class SampleFolder:
         self,
         folder: Path,
         settings: SampleSettings,
-        side: int,
+        size: tuple[int, int],
         names: Sequence[str],
         source: str,
         option: str = "--out",
     ):
-        self.folder, self.settings, self.side, self.names, self.source = folder, settings, side, names, source
+        self.folder, self.settings, self.size, self.names, self.source = folder, settings, size, names, source
         known = (folder / MANIFEST).exists
         self._work = ResumableFolder(
             folder, kind="folder of generated pictures", option=option, known=known, beside=[MANIFEST]
@@ -118,7 +120,7 @@ class SampleFolder:
         for picture in batch:
             try:
                 with Image.open(self.path(picture)) as image:
-                    if (image.format, image.mode, image.size) != ("PNG", "RGB", (self.side, self.side)):
+                    if (image.format, image.mode, image.size) != ("PNG", "RGB", self.size[::-1]):
                         return False
                     image.verify()
             except (OSError, ValueError, SyntaxError):
