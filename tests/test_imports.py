@@ -118,6 +118,7 @@ def test_the_imports_are_seen() -> None:
             f"with contextlib.suppress(UserError): main(['hf:org/name', *{rest}])"
             for command, rest in {
                 "convert": ["out"],
+                "evaluate_codes": ["--data", "photos", "--out", "out.json"],
                 "evaluate_generator": ["--data", "photos", "--out", "out.json"],
                 "evaluate_likelihood": ["--data", "photos", "--out", "out"],
                 "evaluate_tokenizer": ["--data", "photos", "--out", "out.json"],

@@ -21,14 +21,8 @@ from fqgan.cli import main
 from fqgan.data.loader import load_images
 from fqgan.data.sources import open_source
 from fqgan.lab.studies.features import factor_features, pick
-from fqgan.lab.studies.measures import (
-    entropy,
-    linear_probe,
-    mean_squared_cosine,
-    mutual_information,
-    neighbour_purity,
-    within_share,
-)
+from fqgan.lab.studies.measures import linear_probe, mean_squared_cosine, neighbour_purity, within_share
+from fqgan.metrics.information import entropy, mutual_information
 from fqgan.metrics.psnr import psnr
 from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
 

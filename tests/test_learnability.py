@@ -15,7 +15,7 @@ from fqgan.cli import main
 from fqgan.config import FactorConfig, TokenizerRunConfig
 from fqgan.config.presets import child
 from fqgan.lab.studies.learnability import row_name
-from fqgan.lab.studies.measures import code_statistics
+from fqgan.metrics.information import code_statistics
 from fqgan.tokenizer.model import FactorizedTokenizer
 
 NETWORK = "efficientnet-lite0:stage3@32"

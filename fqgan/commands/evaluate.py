@@ -1,4 +1,4 @@
-"""`fqgan evaluate tokenizer|generator|likelihood|samples|statistics|compare ...`."""
+"""`fqgan evaluate tokenizer|codes|generator|likelihood|samples|statistics|compare ...`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fqgan.commands.subjects import choose
 
 SUBJECTS = {
     "tokenizer": ("CHECKPOINT --data DATA", "reconstructions of images: PSNR, SSIM, perceptual distance, rFID, codes"),
+    "codes": ("CHECKPOINT --data DATA", "what a tokenizer's codes tell of each other, and pictures with wrong codes"),
     "generator": ("CHECKPOINT --data REFERENCE --num 50000", "generate images, and compare them with real ones"),
     "likelihood": ("GENERATOR --data DATA", "bits of images' codes under a generator, and the class that fits best"),
     "samples": ("REFERENCE SAMPLES", "any two sets: folders, parquet files, ADM's .npz, saved statistics"),

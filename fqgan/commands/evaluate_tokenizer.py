@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fqgan.commands.arguments import parse
-from fqgan.commands.results import ResultOptions, conclude
+from fqgan.commands.results import ResultOptions, measure
 from fqgan.config.evaluation import TokenizerEvaluation
-from fqgan.models import hub
+
+if TYPE_CHECKING:
+    from fqgan.engine.distributed import World
+    from fqgan.evaluation.protocol import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +22,10 @@ class Arguments(ResultOptions, TokenizerEvaluation):
 def main(argv: list[str]) -> None:
     """Entry point."""
     about = "How well a tokenizer reproduces images: per pixel, perceptually, as a set (rFID), and the codes it uses."
-    arguments = parse(Arguments, argv, "fqgan evaluate tokenizer", about)
-    arguments.check()
-    path = arguments.path(hub.run_of(arguments.checkpoint), arguments.data, arguments.checkpoint)
-    settings = replace(arguments, checkpoint=hub.local(arguments.checkpoint))
-    from fqgan.engine.session import running
+    measure(parse(Arguments, argv, "fqgan evaluate tokenizer", about), _evaluate)
+
+
+def _evaluate(settings: TokenizerEvaluation, world: World) -> Evaluation:
     from fqgan.evaluation.reconstructions import evaluate_tokenizer
 
-    with running(arguments.device) as world:
-        conclude(evaluate_tokenizer(settings, world), path, checkpoint=str(arguments.checkpoint))
+    return evaluate_tokenizer(settings, world)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from fqgan.config.devices import Device
 from fqgan.models import hub
 
 if TYPE_CHECKING:
+    from fqgan.engine.distributed import World
     from fqgan.evaluation.protocol import Evaluation
 
 
@@ -21,15 +23,15 @@ class ResultOptions:
     """Where a measuring command works and writes."""
 
     out: Path = Path()
-    """File for the results and their protocol; by default eval.json beside what is evaluated."""
+    """File for the results and their protocol; by default eval.json (of codes codes.json) beside what is evaluated."""
     device: Device = "auto"
 
-    def path(self, home: Path | str, *inputs: str | Path) -> Path:
-        """The file to write: `out`, or eval.json in the folder `home`. `UserError` where there is no such folder, and
+    def path(self, home: Path | str, *inputs: str | Path, name: str = "eval.json") -> Path:
+        """The file to write: `out`, or `name` in the folder `home`. `UserError` where there is no such folder, and
         for a file that cannot be written, is one of the `inputs`, or holds something else."""
         if self.out == Path() and (Path(home).is_file() or str(home).startswith((hub.PREFIX, *hub.FOREIGN))):
-            raise UserError(f"--out is missing: {home} is no folder that eval.json could be written into")
-        path = self.out if self.out != Path() else Path(home) / "eval.json"
+            raise UserError(f"--out is missing: {home} is no folder that {name} could be written into")
+        path = self.out if self.out != Path() else Path(home) / name
         check_output(path, folder=False, inputs=inputs if self.out != Path() else (), mark='"metrics"')
         return path
 
@@ -42,3 +44,15 @@ def conclude(found: Evaluation, path: Path, **more: Any) -> None:
             say(f"warning: {warning}")
         found.write(path, **more)
         say(path)
+
+
+def measure(arguments: Any, evaluate: Callable[[Any, World], Evaluation], name: str = "eval.json") -> None:
+    """Check a tokenizer's evaluation, a `TokenizerEvaluation` with `ResultOptions`, run it, and conclude it; by default
+    in a file of this name beside the tokenizer."""
+    arguments.check()
+    path = arguments.path(hub.run_of(arguments.checkpoint), arguments.data, arguments.checkpoint, name=name)
+    settings = replace(arguments, checkpoint=hub.local(arguments.checkpoint))
+    from fqgan.engine.session import running
+
+    with running(arguments.device) as world:
+        conclude(evaluate(settings, world), path, checkpoint=str(arguments.checkpoint))

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fqgan.base.errors import UserError
 from fqgan.config.data import PictureOptions, SourceOptions
 from fqgan.config.ranges import at_least
 from fqgan.config.verbs import Drawing, TrainedTokenizer
@@ -55,6 +56,28 @@ class TokenizerEvaluation(Measuring, TrainedTokenizer, SourceOptions):
     """Split of the data, if they have several."""
     perceptual: Literal["efficientnet-lite0", "lpips-vgg", "none"] = "efficientnet-lite0"
     """Perceptual distance: LPIPS, or the distance on the packaged EfficientNet's stages, which needs no download."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesEvaluation(TokenizerEvaluation):
+    """Of `fqgan evaluate codes`: a tokenizer, and the images whose codes are looked at and disturbed."""
+
+    shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    """Shares of the codes that are replaced, above 0, at most 1."""
+    near: int = 8
+    """Number of nearest codes of which one replaces a code in the second series."""
+    seed: int = 0
+    """Seed of what is replaced. Image i draws from the random stream (seed, i)."""
+    kept: int = 0
+    """As of `fqgan evaluate tokenizer`; none by default, since these metrics are taken for each share."""
+
+    def check(self) -> None:
+        """Raise `UserError` for numbers that make no sense."""
+        super().check()
+        at_least(1, near=self.near)
+        at_least(0, seed=self.seed)
+        if not all(0 < share <= 1 for share in self.shares):
+            raise UserError(f"--shares must be above 0 and at most 1, got {' '.join(map(str, self.shares))}")
 
 
 @dataclass(frozen=True, kw_only=True)

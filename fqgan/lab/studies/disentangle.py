@@ -9,9 +9,10 @@ from pathlib import Path
 from fqgan.base.errors import UserError
 from fqgan.lab.studies.features import KINDS, Encoding, factors, images_of, load_models, pick
 from fqgan.lab.studies.figures import Panel, Series, write_dots
-from fqgan.lab.studies.measures import mean_squared_cosine, mutual_information
+from fqgan.lab.studies.measures import mean_squared_cosine
 from fqgan.lab.studies.settings import DisentangleOptions
 from fqgan.lab.studies.tables import Table
+from fqgan.metrics.information import mutual_information
 
 
 def disentangle(options: DisentangleOptions) -> list[Path]:

@@ -26,12 +26,12 @@ from fqgan.evaluation.protocol import read_result
 from fqgan.generator.model import FAR
 from fqgan.lab.studies.figures import Panel, Series, write_curves
 from fqgan.lab.studies.jobs import Job, labelled
-from fqgan.lab.studies.measures import CodeStatistics, code_statistics
 from fqgan.lab.studies.plan import Line, Row, Study
 from fqgan.lab.studies.results import Column, cell, collect, known_columns
 from fqgan.lab.studies.settings import LearnabilityOptions, MeasureOptions, StudyOptions
 from fqgan.lab.studies.tables import Table, file_stem, markdown
 from fqgan.lab.studies.trained import jobs_of, train_study
+from fqgan.metrics.information import CodeStatistics, code_statistics
 from fqgan.models.find import MODEL, model_config
 from fqgan.tokenizer.extraction import extract
 
