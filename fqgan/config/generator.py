@@ -213,7 +213,8 @@ class GeneratorRunConfig:
     """Generator whose weights the run starts from: a run, a checkpoint, an export, a released file or hf:org/name.
     Empty: random weights."""
     tokenizer: str = setting("", changeable=True)
-    """Tokenizer that the codes belong to; empty: the one that the store carries."""
+    """Tokenizer that the codes belong to; empty: the one that the store carries. A store carries no tokenizer of
+    others: py:module:function and diffusers:FOLDER_OR_ID are named here, and run for the sample grids."""
     unconditional: bool = False
     """Train without classes: every image counts as one of the null class. A store without labels is always trained
     like this."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fqgan.base.errors import UserError
-from fqgan.base.inputs import Numbers, as_codes, as_count, as_kind, as_labels, as_path
-from fqgan.base.printing import say
+from fqgan.base.inputs import Numbers, as_codes, as_count, as_kind, as_labels
 from fqgan.config import GeneratorConfig, SamplingConfig
+from fqgan.generator.carrying import Carrying
 from fqgan.generator.cross_entropy import linear_cross_entropy, linear_log_likelihood
 from fqgan.generator.heads import HEADS, Head
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block, rotary_table
-from fqgan.models.find import CARRIED, Source
-from fqgan.models.pretrained import Pretrained
-from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer
+from fqgan.models.find import Source
 
 INITIAL_STD = 0.02
 """Standard deviation of the weights before training."""
@@ -37,7 +34,7 @@ class GeneratorLoss(NamedTuple):
     """Share of codes whose logit is the largest."""
 
 
-class FAR(Pretrained):
+class FAR(Carrying):
     """Codes (b, k, h, w) of images and their class labels (b,) -> the codes' logits, for any number of factors k >= 1.
 
     The class, then the positions in raster order, are one causal sequence; position t sees the class and the positions
@@ -48,16 +45,11 @@ class FAR(Pretrained):
             unconditional: the null class is the only one.
     """
 
-    kind = "generator"
-
     def __init__(self, config: GeneratorConfig):
         super().__init__(config)
         config.check()
         if not (config.codebook_sizes and config.grid):
             raise UserError("model.codebook_sizes and model.grid must be set: a token store has them")
-        self.label_names: tuple[str, ...] = ()
-        """Names of the classes, if they have any."""
-        self._carried: list[FactorizedTokenizer] = []  # in a list: its weights are no part of the generator's
         d = config.width
         self.class_embedding = nn.Embedding(config.num_classes + 1, d)
         self.code_embeddings = nn.ModuleList(nn.Embedding(size, d) for size in config.codebook_sizes)
@@ -73,70 +65,9 @@ class FAR(Pretrained):
         """Label of the unconditional class."""
         return self.config.num_classes
 
-    @property
-    def tokenizer(self) -> FactorizedTokenizer:
-        """The tokenizer whose codes these are; `UserError` if there is none."""
-        if not self._carried:
-            raise UserError("this generator carries no tokenizer: give load_generator one")
-        return self._carried[0]
-
-    def carry(self, tokenizer: FactorizedTokenizer) -> None:
-        """Take a tokenizer along; `UserError` where its codebooks are of other sizes."""
-        as_kind(tokenizer, FactorizedTokenizer, "tokenizer")
-        sizes = tokenizer.codebook_sizes
-        if sizes != self.config.codebook_sizes:
-            texts = (" x ".join(map(str, each)) for each in (sizes, self.config.codebook_sizes))
-            raise UserError("the tokenizer has {} codes, the generator {}: they don't belong together".format(*texts))
-        self._carried = [tokenizer]
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether `tokenizer` is there."""
-        return bool(self._carried)
-
-    def export(self, folder: str | Path) -> Path:
-        """Write config.json, model.safetensors and, if it carries one, `tokenizer/`; the folder."""
-        if self.has_tokenizer:
-            self.tokenizer.export(Path(as_path(folder, "folder")) / CARRIED)
-        return super().export(folder)
-
-    def _facts(self) -> dict[str, Any]:
-        facts = {**super()._facts(), "label_names": self.label_names}
-        return facts | ({"tokenizer": self.tokenizer.fingerprint()} if self.has_tokenizer else {})
-
-    def _adopt(
-        self,
-        source: Source,
-        *,
-        device: str | torch.device,
-        precision: str,
-        tokenizer: str | Path | None = None,
-        with_tokenizer: bool = True,
-        grid: Sequence[int] | None = None,
-    ) -> None:
-        super()._adopt(source, device=device, precision=precision)
-        self.label_names = tuple(source.facts.get("label_names", ()))
-        path = source.carried if tokenizer in (None, "") else as_path(tokenizer, "tokenizer")
-        if path and with_tokenizer:
-            known = source.facts.get("tokenizer", "")
-            self.carry(load_matching_tokenizer(path, known, str(source.path), device, precision))
-        self._settle_grid(str(source.path), source.facts.get("grid_known", True), grid)
-
-    def _settle_grid(self, name: str, known: bool, given: Sequence[int] | None) -> None:
-        """The token grid is in neither names nor shapes: it is what the caller says, or the tokenizer's, where the file
-        has no word on it. `UserError` where the caller contradicts it."""
-        own = grid = self.config.grid
-        if given:
-            grid = tuple(as_count(side, "grid", 1, 2**15) for side in given)
-            if len(grid) != 2:
-                raise UserError(f"a grid is a height and a width in positions, got {len(grid)} number(s)")
-        elif not known and self.has_tokenizer:
-            grid = (self.tokenizer.config.grid,) * 2
-        elif not known:
-            say(f"fqgan: warning: {name} does not say its token grid: taking {own[0]} x {own[1]}", error=True)
-        if known and grid != own:
-            raise UserError(f"{name} says that its token grid is {own[0]} x {own[1]}, not {' x '.join(map(str, grid))}")
-        self.config = self.head.config = replace(self.config, grid=grid)
+    def _adopt(self, source: Source, **options: Any) -> None:
+        super()._adopt(source, **options)
+        self.head.config = self.config
 
     def forward(self, codes: Numbers, labels: Numbers) -> list[Tensor]:
         """Teacher-forced logits: k tensors (b, h * w, codebook size), on the model's device.
@@ -333,7 +264,8 @@ def load_generator(
         weights: `auto` (the moving average where there is one), `ema` or `raw`.
         device: as of `load_tokenizer`, for both models.
         precision: `float32`, or `bf16` for speed: that of sampling, and of its tokenizer.
-        tokenizer: another place to take the tokenizer from; None: the one that the generator carries, if it does.
+        tokenizer: another place to take the tokenizer from, as in `load_tokenizer`; None: the one that the generator
+            carries, if it does. None carries a tokenizer of others: it must be named here.
         with_tokenizer: False leaves it out.
         grid: height and width of the token grid in positions, for a released file that does not say; None: the
             tokenizer's, else that of 256 pixels at 16x.

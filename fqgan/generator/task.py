@@ -37,8 +37,10 @@ from fqgan.generator.pictures import labelled_rows
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block
 from fqgan.models.find import CARRIED, find
-from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer, save_tokenizer
+from fqgan.tokenizer.foreign import is_foreign
+from fqgan.tokenizer.model import load_matching_tokenizer, load_tokenizer
 from fqgan.tokenizer.pictures import save_picture
+from fqgan.tokenizer.protocol import Tokenizer
 
 
 @dataclass
@@ -132,7 +134,7 @@ class GeneratorTask(Task):
             return
         with making_folder(folder) as temporary:
             if self.config.tokenizer:
-                save_tokenizer(_tokenizer_of(self.config, self.store), temporary)
+                _tokenizer_of(self.config, self.store).export(temporary)
                 return
             for file in self.store.tokenizer_path.iterdir():
                 try:
@@ -144,10 +146,9 @@ class GeneratorTask(Task):
         return self.store.data_fingerprint()
 
     def record(self) -> dict[str, Any]:
-        return {
-            "label_names": _names(self.config, self.store),
-            "tokenizer": self.store.tokenizer_fingerprint,
-        }
+        store, address = self.store, self.store.tokenizer_address
+        known = {"label_names": _names(self.config, store), "tokenizer": store.tokenizer_fingerprint}
+        return known | ({"tokenizer_address": address} if address else {})
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -196,9 +197,8 @@ class GeneratorTask(Task):
         # eager: a picture now and then is not worth compiling
         model.set_precision(config.train.precision)
         sampler = Sampler(model, len(labels), config.sampling, static=False, compiled=False)
-        tokenizer = FactorizedTokenizer.from_pretrained(
-            path.parent.parent / CARRIED, self.world.device, precision=config.train.precision
-        )
+        home = config.tokenizer if is_foreign(config.tokenizer) else path.parent.parent / CARRIED
+        tokenizer = load_tokenizer(home, self.world.device, precision=config.train.precision)
         # training does not depend on what is drawn; and the deterministic sum over a row of probabilities is refused by
         # some versions of torch, and takes memory by the square of the codebook in others
         with torch.inference_mode(), deterministic_mode(False):
@@ -271,10 +271,11 @@ def _check_validation(store: TokenStore, validation: TokenStore, conditional: bo
         raise UserError(f"{validation.name} has other classes than {store.name}: labels would mean other things")
 
 
-def _tokenizer_of(config: GeneratorRunConfig, store: TokenStore) -> FactorizedTokenizer:
-    """The tokenizer of a run; `UserError` where the store was not made with it."""
+def _tokenizer_of(config: GeneratorRunConfig, store: TokenStore) -> Tokenizer:
+    """The tokenizer of a run; `UserError` where the store was not made with it, or with one of others that is not
+    named."""
     weights = "raw" if config.tokenizer and store.manifest.weights == "raw" else "auto"
-    path = Path(config.tokenizer) if config.tokenizer else store.tokenizer_path
+    path = store.tokenizer_at(config.tokenizer)
     return load_matching_tokenizer(path, store.tokenizer_fingerprint, store.name, weights=weights)
 
 
