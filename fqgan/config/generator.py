@@ -120,7 +120,8 @@ class SamplingConfig:
     cfg_power: float = 1.0
     """Power of the power-cosine schedule; with a larger one guidance sets in later."""
     cfg_interval: tuple[float, ...] = (0.0, 1.0)
-    """Interval of positions in which guidance acts, as two fractions of all positions; outside of it the scale is 1."""
+    """Interval of positions in which guidance acts, as two fractions of all positions, or two for each factor; outside
+    of it the scale is 1 (Kynkäänniemi et al. 2024, of diffusion models)."""
     temperature: tuple[float, ...] = (1.0,)
     """Number by which the logits are divided; below 1e-20 the most probable code is taken (greedy)."""
     top_k: tuple[int, ...] = (0,)
@@ -149,6 +150,11 @@ class SamplingConfig:
         if self.cfg_scale != SamplingConfig.cfg_scale and any(scale != 1 for scale in self.cfg_scale):
             raise UserError("cfg_scale guides towards a class, and there is none here: leave it out")
         return replace(self, cfg_scale=(1.0,))
+
+    def intervals(self, factors: int) -> list[tuple[float, float]]:
+        """`cfg_interval` of each factor."""
+        bounds = self.cfg_interval * (1 if len(self.cfg_interval) > 2 else factors)
+        return list(zip(bounds[::2], bounds[1::2], strict=False))
 
     def check(self, codebook_sizes: tuple[int, ...]) -> None:
         """`UserError` for values that are impossible for these codebooks, or of another type."""
@@ -179,8 +185,10 @@ class SamplingConfig:
             top = self.top_k[i if len(self.top_k) > 1 else 0]
             if not 0 <= top <= size:
                 raise UserError(f"top_k {brief(top)} is impossible: factor {i} has {size} codes (0: all of them)")
-        if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
-            raise UserError(f"cfg_interval must be two fractions 0 <= from <= to <= 1, got {brief(self.cfg_interval)}")
+        bounds = self.cfg_interval
+        if len(bounds) not in (2, 2 * k) or any(not 0 <= a <= b <= 1 for a, b in self.intervals(k)):
+            rule = "two fractions 0 <= from <= to <= 1" + (f", or two for each of the {k} factors" if k > 1 else "")
+            raise UserError(f"cfg_interval must be {rule}, got {brief(bounds)}")
 
 
 @dataclass(frozen=True)
