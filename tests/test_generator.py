@@ -80,10 +80,13 @@ def test_the_loss_is_the_logits_cross_entropy(head: str, changes: dict, in_float
         assert result.accuracy[i].item() == pytest.approx((logits.argmax(-1) == target).float().mean().item())
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp", "ar"])
-def test_a_code_sees_what_stands_before_it_and_nothing_else(head: str) -> None:
-    """Position by position, and within a position factor by factor."""
-    model = tiny(head=head)
+@pytest.mark.parametrize(
+    ("head", "changes"), [("linear", {}), ("mlp", {}), ("ar", {}), ("ar", {"factor_order": (2, 0, 1)})]
+)
+def test_a_code_sees_what_stands_before_it_and_nothing_else(head: str, changes: dict) -> None:
+    """Position by position, and within a position factor by factor, in the order that the head has."""
+    model = tiny(head=head, **changes)
+    turn = model.config.order.index
     codes, labels = inputs(model.config, 1)
     before = model(codes, labels)
     for position, factor in ((0, 0), (5, 1), (11, 2), (4, 2)):
@@ -92,9 +95,31 @@ def test_a_code_sees_what_stands_before_it_and_nothing_else(head: str) -> None:
         flat[position] = (flat[position] + 1) % model.config.codebook_sizes[factor]
         for i, (old, new) in enumerate(zip(before, model(changed, labels), strict=True)):
             differs = ((old - new).abs().amax(-1)[0] > 1e-6).tolist()
-            expected = [t > position or (t == position and head == "ar" and i > factor) for t in range(12)]
+            later = head == "ar" and turn(i) > turn(factor)
+            expected = [t > position or (t == position and later) for t in range(12)]
             assert differs == expected, (position, factor, i)
     assert all((a - b).abs().amax() > 1e-4 for a, b in zip(before, model(codes, (labels + 1) % 7), strict=True))
+
+
+def test_another_factor_order_is_a_model_of_factors_in_that_order(in_float64: None) -> None:
+    """The same weights, factors renamed: every logit is the same."""
+    order = (2, 0, 1)
+    model = tiny(factor_order=order)
+    sizes = model.config.codebook_sizes
+    renamed = tiny(codebook_sizes=tuple(sizes[i] for i in order)).double()
+    weights = dict(model.state_dict())
+    for new, old in enumerate(order):
+        for name in ("code_embeddings.{}.weight", "head.outputs.{}.weight"):
+            weights[name.format(new)] = model.state_dict()[name.format(old)]
+    by_factor = model.aggregate.weight.unflatten(1, (3, -1))
+    weights["aggregate.weight"] = by_factor[:, list(order)].flatten(1)
+    renamed.load_state_dict(weights)
+    codes, labels = inputs(model.config)
+    own = model(codes, labels)
+    for new, logits in enumerate(renamed(codes[:, list(order)], labels)):
+        torch.testing.assert_close(logits, own[order[new]])
+    drawn = model.generate([0, 3], seed=1, cfg_scale=1.0, top_k=1)
+    torch.testing.assert_close(renamed.generate([0, 3], seed=1, cfg_scale=1.0, top_k=1), drawn[:, list(order)])
 
 
 @pytest.mark.parametrize("positions", [12, 3])
@@ -239,6 +264,10 @@ def test_foreign_codes_are_refused(changes: dict, message: str) -> None:
         ({"grid": (4,)}, "model.grid must be a height and a width"),
         ({"codebook_sizes": (4, 0)}, "model.codebook_sizes must be at least 1, got 0"),
         ({"codebook_sizes": ()}, "must be set: a token store has them"),
+        ({"factor_order": (0, 1)}, "model.factor_order must name each of the factors 0 to 2 once, got 0 1"),
+        ({"factor_order": (0, 1, 1)}, "model.factor_order must name each of the factors 0 to 2 once, got 0 1 1"),
+        ({"factor_order": (2, 0, 1), "head": "mlp"}, "model.factor_order is for model.head ar: head mlp"),
+        ({"factor_order": (2, 0, 1), "legacy": True}, "the released models do, which have no model.factor_order"),
     ],
 )
 def test_impossible_architectures_are_refused(changes: dict, message: str) -> None:

@@ -69,7 +69,10 @@ def test_step_by_step_logits_are_those_of_the_full_forward(
         torch.testing.assert_close(own, full, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("changes", [{"kv_heads": 2}, {"qk_norm": True}, {"legacy": True}, {"kv_heads": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"kv_heads": 2}, {"qk_norm": True}, {"legacy": True}, {"kv_heads": 1}, {"factor_order": (2, 0, 1)}],
+)
 def test_every_kind_of_block_steps_as_it_trains(
     changes: dict, products: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -82,8 +85,9 @@ def test_every_kind_of_block_steps_as_it_trains(
     for static in (False, True):
         sampler = model.sampler(3, static=static, compiled=False)
         codes, logits = recorded(sampler, monkeypatch, LABELS[:3])
-        for own, full in zip(logits, forced_logits(model, codes, LABELS[:3], 2.0), strict=True):
-            torch.testing.assert_close(own, full, **close)
+        full = forced_logits(model, codes, LABELS[:3], 2.0)
+        for own, factor in zip(logits, model.config.order, strict=True):
+            torch.testing.assert_close(own, full[factor], **close)
 
 
 def test_bf16_stays_close(monkeypatch: pytest.MonkeyPatch) -> None:

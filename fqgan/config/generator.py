@@ -11,6 +11,7 @@ from fqgan.base.schema import plain
 from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
+_LEVERS = ("factor_order",)  # settings that the released models don't know, and no file of theirs can hold
 _MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
 
 
@@ -45,6 +46,9 @@ class GeneratorConfig:
     classifiers, or k linear ones."""
     head_depth: int = setting(3, least=1, most=1000)
     """Number of transformer blocks of the auto-regressive head."""
+    factor_order: tuple[int, ...] = setting((), rare=True)
+    """Order in which the auto-regressive head predicts the factors of a position, by their numbers: 1 0 predicts the
+    second one first, a semantic one, say. Empty: as they stand (paper section 3.3)."""
     norm_eps: float = setting(1e-5, positive=True)
     rope_base: float = setting(10_000.0, positive=True)
     """Base of the rotary frequencies (RoPE)."""
@@ -60,6 +64,11 @@ class GeneratorConfig:
     def num_factors(self) -> int:
         """k."""
         return len(self.codebook_sizes)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Numbers of the factors in the order in which the head predicts them."""
+        return self.factor_order or tuple(range(self.num_factors))
 
     @property
     def num_positions(self) -> int:
@@ -101,6 +110,14 @@ class GeneratorConfig:
             raise UserError(
                 f"model.aggregation is needed with {self.num_factors} factors: their embeddings make one input"
             )
+        if self.factor_order and self.head != "ar":
+            raise UserError(f"model.factor_order is for model.head ar: head {self.head} predicts all factors at once")
+        k = self.num_factors or len(self.factor_order)
+        if self.factor_order and sorted(self.factor_order) != list(range(k)):
+            given = " ".join(map(str, self.factor_order))
+            raise UserError(f"model.factor_order must name each of the factors 0 to {k - 1} once, got {given}")
+        if self.legacy and (own := [name for name in _LEVERS if getattr(self, name)]):
+            raise UserError(f"model.legacy computes as the released models do, which have no model.{own[0]}: drop one")
         if self.kv_heads and self.heads % self.kv_heads:
             raise UserError(f"model.kv_heads {self.kv_heads} does not divide model.heads {self.heads}")
 

@@ -81,7 +81,7 @@ class Sampler:
             make = partial(BlockStep, rows=rows, positions=self.positions, dtype=dtype, compiled=self.compiled)
             self._blocks = [make(block) for block in generator.blocks]  # pyright: ignore
             self._head = generator.head.stepper(rows, dtype, self.compiled)
-            self._sees_codes = generator.head.sees_codes
+            self._sees_codes, self._order = generator.head.sees_codes, model.order
             self._outputs = [Product.of(output, dtype) for output in generator.head.outputs]
             self._classes = generator.class_embedding.weight.detach()
             self._codes_of = [table.weight.detach().to(dtype) for table in generator.code_embeddings]  # pyright: ignore
@@ -295,28 +295,28 @@ class Sampler:
 
     def _drawn(self, step: Step, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Codes (n, k) of the backbone's vectors x of all rows, and their embeddings."""
-        codes: list[Tensor] = []
-        embeddings: list[Tensor] = []
+        codes: dict[int, Tensor] = {}
+        embeddings: dict[int, Tensor] = {}
         numbers, scales = self._uniforms[step.at], self._scales[step.at]
         n, chosen = len(numbers), step.guided
-        for i, output in enumerate(self._outputs):
-            if i and self._sees_codes:
-                last = embeddings[-1]
+        for turn, i in enumerate(self._order):
+            if turn and self._sees_codes:
+                last = embeddings[self._order[turn - 1]]
                 x = last if chosen is None else torch.cat([last, last[chosen]])
-            vector = self._head(i, x)
+            vector = self._head(turn, x)
             if chosen is not None:
                 # lerp: u + scale * (c - u), and c itself at scale 1
                 c, u = vector[:n].float(), vector[n:].float()
                 guided = torch.lerp(u, c[chosen], scales[chosen, i, None].type_as(c)).to(vector.dtype)
                 vector = guided if len(u) == n else vector[:n].index_copy(0, self._numbers_of(chosen), guided)
-            logits = output(vector).float()
+            logits = self._outputs[i](vector).float()
             code = self._draw(logits, numbers[:, i], i, step.draws)
             if step.key.some_held:
                 code = torch.where(self._held[step.at][:, i], self._given[step.at][:, i], code)
-            codes.append(code)
             table = self._codes_of[i]
-            embeddings.append(table[code.clamp(max=len(table) - 1)])
-        return torch.stack(codes, 1), embeddings
+            codes[i], embeddings[i] = code, table[code.clamp(max=len(table) - 1)]
+        factors = range(self.factors)
+        return torch.stack([codes[i] for i in factors], 1), [embeddings[i] for i in factors]
 
     def _numbers_of(self, chosen: slice | Tensor) -> Tensor:
         return self._every[chosen] if isinstance(chosen, slice) else chosen
