@@ -71,7 +71,14 @@ def test_step_by_step_logits_are_those_of_the_full_forward(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"kv_heads": 2}, {"qk_norm": True}, {"legacy": True}, {"kv_heads": 1}, {"factor_order": (2, 0, 1)}],
+    [
+        {"kv_heads": 2},
+        {"qk_norm": True},
+        {"legacy": True},
+        {"kv_heads": 1},
+        {"factor_order": (2, 0, 1)},
+        {"adaln": True},
+    ],
 )
 def test_every_kind_of_block_steps_as_it_trains(
     changes: dict, products: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

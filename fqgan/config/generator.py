@@ -11,7 +11,7 @@ from fqgan.base.schema import plain
 from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
-_LEVERS = ("factor_order",)  # settings that the released models don't know, and no file of theirs can hold
+_LEVERS = ("factor_order", "adaln")  # settings that the released models don't know, and no file of theirs can hold
 _MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
 
 
@@ -36,6 +36,9 @@ class GeneratorConfig:
     """Number of key and value heads (grouped-query attention); 0: as many as `heads`."""
     qk_norm: bool = False
     """Apply RMSNorm to the queries and keys of each attention head."""
+    adaln: bool = setting(False, rare=True)
+    """Let the class, beside its token, also scale and shift what the backbone's blocks normalise, and scale what they
+    add (adaLN-zero, DiT, Peebles & Xie 2022): 6 `width`^2 more parameters a block."""
     mlp_multiple: int = setting(256, least=1, most=2**24)
     """The hidden width of SwiGLU is 8/3 `width`, rounded up to a multiple of this number."""
     aggregation: bool = setting(True, rare=True)

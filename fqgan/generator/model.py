@@ -18,7 +18,7 @@ from fqgan.generator.carrying import Carrying
 from fqgan.generator.cross_entropy import linear_cross_entropy, linear_log_likelihood
 from fqgan.generator.heads import HEADS, Head
 from fqgan.generator.sampler import Sampler
-from fqgan.generator.transformer import Block, rotary_table
+from fqgan.generator.transformer import Block, Modulation, rotary_table
 from fqgan.models.find import Source
 
 INITIAL_STD = 0.02
@@ -54,11 +54,14 @@ class FAR(Carrying):
         self.class_embedding = nn.Embedding(config.num_classes + 1, d)
         self.code_embeddings = nn.ModuleList(nn.Embedding(size, d) for size in config.codebook_sizes)
         self.aggregate = nn.Linear(config.num_factors * d, d) if config.aggregation else nn.Identity()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, config.adaln) for _ in range(config.depth))
         self.head: Head = HEADS[config.head](config)
         self.apply(_initialize)
         for output in self.head.outputs:
             nn.init.zeros_(output.weight)  # pyright: ignore[reportArgumentType]
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                module.reset()
 
     @property
     def null_class(self) -> int:
@@ -221,15 +224,17 @@ class FAR(Carrying):
         """The head's k vectors of every position, each (b * h * w, width)."""
         embeddings = self.embed(codes.flatten(2).transpose(1, 2))
         inputs = self.aggregate(torch.cat([e[:, :-1] for e in embeddings], -1))
-        x = torch.cat([self.class_embedding(labels)[:, None], inputs], 1)
+        condition = self.class_embedding(labels)
+        x = torch.cat([condition[:, None], inputs], 1)
         if x.dtype == torch.bfloat16 and torch.is_autocast_enabled(
             x.device.type
         ):  # the sum through the blocks: sharded embeddings are bf16 then
             x = x.float()
         x = F.dropout(x, self.config.dropout, self.training)
         rotary = self.rotary(x.device)
+        more = (condition.type_as(x),) if self.config.adaln else ()
         for block in self.blocks:
-            x = block(x, rotary)
+            x = block(x, rotary, *more)
         return self.head(x.flatten(0, 1), [e.flatten(0, 1) for e in embeddings])
 
     def _inputs(self, codes: Numbers, labels: Numbers, values: bool = True) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fqgan.base.errors import UserError
@@ -88,6 +89,9 @@ class Sampler:
             aggregate = generator.aggregate
             self._aggregate = Product.of(aggregate, dtype) if model.aggregation else aggregate
         self._input = torch.zeros(rows, model.width, dtype=dtype, device=device)
+        self._modulations = self._input.new_zeros(rows, model.depth, 6, model.width) if model.adaln else None
+        """What each row's class does to the blocks."""
+        self._modulate = [Product.of(block.modulation.linear, dtype) for block in generator.blocks if model.adaln]  # pyright: ignore
         self._uniforms, self._scales = torch.zeros(2, self.positions, batch, k, device=device)
         self._codes, self._given = torch.zeros(2, self.positions, batch, k, dtype=torch.int64, device=device)
         self._held = torch.zeros(self.positions, batch, k, dtype=torch.bool, device=device)
@@ -228,9 +232,14 @@ class Sampler:
         if given:
             self._given[:, place], self._held[:, place] = given.codes.to(self.device), given.held.to(self.device)
         self._now[place] = 0
-        halves = self._input.view(-1, self.batch, self._input.shape[1])
-        for half, classes in zip(halves, (labels, torch.full_like(labels, self.null_class)), strict=False):
+        both = (labels, torch.full_like(labels, self.null_class))[: len(self._input) // self.batch]
+        for half, classes in zip(self._input.unflatten(0, (-1, self.batch)), both, strict=True):
             half[place] = self._classes[classes.to(self.device)].to(half.dtype)
+        if self._modulations is not None:
+            for half, classes in zip(self._modulations.unflatten(0, (-1, self.batch)), both, strict=True):
+                condition = F.silu(self._classes[classes.to(self.device)]).to(half.dtype)
+                made = [product(condition).unflatten(1, (6, -1)) for product in self._modulate]
+                half[place] = torch.stack(made, 1)
         return slots
 
     def _dynamic_step(self, active: list[int], guided: list[int]) -> None:
@@ -276,18 +285,26 @@ class Sampler:
     def _step(self, step: Step, rotary: Tensor, places: tuple[Run, ...] | Fixed) -> None:
         """Draw one position's codes of the rows into the buffer, and make their next input of them."""
         halves = self._input.view(-1, self.batch, self._input.shape[1])
-        x = own = halves[0][step.rows]
-        if step.guided is not None:
-            both = isinstance(step.rows, slice) and len(own) == self.batch and step.guided is ALL
-            x = self._input if both else torch.cat([own, halves[1][step.rows][step.guided]])
-        for block in self._blocks:
-            x = block(x, rotary, places)
+        x, modulations = self._taken(self._input, step), [None] * len(self._blocks)
+        if self._modulations is not None:
+            modulations = self._taken(self._modulations, step).unbind(1)
+        for block, modulation in zip(self._blocks, modulations, strict=True):
+            x = block(x, rotary, places, modulation)
         codes, embeddings = self._given_codes(step) if step.key.all_held else self._drawn(step, x)
         self._codes[step.at] = codes
         aggregated = self._aggregate(torch.cat(embeddings, 1))
         halves[0][step.rows] = aggregated
         if step.guided is not None:
             halves[1][step.rows] = aggregated
+
+    def _taken(self, buffer: Tensor, step: Step) -> Tensor:
+        """What a buffer (rows, ...) holds of the rows of a step."""
+        halves = buffer.unflatten(0, (-1, self.batch))
+        own = halves[0][step.rows]
+        if step.guided is None:
+            return own
+        both = isinstance(step.rows, slice) and len(own) == self.batch and step.guided is ALL
+        return buffer if both else torch.cat([own, halves[1][step.rows][step.guided]])
 
     def _given_codes(self, step: Step) -> tuple[Tensor, list[Tensor]]:
         codes = self._given[step.at]
