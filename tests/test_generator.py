@@ -288,6 +288,7 @@ def test_foreign_codes_are_refused(changes: dict, message: str) -> None:
         ({"factor_order": (0, 1)}, "model.factor_order must name each of the factors 0 to 2 once, got 0 1"),
         ({"factor_order": (0, 1, 1)}, "model.factor_order must name each of the factors 0 to 2 once, got 0 1 1"),
         ({"factor_order": (2, 0, 1), "head": "mlp"}, "model.factor_order is for model.head ar: head mlp"),
+        ({"target_positions": True, "legacy": True}, "which have no model.target_positions: drop one"),
         ({"adaln": True, "legacy": True}, "the released models do, which have no model.adaln: drop one"),
         ({"factor_order": (2, 0, 1), "legacy": True}, "the released models do, which have no model.factor_order"),
     ],

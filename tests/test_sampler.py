@@ -78,6 +78,7 @@ def test_step_by_step_logits_are_those_of_the_full_forward(
         {"kv_heads": 1},
         {"factor_order": (2, 0, 1)},
         {"adaln": True},
+        {"target_positions": True},
     ],
 )
 def test_every_kind_of_block_steps_as_it_trains(

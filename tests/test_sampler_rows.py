@@ -142,7 +142,7 @@ def run_mixed(model: FAR, batch: int, **switches: Any) -> dict[int, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("changes", [{"head": "linear"}, {"head": "ar"}, {"adaln": True, "factor_order": (1, 2, 0)}])
+@pytest.mark.parametrize("changes", [{"head": "linear"}, {"head": "ar"}, {"adaln": True, "target_positions": True}])
 def test_mixed_rows_equal_lone_ones_to_the_bit(changes: dict, products: str) -> None:  # noqa: F811
     model = tiny(**changes)
     given = codes_of(model, len(LABELS))
@@ -158,7 +158,7 @@ def test_mixed_rows_equal_lone_ones_to_the_bit(changes: dict, products: str) -> 
 
 def test_mixed_rows_of_static_shapes_are_the_same(in_float64: None) -> None:
     """As on a GPU, where each row's settings are numbers of tensors."""
-    model = tiny(grid=(7, 10), depth=1, head_depth=1, adaln=True)
+    model = tiny(grid=(7, 10), depth=1, head_depth=1, adaln=True, target_positions=True)
     expected, found = run_mixed(model, 3), run_mixed(model, 3, static=True, compiled=False)
     for i, codes in expected.items():
         assert torch.equal(found[i], codes), i

@@ -11,7 +11,11 @@ from fqgan.base.schema import plain
 from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
-_LEVERS = ("factor_order", "adaln")  # settings that the released models don't know, and no file of theirs can hold
+_LEVERS = (
+    "factor_order",
+    "adaln",
+    "target_positions",
+)  # settings that the released models don't know, and no file of theirs can hold
 _MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
 
 
@@ -39,6 +43,9 @@ class GeneratorConfig:
     adaln: bool = setting(False, rare=True)
     """Let the class, beside its token, also scale and shift what the backbone's blocks normalise, and scale what they
     add (adaLN-zero, DiT, Peebles & Xie 2022): 6 `width`^2 more parameters a block."""
+    target_positions: bool = setting(False, rare=True)
+    """Add to each input a learned embedding of the position whose codes are predicted from it, as other orders than
+    raster need it (RAR, Yu et al. 2024)."""
     mlp_multiple: int = setting(256, least=1, most=2**24)
     """The hidden width of SwiGLU is 8/3 `width`, rounded up to a multiple of this number."""
     aggregation: bool = setting(True, rare=True)
@@ -225,8 +232,17 @@ class GeneratorTrainConfig(TrainConfig):
     fsdp: bool = False
     """Spread weights, gradients and optimizer state over the ranks (FSDP2) instead of copying them to each rank
     (DDP)."""
+    random_order: tuple[float, ...] = setting((0.0, 0.0), rare=True, changeable=False)
+    """Order annealing (RAR, Yu et al. 2024), as two fractions of the run: until the first every image is learned in a
+    random order of its positions; from there the share of such images falls linearly, to none at the second. Sampling
+    is in raster order. 0 0: raster order throughout. It needs `model.target_positions`."""
     sample_images: int = setting(16, least=1, most=2**16)
     """Number of images in a sample grid."""
+
+    def random_share(self, progress: float) -> float:
+        """Share of the images in a random order at `progress` in [0, 1] of the run."""
+        start, end = self.random_order
+        return 1.0 if progress < start else max(0.0, (end - progress) / (end - start)) if end > start else 0.0
 
 
 @dataclass(frozen=True)
@@ -264,6 +280,14 @@ class GeneratorRunConfig:
         """Raise `UserError` for settings that contradict each other."""
         self.model.check()
         check_run(self)
+        bounds = self.train.random_order
+        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+            given = " ".join(f"{each:g}" for each in bounds)
+            raise UserError(f"train.random_order must be two fractions 0 <= from <= to <= 1 of the run, got {given}")
+        if bounds[1] and not self.model.target_positions:
+            raise UserError(
+                "train.random_order leaves open which position comes next: add --model.target-positions, which tells it"
+            )
         if self.unconditional and self.model.num_classes:
             raise UserError(f"--unconditional leaves no classes, but model.num_classes is {self.model.num_classes}")
         if self.train.fsdp and self.optimizer.kind == "muon":

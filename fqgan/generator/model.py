@@ -53,6 +53,7 @@ class FAR(Carrying):
         d = config.width
         self.class_embedding = nn.Embedding(config.num_classes + 1, d)
         self.code_embeddings = nn.ModuleList(nn.Embedding(size, d) for size in config.codebook_sizes)
+        self.target_embedding = nn.Embedding(config.num_positions, d) if config.target_positions else None
         self.aggregate = nn.Linear(config.num_factors * d, d) if config.aggregation else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, config.adaln) for _ in range(config.depth))
         self.head: Head = HEADS[config.head](config)
@@ -72,33 +73,37 @@ class FAR(Carrying):
         super()._adopt(source, **options)
         self.head.config = self.config
 
-    def forward(self, codes: Numbers, labels: Numbers) -> list[Tensor]:
+    def forward(self, codes: Numbers, labels: Numbers, orders: Tensor | None = None) -> list[Tensor]:
         """Teacher-forced logits: k tensors (b, h * w, codebook size), on the model's device.
 
         Args:
             codes: (b, k, h, w), whole numbers of any type, in a tensor or an array; b may be 0.
             labels: (b,), the same or a list, in [0, num_classes]; num_classes is the null class, and so is -1.
+            orders: (b, h * w) int64, each image's positions in the order in which they are predicted: its t-th is
+                predicted from the class and the t before it. None: raster order. The t-th logits are those of the t-th.
 
         Raises:
             UserError: shapes, codes or labels of another model.
         """
-        vectors = self._head_vectors(*self._inputs(codes, labels))
+        codes, labels = self._inputs(codes, labels)
+        vectors = self._head_vectors(_in_order(codes, orders), labels, orders)
         outputs = zip(self.head.outputs, vectors, self.config.codebook_sizes, strict=True)
         return [output(x).view(-1, self.config.num_positions, size) for output, x, size in outputs]
 
-    def loss(self, codes: Numbers, labels: Numbers) -> GeneratorLoss:
+    def loss(self, codes: Numbers, labels: Numbers, orders: Tensor | None = None) -> GeneratorLoss:
         """Cross-entropy and accuracy of each factor, teacher-forced, without ever holding all logits.
 
-        Codes and labels as in `forward`; on a GPU their values are not looked at, which would make it wait. In training
-        mode a share `class_dropout` of the labels becomes the null class.
+        Codes, labels and orders as in `forward`; on a GPU their values are not looked at, which would make it wait. In
+        training mode a share `class_dropout` of the labels becomes the null class.
         """
         codes, labels = self._inputs(codes, labels, values=False)
         if self.training and self.config.class_dropout:
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
             labels = labels.masked_fill(dropped, self.null_class)
-        targets = codes.flatten(2).transpose(1, 2).flatten(0, 1)
+        codes = _in_order(codes, orders)
+        targets = codes.flatten(0, 1)
         result = GeneratorLoss([], [])  # a tuple, so that sharded training (FSDP2) finds the tensors in it
-        for i, vector in enumerate(self._head_vectors(codes, labels)):
+        for i, vector in enumerate(self._head_vectors(codes, labels, orders)):
             weight = self.head.outputs[i].weight
             cross_entropy, accuracy = linear_cross_entropy(vector, weight, targets[:, i])  # pyright: ignore
             result.cross_entropy.append(cross_entropy)
@@ -117,10 +122,10 @@ class FAR(Carrying):
         training = self.training
         self.eval()
         try:
-            vectors = self._head_vectors(codes, labels)
+            vectors = self._head_vectors(_in_order(codes), labels)
         finally:
             self.train(training)
-        targets = codes.flatten(2).transpose(1, 2).flatten(0, 1)
+        targets = _in_order(codes).flatten(0, 1)
         found = [
             linear_log_likelihood(vector, self.head.outputs[i].weight, targets[:, i])  # pyright: ignore
             for i, vector in enumerate(vectors)
@@ -206,6 +211,11 @@ class FAR(Carrying):
         if len(grid) != 2:
             raise UserError(f"a grid is a height and a width in positions, got {len(grid)} number(s)")
         height, width = (as_count(each, "grid", 1, 2**15) for each in grid)
+        if self.config.target_positions and (height, width) != own:
+            raise UserError(
+                f"a generator with model.target_positions samples at its own grid of {own[0]} x {own[1]} positions "
+                "alone: its embeddings are those of these positions"
+            )
         if self.config.legacy and (height, width) != own:
             raise UserError(
                 f"a generator with model.legacy samples at its own grid of {own[0]} x {own[1]} positions alone: its "
@@ -213,16 +223,19 @@ class FAR(Carrying):
             )
         return height, width
 
-    def rotary(self, device: torch.device, grid: tuple[int, int] | None = None) -> Tensor:
-        """Rotary rows of the input sequence: the class and all positions but the last, (h * w, hd / 2, 2)."""
+    def rotary(self, device: torch.device, grid: tuple[int, int] | None = None, orders: Tensor | None = None) -> Tensor:
+        """Rotary rows of the input sequence: the class and all positions but the last, (h * w, hd / 2, 2); with orders
+        (b, h * w) those of each image, (b, 1, h * w, hd / 2, 2)."""
         c = self.config
         grid = grid or (c.grid[0], c.grid[1])
         table = rotary_table(grid, c.width // c.heads, c.rope_base, c.legacy, device)
-        return table[: grid[0] * grid[1]]
+        if orders is None:
+            return table[: grid[0] * grid[1]]
+        return table[F.pad(1 + orders[:, :-1], (1, 0))][:, None]
 
-    def _head_vectors(self, codes: Tensor, labels: Tensor) -> list[Tensor]:
-        """The head's k vectors of every position, each (b * h * w, width)."""
-        embeddings = self.embed(codes.flatten(2).transpose(1, 2))
+    def _head_vectors(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> list[Tensor]:
+        """The head's k vectors of every position, each (b * h * w, width); codes (b, h * w, k) in the orders."""
+        embeddings = self.embed(codes)
         inputs = self.aggregate(torch.cat([e[:, :-1] for e in embeddings], -1))
         condition = self.class_embedding(labels)
         x = torch.cat([condition[:, None], inputs], 1)
@@ -230,8 +243,11 @@ class FAR(Carrying):
             x.device.type
         ):  # the sum through the blocks: sharded embeddings are bf16 then
             x = x.float()
+        if self.target_embedding is not None:
+            weight = self.target_embedding.weight
+            x = x + (weight if orders is None else weight[orders]).type_as(x)
         x = F.dropout(x, self.config.dropout, self.training)
-        rotary = self.rotary(x.device)
+        rotary = self.rotary(x.device, orders=orders)
         more = (condition.type_as(x),) if self.config.adaln else ()
         for block in self.blocks:
             x = block(x, rotary, *more)
@@ -242,6 +258,12 @@ class FAR(Carrying):
         device = self.class_embedding.weight.device
         codes = as_codes(codes, self.config.codebook_sizes, device, grid=self.config.grid, values=values)
         return codes, as_labels(labels, self.null_class, device, length=len(codes), values=values)
+
+
+def _in_order(codes: Tensor, orders: Tensor | None = None) -> Tensor:
+    """Codes (b, h * w, k) of codes (b, k, h, w), in raster order or others (b, h * w)."""
+    codes = codes.flatten(2).transpose(1, 2)
+    return codes if orders is None else codes.take_along_dim(orders[:, :, None], 1)
 
 
 def _initialize(module: nn.Module) -> None:

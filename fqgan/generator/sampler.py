@@ -86,6 +86,9 @@ class Sampler:
             self._outputs = [Product.of(output, dtype) for output in generator.head.outputs]
             self._classes = generator.class_embedding.weight.detach()
             self._codes_of = [table.weight.detach().to(dtype) for table in generator.code_embeddings]  # pyright: ignore
+            targets = generator.target_embedding
+            self._targets = None if targets is None else F.pad(targets.weight.detach(), (0, 0, 0, 1)).to(dtype)
+            """Of the position that comes next, and nothing behind the last."""
             aggregate = generator.aggregate
             self._aggregate = Product.of(aggregate, dtype) if model.aggregation else aggregate
         self._input = torch.zeros(rows, model.width, dtype=dtype, device=device)
@@ -235,6 +238,8 @@ class Sampler:
         both = (labels, torch.full_like(labels, self.null_class))[: len(self._input) // self.batch]
         for half, classes in zip(self._input.unflatten(0, (-1, self.batch)), both, strict=True):
             half[place] = self._classes[classes.to(self.device)].to(half.dtype)
+            if self._targets is not None:
+                half[place] += self._targets[0]
         if self._modulations is not None:
             for half, classes in zip(self._modulations.unflatten(0, (-1, self.batch)), both, strict=True):
                 condition = F.silu(self._classes[classes.to(self.device)]).to(half.dtype)
@@ -293,6 +298,8 @@ class Sampler:
         codes, embeddings = self._given_codes(step) if step.key.all_held else self._drawn(step, x)
         self._codes[step.at] = codes
         aggregated = self._aggregate(torch.cat(embeddings, 1))
+        if self._targets is not None:
+            aggregated = aggregated + self._targets[1:][step.at[0]]
         halves[0][step.rows] = aggregated
         if step.guided is not None:
             halves[1][step.rows] = aggregated

@@ -28,7 +28,7 @@ from fqgan.engine.distributed import World, all_reduce_sum, from_main
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import deterministic_mode, session, train
-from fqgan.engine.sizes import check_training, micro_batch, share_of
+from fqgan.engine.sizes import check_training, micro_batch, share_of, total_steps
 from fqgan.engine.speed import autocast, compile_parts
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase, Task, Terms
@@ -58,9 +58,9 @@ class LossFace(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, codes: Tensor, labels: Tensor) -> GeneratorLoss:
+    def forward(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> GeneratorLoss:
         """As `FAR.loss`."""
-        return self.generator.loss(codes, labels)  # pyright: ignore[reportCallIssue]
+        return self.generator.loss(codes, labels, orders)  # pyright: ignore[reportCallIssue]
 
 
 class GeneratorTask(Task):
@@ -99,10 +99,26 @@ class GeneratorTask(Task):
         return self._average
 
     def _loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Terms]:
+        orders = self._orders(len(batch.labels))
         with autocast(self.world.device, self.config.train.precision):
-            result: GeneratorLoss = network(batch.codes, batch.labels)
+            result: GeneratorLoss = network(batch.codes, batch.labels, orders)
         loss = torch.stack(result.cross_entropy).mean()
         return loss, {"loss": loss.detach(), **self._by_factor(result)}
+
+    def progress(self) -> float:
+        """Share of the run that is over, in [0, 1)."""
+        return self.step / total_steps(self.config.train, len(self.store))
+
+    def _orders(self, images: int) -> Tensor | None:
+        """The orders in which images' positions are predicted (order annealing); None: raster, all of them."""
+        train, device = self.config.train, self.world.device
+        share = train.random_share(self.progress()) if any(train.random_order) else 0.0
+        if not share:
+            return None
+        positions = self.config.model.num_positions
+        raster = torch.arange(positions, device=device).expand(images, -1)
+        mixed = torch.rand(images, positions, device=device).argsort(1)
+        return torch.where(torch.rand(images, 1, device=device) < share, mixed, raster)
 
     def _by_factor(self, result: GeneratorLoss) -> Terms:
         """`<factor>_loss` in nats a code, `<factor>_accuracy`."""
