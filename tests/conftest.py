@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from foreign import TOY
 from generators import paired
 from PIL import Image
 from sets import write_pictures
@@ -158,6 +159,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_pictures(tmp_path / "real", 14, 0)
     write_pictures(tmp_path / "fake", 12, 1)
     return tmp_path
+
+
+@pytest.fixture
+def toys(here: Path) -> Path:
+    """The working folder, with tokenizers of others and pictures in it."""
+    (here / "toys.py").write_text(TOY)
+    write_pictures(here / "small", 6, 2, size=16)
+    return here
 
 
 @pytest.fixture

@@ -12,101 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sets import write_pictures
 from torch import Tensor, nn
 
 import fqgan
 from fqgan.base.errors import UserError
 from fqgan.cli import main
-from fqgan.config import FactorConfig, GeneratorConfig, TokenizerConfig, presets
+from fqgan.config import FactorConfig, ForeignConfig, GeneratorConfig, TokenizerConfig, presets
 from fqgan.data.tokens import TokenStore
 from fqgan.generator.model import FAR
 from fqgan.lab.studies.paper import TABLE_1, TABLE_2, rows_of_generator, rows_of_tokenizer
 from fqgan.metrics.psnr import PSNR
 from fqgan.models.released.layouts import EUCLIDEAN
-from fqgan.tokenizer.foreign import ForeignConfig, ForeignTokenizer
+from fqgan.tokenizer.foreign import ForeignTokenizer
 from fqgan.tokenizer.whole import decode_tiled, encode_tiled
 
 Refused = Callable[..., str]
 NETWORK = "efficientnet-lite0:stage3@32"
 FAST = ("--features", NETWORK, "--workers", "0", "--kept", "0")
-
-TOY = '''
-import torch
-import torch.nn.functional as F
-
-class Grey:
-    """Shades of grey, one for each 4 x 4 pixels."""
-    codebook_sizes = 8
-    image_size = 16
-
-    def encode(self, images):
-        means = F.avg_pool2d(images.mean(1), 4)
-        return ((means + 1) * 4).long().clamp(0, 7)
-
-    def decode(self, codes):
-        return F.interpolate((codes + 0.5) / 4 - 1, scale_factor=4.0).expand(-1, 3, -1, -1)
-
-class Means(torch.nn.Module):
-    """The mean colour of 4 x 4 pixels: no codes."""
-    image_size = 16
-    downsampling = 4
-
-    def __init__(self):
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.ones(()))
-
-    def encode(self, images):
-        return F.avg_pool2d(images, 4) * self.scale
-
-    def decode(self, latents):
-        return F.interpolate(latents / self.scale, scale_factor=4.0)
-
-class Two(Grey):
-    codebook_sizes = (8, 8)
-    def encode(self, images):
-        return torch.stack([super().encode(images)] * 2, 1)
-    def decode(self, codes):
-        return super().decode(codes[:, :1])
-
-class NoSizes(Grey):
-    codebook_sizes = ()
-
-class Small(Grey):
-    codebook_sizes = 2
-
-class Flat(Grey):
-    def encode(self, images):
-        return super().encode(images).flatten(1)
-
-class WrongWay(Means):
-    def decode(self, latents):
-        return latents
-
-class Odd(Means):
-    downsampling = 8
-
-class Failing(Grey):
-    def encode(self, images):
-        raise ValueError("no such luck")
-
-grey = Grey()
-means = Means
-number = 3
-
-def two():
-    return Two()
-
-def broken():
-    raise RuntimeError("cannot be built")
-'''
-
-
-@pytest.fixture
-def toys(here: Path) -> Path:
-    (here / "toys.py").write_text(TOY)
-    write_pictures(here / "small", 6, 2, size=16)
-    return here
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -393,7 +315,7 @@ def test_which_row_of_table_1_a_tokenizer_is(config: TokenizerConfig, names: lis
 )
 def test_which_row_an_autoencoder_of_diffusers_is(scale: float, names: list[Any]) -> None:
     latents = (FactorConfig("latents", 0, 4, 0),)
-    config = ForeignConfig("diffusers:x", 256, 8, latents, "AutoencoderKL", (("scaling_factor", scale),))
+    config = ForeignConfig("diffusers:x", 256, 8, latents, "AutoencoderKL", {"scaling_factor": scale})
     assert paper_names(rows_of_tokenizer(config), TABLE_1) == names
     assert not rows_of_tokenizer(replace(config, kind="AutoencoderTiny"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 import fqgan
 from fqgan.base.errors import UserError
 from fqgan.config import GeneratorConfig
+from fqgan.engine.sizes import num_parameters
 from fqgan.generator.cross_entropy import linear_cross_entropy
 from fqgan.generator.model import FAR
 from fqgan.generator.transformer import rotary_table, rotate
@@ -68,7 +70,7 @@ def test_the_released_base_model_decodes_greedily_with_guidance(released: FAR, g
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "ar"])
-@pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}, {"qk_norm": True}, {"codebook_sizes": (9,)}])
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}, {"qk_norm": True}, {"codebook_sizes": (9,)}, {"adaln": True}])
 def test_the_loss_is_the_logits_cross_entropy(head: str, changes: dict, in_float64: None) -> None:
     model = tiny(head=head, **changes)
     codes, labels = inputs(model.config)
@@ -80,10 +82,13 @@ def test_the_loss_is_the_logits_cross_entropy(head: str, changes: dict, in_float
         assert result.accuracy[i].item() == pytest.approx((logits.argmax(-1) == target).float().mean().item())
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp", "ar"])
-def test_a_code_sees_what_stands_before_it_and_nothing_else(head: str) -> None:
-    """Position by position, and within a position factor by factor."""
-    model = tiny(head=head)
+@pytest.mark.parametrize(
+    ("head", "changes"), [("linear", {}), ("mlp", {}), ("ar", {}), ("ar", {"factor_order": (2, 0, 1)})]
+)
+def test_a_code_sees_what_stands_before_it_and_nothing_else(head: str, changes: dict) -> None:
+    """Position by position, and within a position factor by factor, in the order that the head has."""
+    model = tiny(head=head, **changes)
+    turn = model.config.order.index
     codes, labels = inputs(model.config, 1)
     before = model(codes, labels)
     for position, factor in ((0, 0), (5, 1), (11, 2), (4, 2)):
@@ -92,9 +97,50 @@ def test_a_code_sees_what_stands_before_it_and_nothing_else(head: str) -> None:
         flat[position] = (flat[position] + 1) % model.config.codebook_sizes[factor]
         for i, (old, new) in enumerate(zip(before, model(changed, labels), strict=True)):
             differs = ((old - new).abs().amax(-1)[0] > 1e-6).tolist()
-            expected = [t > position or (t == position and head == "ar" and i > factor) for t in range(12)]
+            later = head == "ar" and turn(i) > turn(factor)
+            expected = [t > position or (t == position and later) for t in range(12)]
             assert differs == expected, (position, factor, i)
     assert all((a - b).abs().amax() > 1e-4 for a, b in zip(before, model(codes, (labels + 1) % 7), strict=True))
+
+
+def test_another_factor_order_is_a_model_of_factors_in_that_order(in_float64: None) -> None:
+    """The same weights, factors renamed: every logit is the same."""
+    order = (2, 0, 1)
+    model = tiny(factor_order=order)
+    sizes = model.config.codebook_sizes
+    renamed = tiny(codebook_sizes=tuple(sizes[i] for i in order)).double()
+    weights = dict(model.state_dict())
+    for new, old in enumerate(order):
+        for name in ("code_embeddings.{}.weight", "head.outputs.{}.weight"):
+            weights[name.format(new)] = model.state_dict()[name.format(old)]
+    by_factor = model.aggregate.weight.unflatten(1, (3, -1))
+    weights["aggregate.weight"] = by_factor[:, list(order)].flatten(1)
+    renamed.load_state_dict(weights)
+    codes, labels = inputs(model.config)
+    own = model(codes, labels)
+    for new, logits in enumerate(renamed(codes[:, list(order)], labels)):
+        torch.testing.assert_close(logits, own[order[new]])
+    drawn = model.generate([0, 3], seed=1, cfg_scale=1.0, top_k=1)
+    torch.testing.assert_close(renamed.generate([0, 3], seed=1, cfg_scale=1.0, top_k=1), drawn[:, list(order)])
+
+
+def test_adaln_starts_at_nothing_and_is_dits(in_float64: None) -> None:
+    """Untrained blocks pass their input on; a trained one is the formula of DiT's adaLN-zero, with our layers."""
+    config = replace(TINY, adaln=True)
+    fresh = FAR(config).blocks[0]
+    x, condition = torch.randn(2, 5, 32), torch.randn(2, 32)
+    rotary = FAR(config).rotary(x.device)[:5]
+    assert torch.equal(fresh(x, rotary, condition), x)
+    model = tiny(adaln=True)
+    assert num_parameters(model) - num_parameters(tiny()) == 2 * (6 * 32 * 32 + 6 * 32), "none in the head's blocks"
+    block: Any = model.blocks[0]
+    numbers = block.modulation.linear(condition * condition.sigmoid()).unflatten(1, (6, 32))
+    scaled = [block.attention_norm(x)[i] * (1 + numbers[i, 1]) + numbers[i, 0] for i in range(2)]
+    y = x + numbers[:, 2, None] * block.attention(torch.stack(scaled), rotary)
+    scaled = [block.mlp_norm(y)[i] * (1 + numbers[i, 4]) + numbers[i, 3] for i in range(2)]
+    gate, up = block.gate_up(torch.stack(scaled)).chunk(2, -1)
+    y = y + numbers[:, 5, None] * block.down(F.silu(gate) * up)
+    torch.testing.assert_close(block(x, rotary, condition), y)
 
 
 @pytest.mark.parametrize("positions", [12, 3])
@@ -239,6 +285,12 @@ def test_foreign_codes_are_refused(changes: dict, message: str) -> None:
         ({"grid": (4,)}, "model.grid must be a height and a width"),
         ({"codebook_sizes": (4, 0)}, "model.codebook_sizes must be at least 1, got 0"),
         ({"codebook_sizes": ()}, "must be set: a token store has them"),
+        ({"factor_order": (0, 1)}, "model.factor_order must name each of the factors 0 to 2 once, got 0 1"),
+        ({"factor_order": (0, 1, 1)}, "model.factor_order must name each of the factors 0 to 2 once, got 0 1 1"),
+        ({"factor_order": (2, 0, 1), "head": "mlp"}, "model.factor_order is for model.head ar: head mlp"),
+        ({"target_positions": True, "legacy": True}, "which have no model.target_positions: drop one"),
+        ({"adaln": True, "legacy": True}, "the released models do, which have no model.adaln: drop one"),
+        ({"factor_order": (2, 0, 1), "legacy": True}, "the released models do, which have no model.factor_order"),
     ],
 )
 def test_impossible_architectures_are_refused(changes: dict, message: str) -> None:

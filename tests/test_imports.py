@@ -100,7 +100,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 def test_the_imports_are_seen() -> None:
     """The tests above would pass on nothing: imports at the top, inside functions and of modules as names count."""
-    assert {"fqgan.config", "fqgan.tokenizer.model"} <= {name for _, name in imported("fqgan.generator.model")}
+    assert {"fqgan.config", "fqgan.tokenizer.model"} <= {name for _, name in imported("fqgan.generator.carrying")}
     assert {"fqgan.engine.session", "fqgan.tokenizer.extraction"} <= {
         name for _, name in imported("fqgan.commands.extract")
     }

@@ -69,7 +69,18 @@ def test_step_by_step_logits_are_those_of_the_full_forward(
         torch.testing.assert_close(own, full, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("changes", [{"kv_heads": 2}, {"qk_norm": True}, {"legacy": True}, {"kv_heads": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kv_heads": 2},
+        {"qk_norm": True},
+        {"legacy": True},
+        {"kv_heads": 1},
+        {"factor_order": (2, 0, 1)},
+        {"adaln": True},
+        {"target_positions": True},
+    ],
+)
 def test_every_kind_of_block_steps_as_it_trains(
     changes: dict, products: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -82,8 +93,9 @@ def test_every_kind_of_block_steps_as_it_trains(
     for static in (False, True):
         sampler = model.sampler(3, static=static, compiled=False)
         codes, logits = recorded(sampler, monkeypatch, LABELS[:3])
-        for own, full in zip(logits, forced_logits(model, codes, LABELS[:3], 2.0), strict=True):
-            torch.testing.assert_close(own, full, **close)
+        full = forced_logits(model, codes, LABELS[:3], 2.0)
+        for own, factor in zip(logits, model.config.order, strict=True):
+            torch.testing.assert_close(own, full[factor], **close)
 
 
 def test_bf16_stays_close(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +265,8 @@ def test_guidance_schedules() -> None:
     assert scales(1, cfg_schedule="linear") == [3]
     both = guidance_scales(SamplingConfig.of(cfg_scale=[2.0, 1.0]), 3, 2)
     assert both.tolist() == [[2, 1]] * 3
+    own = guidance_scales(SamplingConfig.of(cfg_scale=[2.0, 3.0], cfg_interval=(0.5, 1.0, 0.0, 0.75)), 4, 2)
+    assert own.tolist() == [[1, 3], [1, 3], [2, 3], [2, 1]]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +280,8 @@ def test_guidance_schedules() -> None:
         ({"temperature": float("nan")}, "temperature must be at least 0 and at most 1,000,000, got nan"),
         ({"cfg_scale": float("inf")}, "cfg_scale must be at least 0 and at most 1,000,000, got inf"),
         ({"cfg_interval": (0.6, 0.5)}, "cfg_interval must be two fractions"),
+        ({"cfg_interval": (0.0, 1.0, 0.5, 1.0)}, "or two for each of the 3 factors, got (0.0, 1.0, 0.5, 1.0)"),
+        ({"cfg_interval": (0.0, 1.0, 0.5, 1.0, 0.9, 0.8)}, "cfg_interval must be two fractions 0 <= from <= to <= 1"),
         ({"cfg_schedule": "cosine"}, "cfg_schedule must be constant, linear or power-cosine, got 'cosine'"),
         ({"seed": [1, 2]}, "one seed, or one for each of the 1 images is needed, got 2"),
         ({"labels": [7]}, "labels must be a list of classes from 0 to 6"),

@@ -145,9 +145,9 @@ def run_mixed(model: FAR, batch: int, **switches: Any) -> dict[int, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("head", ["linear", "ar"])
-def test_mixed_rows_equal_lone_ones_to_the_bit(head: str, products: str) -> None:  # noqa: F811
-    model = tiny(head=head)
+@pytest.mark.parametrize("changes", [{"head": "linear"}, {"head": "ar"}, {"adaln": True, "target_positions": True}])
+def test_mixed_rows_equal_lone_ones_to_the_bit(changes: dict, products: str) -> None:  # noqa: F811
+    model = tiny(**changes)
     given = codes_of(model, len(LABELS))
     mask = mask_of("here and there", given.shape)
     for batch in (3, 5):
@@ -259,7 +259,7 @@ def test_what_is_not_a_number_does_not_reach_the_next_image() -> None:
 
 def test_mixed_rows_of_static_shapes_are_the_same(in_float64: None) -> None:
     """As on a GPU, where each row's settings are numbers of tensors."""
-    model = tiny(grid=(7, 10), depth=1, head_depth=1)
+    model = tiny(grid=(7, 10), depth=1, head_depth=1, adaln=True, target_positions=True)
     expected, found = run_mixed(model, 3), run_mixed(model, 3, static=True, compiled=False)
     for i, codes in expected.items():
         assert torch.equal(found[i], codes), i

@@ -3,6 +3,7 @@
 from fqgan.config.classifier import ClassifierConfig, ClassifierRunConfig
 from fqgan.config.data import DataConfig, PictureOptions, SourceOptions
 from fqgan.config.factor import TEACHER_DIMS, FactorConfig, teacher_dim
+from fqgan.config.foreign import ForeignConfig
 from fqgan.config.generator import (
     GeneratorConfig,
     GeneratorRunConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "DiscriminatorConfig",
     "FactorConfig",
     "Feature",
+    "ForeignConfig",
     "GeneratorConfig",
     "GeneratorRunConfig",
     "GeneratorTrainConfig",

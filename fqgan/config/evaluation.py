@@ -154,7 +154,8 @@ class LikelihoodEvaluation(SourceOptions):
     shown: int = 16
     """Number of images that are shown and listed as the worst, and as many as the best."""
     tokenizer: str = ""
-    """Tokenizer that encodes the images; empty: the one that the generator carries."""
+    """Tokenizer that encodes the images; empty: the one that the generator carries. Of a token store: the one that
+    decodes the pictures shown; empty: the one that the store carries."""
     weights: Literal["auto", "ema", "raw"] = "auto"
     """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
     precision: Literal["float32", "bf16"] = "float32"

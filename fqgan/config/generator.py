@@ -11,6 +11,11 @@ from fqgan.base.schema import plain
 from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
+_LEVERS = (
+    "factor_order",
+    "adaln",
+    "target_positions",
+)  # settings that the released models don't know, and no file of theirs can hold
 _MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
 
 
@@ -35,6 +40,12 @@ class GeneratorConfig:
     """Number of key and value heads (grouped-query attention); 0: as many as `heads`."""
     qk_norm: bool = False
     """Apply RMSNorm to the queries and keys of each attention head."""
+    adaln: bool = setting(False, rare=True)
+    """Let the class, beside its token, also scale and shift what the backbone's blocks normalise, and scale what they
+    add (adaLN-zero, DiT, Peebles & Xie 2022): 6 `width`^2 more parameters a block."""
+    target_positions: bool = setting(False, rare=True)
+    """Add to each input a learned embedding of the position whose codes are predicted from it, as other orders than
+    raster need it (RAR, Yu et al. 2024)."""
     mlp_multiple: int = setting(256, least=1, most=2**24)
     """The hidden width of SwiGLU is 8/3 `width`, rounded up to a multiple of this number."""
     aggregation: bool = setting(True, rare=True)
@@ -45,6 +56,9 @@ class GeneratorConfig:
     classifiers, or k linear ones."""
     head_depth: int = setting(3, least=1, most=1000)
     """Number of transformer blocks of the auto-regressive head."""
+    factor_order: tuple[int, ...] = setting((), rare=True)
+    """Order in which the auto-regressive head predicts the factors of a position, by their numbers: 1 0 predicts the
+    second one first, a semantic one, say. Empty: as they stand (paper section 3.3)."""
     norm_eps: float = setting(1e-5, positive=True)
     rope_base: float = setting(10_000.0, positive=True)
     """Base of the rotary frequencies (RoPE)."""
@@ -60,6 +74,11 @@ class GeneratorConfig:
     def num_factors(self) -> int:
         """k."""
         return len(self.codebook_sizes)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Numbers of the factors in the order in which the head predicts them."""
+        return self.factor_order or tuple(range(self.num_factors))
 
     @property
     def num_positions(self) -> int:
@@ -101,6 +120,14 @@ class GeneratorConfig:
             raise UserError(
                 f"model.aggregation is needed with {self.num_factors} factors: their embeddings make one input"
             )
+        if self.factor_order and self.head != "ar":
+            raise UserError(f"model.factor_order is for model.head ar: head {self.head} predicts all factors at once")
+        k = self.num_factors or len(self.factor_order)
+        if self.factor_order and sorted(self.factor_order) != list(range(k)):
+            given = " ".join(map(str, self.factor_order))
+            raise UserError(f"model.factor_order must name each of the factors 0 to {k - 1} once, got {given}")
+        if self.legacy and (own := [name for name in _LEVERS if getattr(self, name)]):
+            raise UserError(f"model.legacy computes as the released models do, which have no model.{own[0]}: drop one")
         if self.kv_heads and self.heads % self.kv_heads:
             raise UserError(f"model.kv_heads {self.kv_heads} does not divide model.heads {self.heads}")
 
@@ -120,7 +147,8 @@ class SamplingConfig:
     cfg_power: float = 1.0
     """Power of the power-cosine schedule; with a larger one guidance sets in later."""
     cfg_interval: tuple[float, ...] = (0.0, 1.0)
-    """Interval of positions in which guidance acts, as two fractions of all positions; outside of it the scale is 1."""
+    """Interval of positions in which guidance acts, as two fractions of all positions, or two for each factor; outside
+    of it the scale is 1 (Kynkäänniemi et al. 2024, of diffusion models)."""
     temperature: tuple[float, ...] = (1.0,)
     """Number by which the logits are divided; below 1e-20 the most probable code is taken (greedy)."""
     top_k: tuple[int, ...] = (0,)
@@ -149,6 +177,11 @@ class SamplingConfig:
         if self.cfg_scale != SamplingConfig.cfg_scale and any(scale != 1 for scale in self.cfg_scale):
             raise UserError("cfg_scale guides towards a class, and there is none here: leave it out")
         return replace(self, cfg_scale=(1.0,))
+
+    def intervals(self, factors: int) -> list[tuple[float, float]]:
+        """`cfg_interval` of each factor."""
+        bounds = self.cfg_interval * (1 if len(self.cfg_interval) > 2 else factors)
+        return list(zip(bounds[::2], bounds[1::2], strict=False))
 
     def check(self, codebook_sizes: tuple[int, ...]) -> None:
         """`UserError` for values that are impossible for these codebooks, or of another type."""
@@ -179,8 +212,10 @@ class SamplingConfig:
             top = self.top_k[i if len(self.top_k) > 1 else 0]
             if not 0 <= top <= size:
                 raise UserError(f"top_k {brief(top)} is impossible: factor {i} has {size} codes (0: all of them)")
-        if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
-            raise UserError(f"cfg_interval must be two fractions 0 <= from <= to <= 1, got {brief(self.cfg_interval)}")
+        bounds = self.cfg_interval
+        if len(bounds) not in (2, 2 * k) or any(not 0 <= a <= b <= 1 for a, b in self.intervals(k)):
+            rule = "two fractions 0 <= from <= to <= 1" + (f", or two for each of the {k} factors" if k > 1 else "")
+            raise UserError(f"cfg_interval must be {rule}, got {brief(bounds)}")
 
 
 @dataclass(frozen=True)
@@ -197,8 +232,17 @@ class GeneratorTrainConfig(TrainConfig):
     fsdp: bool = False
     """Spread weights, gradients and optimizer state over the ranks (FSDP2) instead of copying them to each rank
     (DDP)."""
+    random_order: tuple[float, ...] = setting((0.0, 0.0), rare=True, changeable=False)
+    """Order annealing (RAR, Yu et al. 2024), as two fractions of the run: until the first every image is learned in a
+    random order of its positions; from there the share of such images falls linearly, to none at the second. Sampling
+    is in raster order. 0 0: raster order throughout. It needs `model.target_positions`."""
     sample_images: int = setting(16, least=1, most=2**16)
     """Number of images in a sample grid."""
+
+    def random_share(self, progress: float) -> float:
+        """Share of the images in a random order at `progress` in [0, 1] of the run."""
+        start, end = self.random_order
+        return 1.0 if progress < start else max(0.0, (end - progress) / (end - start)) if end > start else 0.0
 
 
 @dataclass(frozen=True)
@@ -213,7 +257,8 @@ class GeneratorRunConfig:
     """Generator whose weights the run starts from: a run, a checkpoint, an export, a released file or hf:org/name.
     Empty: random weights."""
     tokenizer: str = setting("", changeable=True)
-    """Tokenizer that the codes belong to; empty: the one that the store carries."""
+    """Tokenizer that the codes belong to; empty: the one that the store carries. A store carries no tokenizer of
+    others: py:module:function and diffusers:FOLDER_OR_ID are named here, and run for the sample grids."""
     unconditional: bool = False
     """Train without classes: every image counts as one of the null class. A store without labels is always trained
     like this."""
@@ -235,6 +280,14 @@ class GeneratorRunConfig:
         """Raise `UserError` for settings that contradict each other."""
         self.model.check()
         check_run(self)
+        bounds = self.train.random_order
+        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+            given = " ".join(f"{each:g}" for each in bounds)
+            raise UserError(f"train.random_order must be two fractions 0 <= from <= to <= 1 of the run, got {given}")
+        if bounds[1] and not self.model.target_positions:
+            raise UserError(
+                "train.random_order leaves open which position comes next: add --model.target-positions, which tells it"
+            )
         if self.unconditional and self.model.num_classes:
             raise UserError(f"--unconditional leaves no classes, but model.num_classes is {self.model.num_classes}")
         if self.train.fsdp and self.optimizer.kind == "muon":

@@ -19,6 +19,7 @@ from torch import Tensor
 from fqgan.base import schema
 from fqgan.base.errors import UserError
 from fqgan.base.files import file_sha256
+from fqgan.config import ForeignConfig, TokenizerConfig
 from fqgan.data.fingerprint import digest
 from fqgan.data.remote import RemoteFolder, is_remote
 from fqgan.data.token_manifest import MANIFEST, TOKENIZER, UNFINISHED, File, StoreManifest, is_manifest, parse_manifest
@@ -115,15 +116,36 @@ class TokenStore:
 
     @property
     def tokenizer_path(self) -> Path:
-        """An exported tokenizer for `fqgan.load_tokenizer`: the one that encoded."""
+        """An exported tokenizer for `fqgan.load_tokenizer`: the one that encoded. Of a tokenizer of others the folder
+        says what it was."""
         if isinstance(self.path, Path):
             return self.path / TOKENIZER
         return self.path.linked([file.name for file in self.manifest.tokenizer_files], self.tokenizer_fingerprint[:32])
 
-    @cached_property
+    def tokenizer_at(self, given: str = "") -> str | Path:
+        """Where to load the tokenizer from: what a user gave, or the one that the store carries. `UserError` where that
+        is one of others, which it does not hold."""
+        if (address := self.tokenizer_address) and not given:
+            raise UserError(
+                f"{self.name} was made with {address}, a tokenizer of others: add --tokenizer {address}, which runs "
+                "its code"
+            )
+        return given or self.tokenizer_path
+
+    @property
     def factor_names(self) -> list[str]:
         """The names of the k factors, in their order."""
-        return [factor.name for factor in model_config(self.tokenizer_path, "tokenizer").factors]
+        return [factor.name for factor in self._tokenizer_config.factors]
+
+    @property
+    def tokenizer_address(self) -> str:
+        """Of the tokenizer of others that encoded, which no store carries; empty of one of this package."""
+        config = self._tokenizer_config
+        return config.address if isinstance(config, ForeignConfig) else ""
+
+    @cached_property
+    def _tokenizer_config(self) -> TokenizerConfig | ForeignConfig:
+        return model_config(self.tokenizer_path, "tokenizer")
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from fqgan.evaluation.sets import content_of, describe
 from fqgan.generator.model import FAR, load_generator
 from fqgan.models.find import find
 from fqgan.tokenizer.extraction import crops_per_pass
-from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.model import load_matching_tokenizer
 from fqgan.tokenizer.passes import Passes, exact_convolutions
 
 Coded = tuple[Tensor, Tensor, Tensor]
@@ -54,10 +54,10 @@ class Codes(ABC):
         """The images that are taken, over all ranks."""
         return evenly_spaced(self.count, self.settings.limit)
 
-    @property
-    @abstractmethod
-    def tokenizer(self) -> FactorizedTokenizer:
-        """The one that the codes belong to."""
+    factors: list[str]
+    """Their names."""
+    fingerprint: str
+    """The tokenizer's."""
 
     @abstractmethod
     def batches(self) -> Iterator[Coded]:
@@ -85,10 +85,9 @@ class StoredCodes(Codes):
         self.name, self.count = store.name, len(store)
         self.class_names, self.num_classes = store.label_names, store.num_classes
         self.size = store.manifest.options.image_size
-
-    @cached_property
-    def tokenizer(self) -> FactorizedTokenizer:
-        return FactorizedTokenizer.from_pretrained(self._store.tokenizer_path, self.world.device)
+        self.factors, self.fingerprint = store.factor_names, store.tokenizer_fingerprint
+        # pictures are written with the other files, after hours perhaps
+        self._tokenizer = "" if settings.out == Path() else store.tokenizer_at(settings.tokenizer)
 
     def batches(self) -> Iterator[Coded]:
         share = evenly_spaced(self.count, self.settings.limit, self.world.rank, self.world.size)
@@ -99,7 +98,8 @@ class StoredCodes(Codes):
     @torch.inference_mode()
     def pictures(self, indices: list[int]) -> Tensor:
         parts = [self._take(indices[i : i + 16])[0] for i in range(0, len(indices), 16)]
-        return torch.cat([self.tokenizer.decode(part).cpu() for part in parts])
+        tokenizer = load_matching_tokenizer(self._tokenizer, self.fingerprint, self.name, self.world.device)
+        return torch.cat([tokenizer.decode(part).cpu() for part in parts])
 
     def describe(self, index: int) -> str:
         return f"image {index}"
@@ -117,15 +117,13 @@ class EncodedCodes(Codes):
 
     def __init__(self, settings: LikelihoodEvaluation, world: World, source: ImageSource, generator: FAR):
         super().__init__(settings, world)
-        self._source, self._tokenizer = source, generator.tokenizer
+        self._source, self.tokenizer = source, generator.tokenizer
         self._batches: Batches[Any] | None = None
         self.name, self.count, self.class_names = source.name, len(source), source.classes
         self.num_classes = max(len(source.classes), int(source.labels.max(initial=-1)) + 1)
         self.size = generator.config.grid[0] * self.tokenizer.config.downsampling
-
-    @property
-    def tokenizer(self) -> FactorizedTokenizer:
-        return self._tokenizer
+        self.factors = [factor.name for factor in self.tokenizer.config.factors]
+        self.fingerprint = self.tokenizer.fingerprint()
 
     def batches(self) -> Iterator[Coded]:
         world = self.world

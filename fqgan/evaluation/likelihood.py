@@ -144,7 +144,7 @@ def evaluate_likelihood(settings: LikelihoodEvaluation, world: World, name: str 
         "protocol": {
             "data": side,
             "size": data.size,
-            "tokenizer": data.tokenizer.fingerprint(),
+            "tokenizer": data.fingerprint,
             "classes": "given" if generator.config.num_classes and (table >= 0).any() else "none",
             "zero_shot": settings.zero_shot,
             "precision": settings.precision,
@@ -187,7 +187,7 @@ def _announce(settings: LikelihoodEvaluation, generator: FAR, data: Codes, table
 def _numbers(found: Found, generator: FAR, data: Codes, zero_shot: bool) -> dict[str, Any]:
     """`metrics`, `factors` and `map`."""
     config, bits = generator.config, found.of_images
-    mean, names = bits.mean().item(), _factor_names(data)
+    mean, names = bits.mean().item(), data.factors
     metrics = {
         "bits_per_image": mean,
         **({"bits_per_image_error": (bits.std() / math.sqrt(len(bits))).item()} if len(bits) > 1 else {}),
@@ -219,10 +219,6 @@ def _accuracies(found: Found, classes: int) -> dict[str, float]:
     return numbers
 
 
-def _factor_names(data: Codes) -> list[str]:
-    return [factor.name for factor in data.tokenizer.config.factors]
-
-
 def _class_name(label: int, generator: FAR) -> str:
     names = generator.label_names
     return "" if label < 0 else names[label] if label < len(names) else str(label)
@@ -240,7 +236,7 @@ def _write(settings: LikelihoodEvaluation, found: Found, generator: FAR, data: C
     make_folder(settings.out)
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
-    names = _factor_names(data)
+    names = data.factors
     guess = ["likeliest class"] if settings.zero_shot else []
     table.writerow(["index", "name", "class", *guess, "bits", *(f"{name} bits" for name in names)])
     for row in found.worst_first:

@@ -31,7 +31,8 @@ def uniforms(seed: int, index: int, positions: int, factors: int) -> Tensor:
 
 
 def guidance_scales(config: SamplingConfig, positions: int, factors: int) -> Tensor:
-    """Guidance's scale at every position, (positions, factors) float32: the schedule inside of the interval, 1 outside.
+    """Guidance's scale at every position, (positions, factors) float32: the schedule inside of the factor's interval, 1
+    outside.
 
     Progress goes from 0 at the first position to 1 at the last; position t is inside if from <= t / positions < to,
     with the bounds rounded to whole positions.
@@ -43,8 +44,9 @@ def guidance_scales(config: SamplingConfig, positions: int, factors: int) -> Ten
         "power-cosine": (1 - np.cos(math.pi * progress**config.cfg_power)) / 2,
     }[config.cfg_schedule]
     scales = 1 + np.outer(growth, np.broadcast_to(np.array(config.cfg_scale, np.float64), factors) - 1)
-    start, end = (round(fraction * positions) for fraction in config.cfg_interval)
-    scales[:start] = scales[end:] = 1
+    for i, bounds in enumerate(config.intervals(factors)):
+        start, end = (round(fraction * positions) for fraction in bounds)
+        scales[:start, i] = scales[end:, i] = 1
     return torch.from_numpy(scales.astype(np.float32))
 
 

@@ -28,8 +28,8 @@ from fqgan.generator.likelihood import class_bits
 from fqgan.generator.model import FAR, load_generator
 from fqgan.metrics.psnr import psnr
 from fqgan.models.fingerprint import weights_fingerprint
-from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.pictures import grid_of, save_picture
+from fqgan.tokenizer.protocol import Tokenizer
 
 MANIFEST, GRID, CODES = "edit.json", "grid.png", "codes.npz"
 _CLASSIFIED = 100
@@ -251,9 +251,8 @@ def _announce(settings: EditingSettings, generator: FAR, mask: Tensor, label: in
 
 
 @torch.inference_mode()
-def _decoded(tokenizer: FactorizedTokenizer, codes: Tensor) -> Tensor:
-    device = next(tokenizer.parameters()).device
-    return torch.cat([tokenizer.decode(part.to(device)) for part in codes.split(16)])
+def _decoded(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+    return torch.cat([tokenizer.decode(part.to(tokenizer.device)) for part in codes.split(16)])
 
 
 def _begun(settings: EditingSettings, generator: FAR, mask: Tensor, label: int) -> ResumableFolder:
@@ -277,9 +276,7 @@ def _begun(settings: EditingSettings, generator: FAR, mask: Tensor, label: int) 
     return folder
 
 
-def _write(
-    out: Path, tokenizer: FactorizedTokenizer, images: Tensor, found: Tensor, drawn: Tensor, mask: Tensor
-) -> None:
+def _write(out: Path, tokenizer: Tokenizer, images: Tensor, found: Tensor, drawn: Tensor, mask: Tensor) -> None:
     pictures = _decoded(tokenizer, drawn)
     for i, picture in enumerate(pictures):
         save_picture(picture, out / f"{i:06d}.png")

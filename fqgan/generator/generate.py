@@ -26,6 +26,7 @@ from fqgan.generator.samples import SampleFolder, SampleSettings
 from fqgan.models.find import find
 from fqgan.models.fingerprint import weights_fingerprint
 from fqgan.tokenizer.pictures import save_picture
+from fqgan.tokenizer.protocol import own_grid
 
 _DECODED = 64  # pictures at a time: a batch may be as large as its caches allow, which are smaller than feature maps
 
@@ -126,7 +127,7 @@ def check_ranks(num: int, ranks: int) -> None:
 def plan(options: Drawing, generator: FAR, world: World) -> SampleSettings:
     """What is to be made; `UserError` where it cannot be."""
     model, tokenizer = generator.config, generator.tokenizer
-    grid = (tokenizer.config.grid, tokenizer.config.grid)
+    grid = own_grid(tokenizer)
     bound = any(factor.adapter_depth for factor in tokenizer.config.factors)  # others have no table of positions
     if bound and not find(options.checkpoint, "generator").facts.get("tokenizer") and model.grid != grid:
         own, other = ("x".join(map(str, each)) for each in (model.grid, grid))

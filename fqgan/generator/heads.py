@@ -30,15 +30,15 @@ class Head(nn.Module):
 
         Args:
             g: (n, d), the backbone's vectors.
-            embeddings: k tensors (n, d), of the codes that are to be predicted; that of factor i may only influence
-                the vectors of the factors after i.
+            embeddings: k tensors (n, d), of the codes that are to be predicted; that of a factor may only influence
+                the vectors of the factors after it in `config.order`.
         """
 
     @abstractmethod
     def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Callable[[int, Tensor], Tensor]:
-        """f(i, x): the vector (n, width) of factor i = 0, 1, ... in turn, for n up to `rows` rows, from weights
-        prepared in `dtype`. x (n, d) is g, or after the first factor, if the head `sees_codes`, the embedding of
-        factor i - 1's code. `compiled`: as in `BlockStep`."""
+        """f(i, x): the vector (n, width) of the i-th factor of `config.order`, i = 0, 1, ... in turn, for n up to
+        `rows` rows, from weights prepared in `dtype`. x (n, d) is g, or after the first factor, if the head
+        `sees_codes`, the embedding of the factor's code before. `compiled`: as in `BlockStep`."""
 
     sees_codes = False
     """Whether a factor's vector depends on the codes of the factors before it."""
@@ -79,7 +79,8 @@ class MlpHead(Head):
 
 
 class AutoregressiveHead(Head):
-    """The factorized AR head: blocks over [g_t, e(z_1), ..., e(z_{k-1})], whose i-th output predicts z_i."""
+    """The factorized AR head: blocks over [g_t, e(z_1), ..., e(z_{k-1})], whose i-th output predicts z_i, the factors
+    in `config.order`."""
 
     sees_codes = True
 
@@ -96,11 +97,13 @@ class AutoregressiveHead(Head):
         return rotary_table(grid, c.width // c.heads, c.rope_base, c.legacy, device)[: c.num_factors]
 
     def forward(self, g: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
-        x = torch.stack([g, *embeddings[:-1]], 1)
+        order = self.config.order
+        x = torch.stack([g, *(embeddings[i] for i in order[:-1])], 1)
         rotary = self.rotary(g.device)
         for block in self.blocks:
             x = block(x, rotary)
-        return list(self.norm(x).unbind(1))
+        vectors = dict(zip(order, self.norm(x).unbind(1), strict=True))
+        return [vectors[i] for i in range(len(order))]
 
     def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Callable[[int, Tensor], Tensor]:
         norm, rotary = Norm(self.norm, dtype), self.rotary(self.norm.weight.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fqgan.base.errors import UserError
-from fqgan.base.inputs import Numbers, as_codes, as_count, as_kind, as_labels, as_path
-from fqgan.base.printing import say
+from fqgan.base.inputs import Numbers, as_codes, as_count, as_kind, as_labels
 from fqgan.config import GeneratorConfig, SamplingConfig
+from fqgan.generator.carrying import Carrying
 from fqgan.generator.cross_entropy import linear_cross_entropy, linear_log_likelihood
 from fqgan.generator.heads import HEADS, Head
 from fqgan.generator.sampler import Sampler
-from fqgan.generator.transformer import Block, rotary_table
-from fqgan.models.find import CARRIED, Source
-from fqgan.models.pretrained import Pretrained
-from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer
+from fqgan.generator.transformer import Block, Modulation, rotary_table
+from fqgan.models.find import Source
 
 INITIAL_STD = 0.02
 """Standard deviation of the weights before training."""
@@ -37,7 +34,7 @@ class GeneratorLoss(NamedTuple):
     """Share of codes whose logit is the largest."""
 
 
-class FAR(Pretrained):
+class FAR(Carrying):
     """Codes (b, k, h, w) of images and their class labels (b,) -> the codes' logits, for any number of factors k >= 1.
 
     The class, then the positions in raster order, are one causal sequence; position t sees the class and the positions
@@ -48,123 +45,65 @@ class FAR(Pretrained):
             unconditional: the null class is the only one.
     """
 
-    kind = "generator"
-
     def __init__(self, config: GeneratorConfig):
         super().__init__(config)
         config.check()
         if not (config.codebook_sizes and config.grid):
             raise UserError("model.codebook_sizes and model.grid must be set: a token store has them")
-        self.label_names: tuple[str, ...] = ()
-        """Names of the classes, if they have any."""
-        self._carried: list[FactorizedTokenizer] = []  # in a list: its weights are no part of the generator's
         d = config.width
         self.class_embedding = nn.Embedding(config.num_classes + 1, d)
         self.code_embeddings = nn.ModuleList(nn.Embedding(size, d) for size in config.codebook_sizes)
+        self.target_embedding = nn.Embedding(config.num_positions, d) if config.target_positions else None
         self.aggregate = nn.Linear(config.num_factors * d, d) if config.aggregation else nn.Identity()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, config.adaln) for _ in range(config.depth))
         self.head: Head = HEADS[config.head](config)
         self.apply(_initialize)
         for output in self.head.outputs:
             nn.init.zeros_(output.weight)  # pyright: ignore[reportArgumentType]
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                module.reset()
 
     @property
     def null_class(self) -> int:
         """Label of the unconditional class."""
         return self.config.num_classes
 
-    @property
-    def tokenizer(self) -> FactorizedTokenizer:
-        """The tokenizer whose codes these are; `UserError` if there is none."""
-        if not self._carried:
-            raise UserError("this generator carries no tokenizer: give load_generator one")
-        return self._carried[0]
+    def _adopt(self, source: Source, **options: Any) -> None:
+        super()._adopt(source, **options)
+        self.head.config = self.config
 
-    def carry(self, tokenizer: FactorizedTokenizer) -> None:
-        """Take a tokenizer along; `UserError` where its codebooks are of other sizes."""
-        as_kind(tokenizer, FactorizedTokenizer, "tokenizer")
-        sizes = tokenizer.codebook_sizes
-        if sizes != self.config.codebook_sizes:
-            texts = (" x ".join(map(str, each)) for each in (sizes, self.config.codebook_sizes))
-            raise UserError("the tokenizer has {} codes, the generator {}: they don't belong together".format(*texts))
-        self._carried = [tokenizer]
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether `tokenizer` is there."""
-        return bool(self._carried)
-
-    def export(self, folder: str | Path) -> Path:
-        """Write config.json, model.safetensors and, if it carries one, `tokenizer/`; the folder."""
-        if self.has_tokenizer:
-            self.tokenizer.export(Path(as_path(folder, "folder")) / CARRIED)
-        return super().export(folder)
-
-    def _facts(self) -> dict[str, Any]:
-        facts = {**super()._facts(), "label_names": self.label_names}
-        return facts | ({"tokenizer": self.tokenizer.fingerprint()} if self.has_tokenizer else {})
-
-    def _adopt(
-        self,
-        source: Source,
-        *,
-        device: str | torch.device,
-        precision: str,
-        tokenizer: str | Path | None = None,
-        with_tokenizer: bool = True,
-        grid: Sequence[int] | None = None,
-    ) -> None:
-        super()._adopt(source, device=device, precision=precision)
-        self.label_names = tuple(source.facts.get("label_names", ()))
-        path = source.carried if tokenizer in (None, "") else as_path(tokenizer, "tokenizer")
-        if path and with_tokenizer:
-            known = source.facts.get("tokenizer", "")
-            self.carry(load_matching_tokenizer(path, known, str(source.path), device, precision))
-        self._settle_grid(str(source.path), source.facts.get("grid_known", True), grid)
-
-    def _settle_grid(self, name: str, known: bool, given: Sequence[int] | None) -> None:
-        """The token grid is in neither names nor shapes: it is what the caller says, or the tokenizer's, where the file
-        has no word on it. `UserError` where the caller contradicts it."""
-        own = grid = self.config.grid
-        if given:
-            grid = tuple(as_count(side, "grid", 1, 2**15) for side in given)
-            if len(grid) != 2:
-                raise UserError(f"a grid is a height and a width in positions, got {len(grid)} number(s)")
-        elif not known and self.has_tokenizer:
-            grid = (self.tokenizer.config.grid,) * 2
-        elif not known:
-            say(f"fqgan: warning: {name} does not say its token grid: taking {own[0]} x {own[1]}", error=True)
-        if known and grid != own:
-            raise UserError(f"{name} says that its token grid is {own[0]} x {own[1]}, not {' x '.join(map(str, grid))}")
-        self.config = self.head.config = replace(self.config, grid=grid)
-
-    def forward(self, codes: Numbers, labels: Numbers) -> list[Tensor]:
+    def forward(self, codes: Numbers, labels: Numbers, orders: Tensor | None = None) -> list[Tensor]:
         """Teacher-forced logits: k tensors (b, h * w, codebook size), on the model's device.
 
         Args:
             codes: (b, k, h, w), whole numbers of any type, in a tensor or an array; b may be 0.
             labels: (b,), the same or a list, in [0, num_classes]; num_classes is the null class, and so is -1.
+            orders: (b, h * w) int64, each image's positions in the order in which they are predicted: its t-th is
+                predicted from the class and the t before it. None: raster order. The t-th logits are those of the t-th.
 
         Raises:
             UserError: shapes, codes or labels of another model.
         """
-        vectors = self._head_vectors(*self._inputs(codes, labels))
+        codes, labels = self._inputs(codes, labels)
+        vectors = self._head_vectors(_in_order(codes, orders), labels, orders)
         outputs = zip(self.head.outputs, vectors, self.config.codebook_sizes, strict=True)
         return [output(x).view(-1, self.config.num_positions, size) for output, x, size in outputs]
 
-    def loss(self, codes: Numbers, labels: Numbers) -> GeneratorLoss:
+    def loss(self, codes: Numbers, labels: Numbers, orders: Tensor | None = None) -> GeneratorLoss:
         """Cross-entropy and accuracy of each factor, teacher-forced, without ever holding all logits.
 
-        Codes and labels as in `forward`; on a GPU their values are not looked at, which would make it wait. In training
-        mode a share `class_dropout` of the labels becomes the null class.
+        Codes, labels and orders as in `forward`; on a GPU their values are not looked at, which would make it wait. In
+        training mode a share `class_dropout` of the labels becomes the null class.
         """
         codes, labels = self._inputs(codes, labels, values=False)
         if self.training and self.config.class_dropout:
             dropped = torch.rand(len(labels), device=labels.device) < self.config.class_dropout
             labels = labels.masked_fill(dropped, self.null_class)
-        targets = codes.flatten(2).transpose(1, 2).flatten(0, 1)
+        codes = _in_order(codes, orders)
+        targets = codes.flatten(0, 1)
         result = GeneratorLoss([], [])  # a tuple, so that sharded training (FSDP2) finds the tensors in it
-        for i, vector in enumerate(self._head_vectors(codes, labels)):
+        for i, vector in enumerate(self._head_vectors(codes, labels, orders)):
             weight = self.head.outputs[i].weight
             cross_entropy, accuracy = linear_cross_entropy(vector, weight, targets[:, i])  # pyright: ignore
             result.cross_entropy.append(cross_entropy)
@@ -183,10 +122,10 @@ class FAR(Pretrained):
         training = self.training
         self.eval()
         try:
-            vectors = self._head_vectors(codes, labels)
+            vectors = self._head_vectors(_in_order(codes), labels)
         finally:
             self.train(training)
-        targets = codes.flatten(2).transpose(1, 2).flatten(0, 1)
+        targets = _in_order(codes).flatten(0, 1)
         found = [
             linear_log_likelihood(vector, self.head.outputs[i].weight, targets[:, i])  # pyright: ignore
             for i, vector in enumerate(vectors)
@@ -272,6 +211,11 @@ class FAR(Pretrained):
         if len(grid) != 2:
             raise UserError(f"a grid is a height and a width in positions, got {len(grid)} number(s)")
         height, width = (as_count(each, "grid", 1, 2**15) for each in grid)
+        if self.config.target_positions and (height, width) != own:
+            raise UserError(
+                f"a generator with model.target_positions samples at its own grid of {own[0]} x {own[1]} positions "
+                "alone: its embeddings are those of these positions"
+            )
         if self.config.legacy and (height, width) != own:
             raise UserError(
                 f"a generator with model.legacy samples at its own grid of {own[0]} x {own[1]} positions alone: its "
@@ -279,26 +223,34 @@ class FAR(Pretrained):
             )
         return height, width
 
-    def rotary(self, device: torch.device, grid: tuple[int, int] | None = None) -> Tensor:
-        """Rotary rows of the input sequence: the class and all positions but the last, (h * w, hd / 2, 2)."""
+    def rotary(self, device: torch.device, grid: tuple[int, int] | None = None, orders: Tensor | None = None) -> Tensor:
+        """Rotary rows of the input sequence: the class and all positions but the last, (h * w, hd / 2, 2); with orders
+        (b, h * w) those of each image, (b, 1, h * w, hd / 2, 2)."""
         c = self.config
         grid = grid or (c.grid[0], c.grid[1])
         table = rotary_table(grid, c.width // c.heads, c.rope_base, c.legacy, device)
-        return table[: grid[0] * grid[1]]
+        if orders is None:
+            return table[: grid[0] * grid[1]]
+        return table[F.pad(1 + orders[:, :-1], (1, 0))][:, None]
 
-    def _head_vectors(self, codes: Tensor, labels: Tensor) -> list[Tensor]:
-        """The head's k vectors of every position, each (b * h * w, width)."""
-        embeddings = self.embed(codes.flatten(2).transpose(1, 2))
+    def _head_vectors(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> list[Tensor]:
+        """The head's k vectors of every position, each (b * h * w, width); codes (b, h * w, k) in the orders."""
+        embeddings = self.embed(codes)
         inputs = self.aggregate(torch.cat([e[:, :-1] for e in embeddings], -1))
-        x = torch.cat([self.class_embedding(labels)[:, None], inputs], 1)
+        condition = self.class_embedding(labels)
+        x = torch.cat([condition[:, None], inputs], 1)
         if x.dtype == torch.bfloat16 and torch.is_autocast_enabled(
             x.device.type
         ):  # the sum through the blocks: sharded embeddings are bf16 then
             x = x.float()
+        if self.target_embedding is not None:
+            weight = self.target_embedding.weight
+            x = x + (weight if orders is None else weight[orders]).type_as(x)
         x = F.dropout(x, self.config.dropout, self.training)
-        rotary = self.rotary(x.device)
+        rotary = self.rotary(x.device, orders=orders)
+        more = (condition.type_as(x),) if self.config.adaln else ()
         for block in self.blocks:
-            x = block(x, rotary)
+            x = block(x, rotary, *more)
         return self.head(x.flatten(0, 1), [e.flatten(0, 1) for e in embeddings])
 
     def _inputs(self, codes: Numbers, labels: Numbers, values: bool = True) -> tuple[Tensor, Tensor]:
@@ -306,6 +258,12 @@ class FAR(Pretrained):
         device = self.class_embedding.weight.device
         codes = as_codes(codes, self.config.codebook_sizes, device, grid=self.config.grid, values=values)
         return codes, as_labels(labels, self.null_class, device, length=len(codes), values=values)
+
+
+def _in_order(codes: Tensor, orders: Tensor | None = None) -> Tensor:
+    """Codes (b, h * w, k) of codes (b, k, h, w), in raster order or others (b, h * w)."""
+    codes = codes.flatten(2).transpose(1, 2)
+    return codes if orders is None else codes.take_along_dim(orders[:, :, None], 1)
 
 
 def _initialize(module: nn.Module) -> None:
@@ -333,7 +291,8 @@ def load_generator(
         weights: `auto` (the moving average where there is one), `ema` or `raw`.
         device: as of `load_tokenizer`, for both models.
         precision: `float32`, or `bf16` for speed: that of sampling, and of its tokenizer.
-        tokenizer: another place to take the tokenizer from; None: the one that the generator carries, if it does.
+        tokenizer: another place to take the tokenizer from, as in `load_tokenizer`; None: the one that the generator
+            carries, if it does. None carries a tokenizer of others: it must be named here.
         with_tokenizer: False leaves it out.
         grid: height and width of the token grid in positions, for a released file that does not say; None: the
             tokenizer's, else that of 256 pixels at 16x.

@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fqgan.base.errors import UserError
@@ -84,13 +85,19 @@ class Sampler:
             sizes = (rows, self.positions, dtype, self.compiled, self.static)
             self._blocks = [BlockStep(block, *sizes) for block in generator.blocks]  # pyright: ignore
             self._head = generator.head.stepper(rows, dtype, self.compiled)
-            self._sees_codes = generator.head.sees_codes
+            self._sees_codes, self._order = generator.head.sees_codes, model.order
             self._outputs = [Product.of(output, dtype) for output in generator.head.outputs]
             self._classes = generator.class_embedding.weight.detach()
             self._codes_of = [table.weight.detach().to(dtype) for table in generator.code_embeddings]  # pyright: ignore
+            targets = generator.target_embedding
+            self._targets = None if targets is None else F.pad(targets.weight.detach(), (0, 0, 0, 1)).to(dtype)
+            """Of the position that comes next, and nothing behind the last."""
             aggregate = generator.aggregate
             self._aggregate = Product.of(aggregate, dtype) if model.aggregation else aggregate
         self._input = torch.zeros(rows, model.width, dtype=dtype, device=device)
+        self._modulations = self._input.new_zeros(rows, model.depth, 6, model.width) if model.adaln else None
+        """What each row's class does to the blocks."""
+        self._modulate = [Product.of(block.modulation.linear, dtype) for block in generator.blocks if model.adaln]  # pyright: ignore
         self._uniforms, self._scales = torch.zeros(2, self.positions, batch, k, device=device)
         self._codes, self._given = torch.zeros(2, self.positions, batch, k, dtype=torch.int64, device=device)
         self._held = torch.zeros(self.positions, batch, k, dtype=torch.bool, device=device)
@@ -244,9 +251,16 @@ class Sampler:
         if given:
             self._given[:, place], self._held[:, place] = given.codes.to(self.device), given.held.to(self.device)
         self._now[place] = 0
-        halves = self._input.view(-1, self.batch, self._input.shape[1])
-        for half, classes in zip(halves, (labels, torch.full_like(labels, self.null_class)), strict=False):
+        both = (labels, torch.full_like(labels, self.null_class))[: len(self._input) // self.batch]
+        for half, classes in zip(self._input.unflatten(0, (-1, self.batch)), both, strict=True):
             half[place] = self._classes[classes.to(self.device)].to(half.dtype)
+            if self._targets is not None:
+                half[place] += self._targets[0]
+        if self._modulations is not None:
+            for half, classes in zip(self._modulations.unflatten(0, (-1, self.batch)), both, strict=True):
+                condition = F.silu(self._classes[classes.to(self.device)]).to(half.dtype)
+                made = [product(condition).unflatten(1, (6, -1)) for product in self._modulate]
+                half[place] = torch.stack(made, 1)
         return slots
 
     def _dynamic_step(self, active: list[int], guided: list[int]) -> None:
@@ -293,18 +307,28 @@ class Sampler:
     def _step(self, step: Step, rotary: Tensor, places: Places) -> None:
         """Draw one position's codes of the rows into the buffer, and make their next input of them."""
         halves = self._input.view(-1, self.batch, self._input.shape[1])
-        x = own = halves[0][step.rows]
-        if step.guided is not None:
-            both = isinstance(step.rows, slice) and len(own) == self.batch and step.guided is ALL
-            x = self._input if both else torch.cat([own, halves[1][step.rows][step.guided]])
-        for block in self._blocks:
-            x = block(x, rotary, places)
+        x, modulations = self._taken(self._input, step), [None] * len(self._blocks)
+        if self._modulations is not None:
+            modulations = self._taken(self._modulations, step).unbind(1)
+        for block, modulation in zip(self._blocks, modulations, strict=True):
+            x = block(x, rotary, places, modulation)
         codes, embeddings = self._given_codes(step) if step.key.all_held else self._drawn(step, x)
         self._codes[step.at] = codes
         aggregated = self._aggregate(torch.cat(embeddings, 1))
+        if self._targets is not None:
+            aggregated = aggregated + self._targets[1:][step.at[0]]
         halves[0][step.rows] = aggregated
         if step.guided is not None:
             halves[1][step.rows] = aggregated
+
+    def _taken(self, buffer: Tensor, step: Step) -> Tensor:
+        """What a buffer (rows, ...) holds of the rows of a step."""
+        halves = buffer.unflatten(0, (-1, self.batch))
+        own = halves[0][step.rows]
+        if step.guided is None:
+            return own
+        both = isinstance(step.rows, slice) and len(own) == self.batch and step.guided is ALL
+        return buffer if both else torch.cat([own, halves[1][step.rows][step.guided]])
 
     def _given_codes(self, step: Step) -> tuple[Tensor, list[Tensor]]:
         codes = self._given[step.at]
@@ -312,28 +336,28 @@ class Sampler:
 
     def _drawn(self, step: Step, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Codes (n, k) of the backbone's vectors x of all rows, and their embeddings."""
-        codes: list[Tensor] = []
-        embeddings: list[Tensor] = []
+        codes: dict[int, Tensor] = {}
+        embeddings: dict[int, Tensor] = {}
         numbers, scales = self._uniforms[step.at], self._scales[step.at]
         n, chosen = len(numbers), step.guided
-        for i, output in enumerate(self._outputs):
-            if i and self._sees_codes:
-                last = embeddings[-1]
+        for turn, i in enumerate(self._order):
+            if turn and self._sees_codes:
+                last = embeddings[self._order[turn - 1]]
                 x = last if chosen is None else torch.cat([last, last[chosen]])
-            vector = self._head(i, x)
+            vector = self._head(turn, x)
             if chosen is not None:
                 # lerp: u + scale * (c - u), and c itself at scale 1
                 c, u = vector[:n].float(), vector[n:].float()
                 guided = torch.lerp(u, c[chosen], scales[chosen, i, None].type_as(c)).to(vector.dtype)
                 vector = guided if len(u) == n else vector[:n].index_copy(0, self._numbers_of(chosen), guided)
-            logits = output(vector).float()
+            logits = self._outputs[i](vector).float()
             code = self._draw(logits, numbers[:, i], i, step.draws)
             if step.key.some_held:
                 code = torch.where(self._held[step.at][:, i], self._given[step.at][:, i], code)
-            codes.append(code)
             table = self._codes_of[i]
-            embeddings.append(table[code.clamp(max=len(table) - 1)])
-        return torch.stack(codes, 1), embeddings
+            codes[i], embeddings[i] = code, table[code.clamp(max=len(table) - 1)]
+        factors = range(self.factors)
+        return torch.stack([codes[i] for i in factors], 1), [embeddings[i] for i in factors]
 
     def _numbers_of(self, chosen: slice | Tensor) -> Tensor:
         return self._every[chosen] if isinstance(chosen, slice) else chosen

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fqgan.engine.speed import allow_forms
 from fqgan.generator.cache import KeyValueCache, Places
-from fqgan.generator.transformer import Block, rotate
+from fqgan.generator.transformer import Block, modulated, rotate
 
 _PACK_ROWS = 4
 # plain products take other kernels for few rows; from here on, and at multiples of it, sums keep their order
@@ -103,25 +103,39 @@ class BlockStep:
             self.heads, self.kv_heads, self.head_dim, rows, positions, dtype, block.down.weight.device, whole
         )
 
-    def __call__(self, x: Tensor, rotary: Tensor, places: Places) -> Tensor:
-        """`rotary`: the positions' rows of the table, (n, 1, hd / 2, 2) or, of one position, (hd / 2, 2)."""
-        return _compiled()(self, x, rotary, places) if self.compiled else self.compute(x, rotary, places)
+    def __call__(self, x: Tensor, rotary: Tensor, places: Places, modulation: Tensor | None = None) -> Tensor:
+        """`rotary`: the positions' rows of the table, (n, 1, hd / 2, 2) or, of one position, (hd / 2, 2).
+        `modulation`: of each row, (n, 6, d), of a block that has one."""
+        step = _compiled() if self.compiled else BlockStep.compute
+        return step(self, x, rotary, places, modulation)
 
-    def compute(self, x: Tensor, rotary: Tensor, places: Places) -> Tensor:
+    def compute(self, x: Tensor, rotary: Tensor, places: Places, modulation: Tensor | None = None) -> Tensor:
         """The step itself."""
         sizes = [self.heads, self.kv_heads, self.kv_heads]
-        q, k, v = self.qkv(self.attention_norm(x)).view(len(x), -1, self.head_dim).split(sizes, 1)
+        first, second = (None, None) if modulation is None else modulation.transpose(0, 1).split(3)
+        h = _shifted(self.attention_norm(x), first)
+        q, k, v = self.qkv(h).view(len(x), -1, self.head_dim).split(sizes, 1)
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
-        x = self.out.plus(self.cache.attend(q, k, v, places).flatten(1), x)
-        h = self.mlp_norm(x)
+        x = _added(self.out, self.cache.attend(q, k, v, places).flatten(1), x, first)
+        h = _shifted(self.mlp_norm(x), second)
         if len(self.gate_up) == 1:
             gate, up = self.gate_up[0](h).chunk(2, -1)
-            return self.down.plus(F.silu(gate) * up, x)
-        return self.down.plus(self.gate_up[1].times(h, self.gate_up[0].silu(h)), x)
+            return _added(self.down, F.silu(gate) * up, x, second)
+        return _added(self.down, self.gate_up[1].times(h, self.gate_up[0].silu(h)), x, second)
+
+
+def _shifted(x: Tensor, modulation: Tensor | None) -> Tensor:
+    """x (n, d) under shift, scale and gate (3, n, d), if there are any."""
+    return x if modulation is None else modulated(x, modulation[0], modulation[1])
+
+
+def _added(product: Product, h: Tensor, x: Tensor, modulation: Tensor | None) -> Tensor:
+    """x plus what the product makes of h, through the gate where there is one."""
+    return product.plus(h, x) if modulation is None else torch.addcmul(x, modulation[2], product(h))
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Callable[[BlockStep, Tensor, Tensor, Places], Tensor]:
+def _compiled() -> Callable[[BlockStep, Tensor, Tensor, Places, Tensor | None], Tensor]:
     allow_forms()  # every length, batch and head position is a shape of its own
     return torch.compile(BlockStep.compute, dynamic=False, fullgraph=True)
 

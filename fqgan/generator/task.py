@@ -28,7 +28,7 @@ from fqgan.engine.distributed import World, all_reduce_sum, from_main
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import deterministic_mode, session, train
-from fqgan.engine.sizes import check_training, micro_batch, share_of
+from fqgan.engine.sizes import check_training, micro_batch, share_of, total_steps
 from fqgan.engine.speed import autocast, compile_parts
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase, Task, Terms
@@ -37,8 +37,10 @@ from fqgan.generator.pictures import labelled_rows
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block
 from fqgan.models.find import CARRIED, find
-from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer, save_tokenizer
+from fqgan.tokenizer.foreign import is_foreign
+from fqgan.tokenizer.model import load_matching_tokenizer, load_tokenizer
 from fqgan.tokenizer.pictures import save_picture
+from fqgan.tokenizer.protocol import Tokenizer
 
 
 @dataclass
@@ -56,9 +58,9 @@ class LossFace(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, codes: Tensor, labels: Tensor) -> GeneratorLoss:
+    def forward(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> GeneratorLoss:
         """As `FAR.loss`."""
-        return self.generator.loss(codes, labels)  # pyright: ignore[reportCallIssue]
+        return self.generator.loss(codes, labels, orders)  # pyright: ignore[reportCallIssue]
 
 
 class GeneratorTask(Task):
@@ -97,10 +99,26 @@ class GeneratorTask(Task):
         return self._average
 
     def _loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Terms]:
+        orders = self._orders(len(batch.labels))
         with autocast(self.world.device, self.config.train.precision):
-            result: GeneratorLoss = network(batch.codes, batch.labels)
+            result: GeneratorLoss = network(batch.codes, batch.labels, orders)
         loss = torch.stack(result.cross_entropy).mean()
         return loss, {"loss": loss.detach(), **self._by_factor(result)}
+
+    def progress(self) -> float:
+        """Share of the run that is over, in [0, 1)."""
+        return self.step / total_steps(self.config.train, len(self.store))
+
+    def _orders(self, images: int) -> Tensor | None:
+        """The orders in which images' positions are predicted (order annealing); None: raster, all of them."""
+        train, device = self.config.train, self.world.device
+        share = train.random_share(self.progress()) if any(train.random_order) else 0.0
+        if not share:
+            return None
+        positions = self.config.model.num_positions
+        raster = torch.arange(positions, device=device).expand(images, -1)
+        mixed = torch.rand(images, positions, device=device).argsort(1)
+        return torch.where(torch.rand(images, 1, device=device) < share, mixed, raster)
 
     def _by_factor(self, result: GeneratorLoss) -> Terms:
         """`<factor>_loss` in nats a code, `<factor>_accuracy`."""
@@ -132,7 +150,7 @@ class GeneratorTask(Task):
             return
         with making_folder(folder) as temporary:
             if self.config.tokenizer:
-                save_tokenizer(_tokenizer_of(self.config, self.store), temporary)
+                _tokenizer_of(self.config, self.store).export(temporary)
                 return
             for file in self.store.tokenizer_path.iterdir():
                 try:
@@ -144,10 +162,9 @@ class GeneratorTask(Task):
         return self.store.data_fingerprint()
 
     def record(self) -> dict[str, Any]:
-        return {
-            "label_names": _names(self.config, self.store),
-            "tokenizer": self.store.tokenizer_fingerprint,
-        }
+        store, address = self.store, self.store.tokenizer_address
+        known = {"label_names": _names(self.config, store), "tokenizer": store.tokenizer_fingerprint}
+        return known | ({"tokenizer_address": address} if address else {})
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -196,9 +213,8 @@ class GeneratorTask(Task):
         # eager: a picture now and then is not worth compiling
         model.set_precision(config.train.precision)
         sampler = Sampler(model, len(labels), config.sampling, static=False, compiled=False)
-        tokenizer = FactorizedTokenizer.from_pretrained(
-            path.parent.parent / CARRIED, self.world.device, precision=config.train.precision
-        )
+        home = config.tokenizer if is_foreign(config.tokenizer) else path.parent.parent / CARRIED
+        tokenizer = load_tokenizer(home, self.world.device, precision=config.train.precision)
         # training does not depend on what is drawn; and the deterministic sum over a row of probabilities is refused by
         # some versions of torch, and takes memory by the square of the codebook in others
         with torch.inference_mode(), deterministic_mode(False):
@@ -271,10 +287,11 @@ def _check_validation(store: TokenStore, validation: TokenStore, conditional: bo
         raise UserError(f"{validation.name} has other classes than {store.name}: labels would mean other things")
 
 
-def _tokenizer_of(config: GeneratorRunConfig, store: TokenStore) -> FactorizedTokenizer:
-    """The tokenizer of a run; `UserError` where the store was not made with it."""
+def _tokenizer_of(config: GeneratorRunConfig, store: TokenStore) -> Tokenizer:
+    """The tokenizer of a run; `UserError` where the store was not made with it, or with one of others that is not
+    named."""
     weights = "raw" if config.tokenizer and store.manifest.weights == "raw" else "auto"
-    path = Path(config.tokenizer) if config.tokenizer else store.tokenizer_path
+    path = store.tokenizer_at(config.tokenizer)
     return load_matching_tokenizer(path, store.tokenizer_fingerprint, store.name, weights=weights)
 
 

@@ -67,6 +67,11 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x.to(dtype), self.normalized_shape, self.weight.to(dtype), self.eps)
 
 
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x, scaled and shifted, where 0 is as it was."""
+    return x * (1 + scale) + shift
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and, if wanted, grouped keys and values and QK-norm."""
 
@@ -90,11 +95,34 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-class Block(Recomputing):
-    """x + attention(norm(x)), then x + SwiGLU(norm(x)). (b, n, d) -> (b, n, d)."""
+class Modulation(nn.Module):
+    """adaLN-zero: a condition (..., d) -> shift, scale and gate of both halves of a block, six of (..., d).
 
-    def __init__(self, config: GeneratorConfig):
+    They start as 0: the block adds nothing (DiT, Peebles & Xie 2022)."""
+
+    def __init__(self, width: int):
         super().__init__()
+        self.linear = nn.Linear(width, 6 * width)
+
+    def reset(self) -> None:
+        """Start anew."""
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(condition)).chunk(6, -1)
+
+
+class Block(Recomputing):
+    """x + attention(norm(x)), then x + SwiGLU(norm(x)). (b, n, d) -> (b, n, d).
+
+    Args:
+        conditioned: with a `Modulation`, whose condition (b, d) `forward` takes in the end.
+    """
+
+    def __init__(self, config: GeneratorConfig, conditioned: bool = False):
+        super().__init__()
+        self.modulation = Modulation(config.width) if conditioned else None
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
@@ -102,10 +130,17 @@ class Block(Recomputing):
         self.down = nn.Linear(config.mlp_width, config.width, bias=False)
         self.dropout = config.dropout
 
-    def compute(self, x: Tensor, rotary: Tensor) -> Tensor:
-        x = x + self._drop(self.attention(self.attention_norm(x), rotary))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        return x + self._drop(self.down(F.silu(gate) * up))
+    def compute(self, x: Tensor, rotary: Tensor, condition: Tensor | None = None) -> Tensor:
+        if self.modulation is None or condition is None:
+            x = x + self._drop(self.attention(self.attention_norm(x), rotary))
+            return x + self._drop(self._mlp(self.mlp_norm(x)))
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition[:, None])
+        x = x + gate * self._drop(self.attention(modulated(self.attention_norm(x), shift, scale), rotary))
+        return x + mlp_gate * self._drop(self._mlp(modulated(self.mlp_norm(x), mlp_shift, mlp_scale)))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)

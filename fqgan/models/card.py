@@ -38,7 +38,8 @@ def model_card(
 
     Args:
         parameters: number of them.
-        facts: `fingerprint`; where known `origin`, and of a generator `label_names` and `tokenizer`.
+        facts: `fingerprint`; where known `origin`, and of a generator `label_names`, `tokenizer` and, of a
+            tokenizer of others, `tokenizer_address`.
         scores: eval.json.
     """
     kind, about = ("tokenizer", _tokenizer) if isinstance(config, TokenizerConfig) else ("generator", _generator)
@@ -142,11 +143,15 @@ def _generator(config: GeneratorConfig, facts: Mapping[str, Any]) -> list[str]:
             "`legacy`: as in the released models, the rotary rows of the class position and of the head's first "
             "position are zero."
         )
-    carried = facts.get("tokenizer")
+    carried, address = facts.get("tokenizer"), facts.get("tokenizer_address")
+    about = f"It carries its tokenizer, fingerprint `{carried}`." if carried else "It comes without its tokenizer."
+    if address:
+        about = f"It comes without its tokenizer, `{address}`, fingerprint `{carried}`."
+    source = '"hf:org/name"' + (f', tokenizer="{address}"' if address else "")
     lines += [
-        f"It carries its tokenizer, fingerprint `{carried}`." if carried else "It comes without its tokenizer.",
+        about,
         _usage(
-            'generator = fqgan.load_generator("hf:org/name")  # or the path of a copy of this repository',
+            f"generator = fqgan.load_generator({source})  # or the path of a copy of this repository",
             f"codes = generator.generate({drawn}, seed=0)  # (3, k, h, w)",
             "images = generator.tokenizer.decode(codes)  # (3, 3, H, W) in [-1, 1], not clipped",
         ),

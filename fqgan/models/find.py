@@ -13,7 +13,7 @@ from torch import Tensor
 from fqgan.base import schema
 from fqgan.base.errors import UserError, brief
 from fqgan.base.inputs import as_path
-from fqgan.config import GeneratorConfig, TokenizerConfig
+from fqgan.config import ForeignConfig, GeneratorConfig, TokenizerConfig
 from fqgan.engine import checkpoint
 from fqgan.models import hub
 from fqgan.models.released import files, layouts
@@ -56,7 +56,8 @@ class Source:
     weights: dict[str, Weights]
     """`ema`, `raw`, or `exported` where an export does not tell."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What it says beside its architecture: `label_names` and `tokenizer`, a fingerprint, of a generator; `origin`."""
+    """What it says beside its architecture: `label_names` and `tokenizer`, a fingerprint, of a generator, with
+    `tokenizer_address` where that is a tokenizer of others; `origin`."""
     scores: dict[str, Any] = field(default_factory=dict)
     """eval.json."""
     carried: Path | None = None
@@ -107,12 +108,13 @@ def find(path: str | Path, kind: Kind | None = None) -> Source:
 
 
 def model_config(folder: Path, kind: Kind) -> Any:
-    """The architecture in a folder's config.json."""
+    """The architecture in a folder's config.json, or what is known of a tokenizer of others that left it."""
     content = schema.load_json(folder / "config.json")
+    cls = ForeignConfig if kind == "tokenizer" and "address" in content else CONFIGS[kind]
     if not isinstance(content.get("model"), dict) or "format_version" not in content:
         raise UserError(f"{folder / 'config.json'} is no {kind}'s config: it needs format_version and model")
     model = {"format_version": content["format_version"], **content["model"]}
-    config = schema.from_dict(CONFIGS[kind], model, str(folder / "config.json"))
+    config = schema.from_dict(cls, model, str(folder / "config.json"))
     try:
         config.check()
     except UserError as error:
@@ -155,7 +157,8 @@ def _facts(file: Path) -> dict[str, Any]:
     names = schema.entry(content, "label_names", list, file, default=[])
     if not all(isinstance(name, str) for name in names):
         raise UserError(f"{file}: label_names must be a list of words, got {brief(names)}")
-    schema.entry(content, "tokenizer", str, file, default="")
+    for name in ("tokenizer", "tokenizer_address"):
+        schema.entry(content, name, str, file, default="")
     return {name: value for name, value in content.items() if value is not None}
 
 

@@ -57,7 +57,9 @@ class Served:
     @property
     def tokenizer(self) -> FactorizedTokenizer:
         """The tokenizer, or the one that the generator carries."""
-        return self.model if isinstance(self.model, FactorizedTokenizer) else self.model.tokenizer
+        found = self.model if isinstance(self.model, FactorizedTokenizer) else self.model.tokenizer
+        assert isinstance(found, FactorizedTokenizer), "no address of others is served"
+        return found
 
     @property
     def factors(self) -> list[str]:
@@ -191,6 +193,8 @@ def load(chosen: Sequence[Place], device: torch.device, precision: str) -> Catal
 def _tokenizer_of(place: Place, generator: FAR, tokenizers: list[FactorizedTokenizer]) -> FactorizedTokenizer:
     """Of the served tokenizers the one that a generator without its own belongs to."""
     known = place.source.facts.get("tokenizer", "")
+    if address := place.source.facts.get("tokenizer_address"):
+        raise UserError(f"the generator {place.name} makes codes of {address}: no tokenizer of others is served")
     sizes = generator.config.codebook_sizes
     fitting = [each for each in tokenizers if (each.fingerprint() == known if known else each.codebook_sizes == sizes)]
     if len(fitting) != 1:

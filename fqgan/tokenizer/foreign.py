@@ -11,40 +11,24 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fqgan.base import schema
 from fqgan.base.errors import UserError, in_one_line
 from fqgan.base.files import make_folder, write_text
 from fqgan.base.inputs import Numbers, as_codes, as_count, as_images, as_tensor
-from fqgan.config import FactorConfig
+from fqgan.config import FactorConfig, ForeignConfig
 from fqgan.models.fingerprint import weights_fingerprint
 from fqgan.models.hub import DIFFUSERS, FOREIGN, PYTHON
-from fqgan.tokenizer.protocol import check_sides
+from fqgan.tokenizer.protocol import Tokenizer, check_sides
 
 _IMAGE_SIZE = 256  # of a tokenizer that does not say
 _TRIED = 64  # pixels a side that any autoencoder of diffusers takes
-
-
-@dataclass(frozen=True)
-class ForeignConfig:
-    """What is known of a tokenizer of others."""
-
-    address: str
-    image_size: int
-    downsampling: int
-    factors: tuple[FactorConfig, ...]
-    """Without codes one, of 0 codes, whose dimension is that of the latents. Dimension 0: not known."""
-    kind: str
-    """Class of the object."""
-    facts: tuple[tuple[str, Any], ...] = ()
-    """Entries of a diffusers config.json that tell one published model from another."""
-    map_channels: int = 128
-    """Width at full resolution, for estimates of memory."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +43,7 @@ class _Parts:
     image_size: int
     downsampling: int = 0
     """0: found out."""
-    facts: tuple[tuple[str, Any], ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
     dim: int = 0
     """Of a code; 0: not known."""
     tried: int = 0
@@ -136,14 +120,17 @@ class ForeignTokenizer(nn.Module):
         """Write config.json, which says whose tokenizer it was; its weights stay where they are."""
         folder = Path(folder)
         make_folder(folder)
-        content = {"kind": "tokenizer", "address": self.address, "fingerprint": self.fingerprint()}
+        model = schema.to_dict(self.config)
+        version = model.pop("format_version")
+        content = {"format_version": version, "kind": "tokenizer", "address": self.address, "model": model}
+        content["fingerprint"] = self.fingerprint()
         write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
         return folder
 
     def _found_out(self, parts: _Parts) -> ForeignConfig:
         """What one picture tells."""
         side = parts.tried or parts.image_size
-        self.config = ForeignConfig(self.address, side, 1, (), "")
+        self.config = ForeignConfig(self.address, side)
         found = self._encoded(torch.zeros(1, 3, side, side, device=self.device), None)
         f = side // found.shape[2] if found.shape[2] else 0
         if not f or tuple(found.shape[2:]) != (side // f,) * 2 or side % f or parts.downsampling not in (0, f):
@@ -190,6 +177,13 @@ class ForeignTokenizer(nn.Module):
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+
+def made_by(tokenizer: Tokenizer) -> dict[str, str]:
+    """What a generator says of the tokenizer whose codes it makes, JSON-ready: its fingerprint and, as nobody can carry
+    a tokenizer of others along, where that is."""
+    known = {"tokenizer": tokenizer.fingerprint()}
+    return known | ({"tokenizer_address": tokenizer.address} if isinstance(tokenizer, ForeignTokenizer) else {})
 
 
 def is_foreign(path: str | Path) -> bool:
@@ -277,7 +271,7 @@ def _diffusers_parts(address: str) -> _Parts:
     except Exception as error:  # missing files, the hub, and what diffusers raises for broken weights
         raise UserError(f"{address} cannot be loaded: {in_one_line(error)}") from None
     model = model.eval().float()
-    facts = tuple((key, config[key]) for key in ("scaling_factor", "latent_channels") if key in config)
+    facts = {key: config[key] for key in ("scaling_factor", "latent_channels") if key in config}
     size = config.get("sample_size")
     # the size that an untouched config has is not that of the training pictures
     size = size if isinstance(size, int) and size >= 64 else _IMAGE_SIZE

@@ -243,10 +243,10 @@ def load_matching_tokenizer(
     device: str | torch.device = "cpu",
     precision: str = "float32",
     weights: str = "auto",
-) -> FactorizedTokenizer:
-    """The tokenizer at `path`, which must be the one of this fingerprint; `UserError` names it and `owner` otherwise.
-    Without a fingerprint a warning says that nothing was compared."""
-    tokenizer = FactorizedTokenizer.from_pretrained(path, device, weights, precision)
+) -> FactorizedTokenizer | ForeignTokenizer:
+    """The tokenizer at `path`, as in `load_tokenizer`, which must be the one of this fingerprint; `UserError` names it
+    and `owner` otherwise. Without a fingerprint a warning says that nothing was compared."""
+    tokenizer = load_tokenizer(path, device, weights, precision)
     if not fingerprint:
         say(f"fqgan: warning: {owner} does not say which tokenizer it belongs to; taking {path}", error=True)
     elif tokenizer.fingerprint() != fingerprint:

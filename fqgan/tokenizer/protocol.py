@@ -72,6 +72,12 @@ def check_sides(height: int, width: int, f: int, whose: str = "the tokenizer") -
         raise UserError(f"image size {width}x{height} is no multiple of {whose}'s downsampling factor {f}")
 
 
+def own_grid(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Rows and columns of positions of a picture of the size that a tokenizer was trained at."""
+    side = tokenizer.config.image_size // tokenizer.config.downsampling
+    return side, side
+
+
 def needed_codes(tokenizer: Tokenizer, name: object) -> tuple[int, ...]:
     """Sizes of a tokenizer's codebooks; `UserError` where it has none."""
     if not tokenizer.codebook_sizes:

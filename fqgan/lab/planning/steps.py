@@ -78,9 +78,12 @@ class _TokenizerTask(TokenizerTask):
 
 
 class _GeneratorTask(GeneratorTask):
-    """Its codes are zeros."""
+    """Its codes are zeros, and its run begins."""
 
     micro_batch = 1
+
+    def progress(self) -> float:
+        return 0.0
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         model, rows = self.config.model, self.micro_batch

@@ -30,6 +30,7 @@ from fqgan.lab.studies.measurements import Measurement
 from fqgan.lab.studies.plan import Line, undeclared
 from fqgan.models.find import model_config
 from fqgan.nets.measuring import load_network
+from fqgan.tokenizer.foreign import is_foreign
 from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
 from fqgan.tokenizer.task import train_tokenizer
 
@@ -235,7 +236,7 @@ def _train(job: Job, fraction: float, lines: Sequence[Line]) -> None:
         if isinstance(config, TokenizerRunConfig):
             save_tokenizer(FactorizedTokenizer.from_pretrained(newest), temporary)
         else:
-            save_generator(load_generator(newest), temporary)
+            save_generator(load_generator(newest, tokenizer=_named_tokenizer(config)), temporary)
         facts = {name: state[name] for name in ("step", "images_seen", "data")}
         write_text(temporary / POINT, json.dumps(facts, indent=2) + "\n")
 
@@ -250,9 +251,15 @@ def measurement_of(job: Job, line: Line, network: str) -> Measurement:
     chosen = job.protocol
     own: dict[str, Any] = {"checkpoint": job.point(line.fraction), "features": chosen.networks[network]}
     if isinstance(chosen.settings, GeneratorEvaluation):
-        own |= {"seed": job.seed, **line.sampling}
+        assert isinstance(job.config, GeneratorRunConfig), "generators are evaluated as such"
+        own |= {"seed": job.seed, "tokenizer": _named_tokenizer(job.config), **line.sampling}
     found = Measurement(replace(chosen.settings, **own), job.config.train.device)
     return found.drawn_into(job.folder / "samples", line.name)
+
+
+def _named_tokenizer(config: GeneratorRunConfig) -> str:
+    """The tokenizer that no export carries, if it is one of others."""
+    return config.tokenizer if is_foreign(config.tokenizer) else ""
 
 
 def _discard_samples(job: Job, line: Line) -> None:

@@ -34,6 +34,7 @@ from fqgan.lab.studies.trained import jobs_of, train_study
 from fqgan.metrics.information import CodeStatistics, code_statistics
 from fqgan.models.find import MODEL, model_config
 from fqgan.tokenizer.extraction import extract
+from fqgan.tokenizer.foreign import is_foreign
 
 GENERATORS = "generators"
 """Folder of the generators, a study of its own."""
@@ -105,6 +106,7 @@ def study_of(options: LearnabilityOptions, stores: Mapping[str, Path]) -> tuple[
         for width in options.widths:
             heads = max(1, width // 64)
             changes = {"data": str(store), "model.width": width, "model.heads": heads}
+            changes |= {"tokenizer": str(options.models[name])} if is_foreign(options.models[name]) else {}
             row = Row(row_name(name, width), "", changes, label=f"{name}, width {width}")
             rows.append(row)
             for scale in (_UNGUIDED, *options.scales):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from fqgan.config import GeneratorConfig, TokenizerConfig
+from fqgan.config import ForeignConfig, GeneratorConfig, TokenizerConfig
 from fqgan.models.released.layouts import EUCLIDEAN
-from fqgan.tokenizer.foreign import ForeignConfig
 from fqgan.tokenizer.protocol import Layout
 
 # Table 1: model, downsampling, codes, dimension of a code, rFID, PSNR
@@ -69,7 +68,7 @@ def rows_of_tokenizer(config: Layout) -> tuple[int, ...]:
     names: tuple[str, ...] = ()
     if isinstance(config, ForeignConfig):
         latents = (config.kind, config.downsampling, config.factors[0].code_dim) == ("AutoencoderKL", 8, 4)
-        name = _AUTOENCODERS.get(dict(config.facts).get("scaling_factor", 0.0)) if latents else None
+        name = _AUTOENCODERS.get(config.facts.get("scaling_factor", 0.0)) if latents else None
         names = (name,) if name else ()
     elif isinstance(config, TokenizerConfig):
         first = config.factors[0]
