@@ -35,7 +35,6 @@ class QuickstartSettings:
     """Number of images of each class that are generated and measured, for a shorter trial. The generator then learns
     from twice as many crops of each photograph. 0: 400 images of each class, and all 2,000 crops of each photograph."""
     device: Device = "auto"
-    """Device to train and evaluate on; auto: a GPU if there is one."""
 
     def check(self) -> None:
         """Raise `UserError` for numbers that make no sense, and for a folder that cannot be written."""
