@@ -99,7 +99,14 @@ def _call(seen: tuple[type[Any], dict[str, Any]], usage: str) -> Call:
     settings, options = seen
     prog = " ".join(word for word in options["prog"].split()[: 3 if usage else 2])
     about = options["description"].rstrip(".") + "."
-    return Call(prog, usage, re.sub(r" from preset [\w-]+, or resume", ", or resume", about), settings, (), options.get("default"))
+    return Call(
+        prog,
+        usage,
+        re.sub(r" from preset [\w-]+, or resume", ", or resume", about),
+        settings,
+        (),
+        options.get("default"),
+    )
 
 
 def options_of(settings: type[Any], default: Any = None) -> list[Option]:
