@@ -37,7 +37,7 @@ def test_dir_shows_the_face_alone() -> None:
 
 
 def test_every_package_that_is_imported_is_named() -> None:
-    """By the core where a file imports it at its top; elsewhere by an extra, or it comes with a package that is named."""
+    """By the core where a file imports it at its top; elsewhere by an extra, if no named package brings it along."""
     homes = metadata.packages_distributions()
     core = {name_of(each) for each in PROJECT["dependencies"]}
     named = core | {name_of(each) for requirements in EXTRAS.values() for each in requirements}

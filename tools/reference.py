@@ -89,9 +89,9 @@ def _help(module: Any, argv: list[str]) -> tuple[Any, str]:
         raise SystemExit(0)
 
     printed = io.StringIO()
-    with patch.object(arguments.tyro, "cli", parser), contextlib.redirect_stdout(printed):
-        with contextlib.suppress(SystemExit):
-            module.main(argv)
+    out, end = contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit)
+    with patch.object(arguments.tyro, "cli", parser), out, end:
+        module.main(argv)
     return (seen[0] if seen else None), printed.getvalue()
 
 
@@ -191,9 +191,10 @@ def pages() -> dict[str, str]:
 
 def _commands() -> str:
     parts = [
-        "# Commands\n\nEvery command and every option, as the code has them. `fqgan COMMAND --help` prints the same. Options "
-        "with a dot belong to groups, which several commands share: [Settings](settings.md) lists them. A switch is "
-        "turned on by `--name` and off by `--no-name`; three dots mean several values, separated by spaces.\n"
+        "# Commands\n\nEvery command and every option, as the code has them. `fqgan COMMAND --help` prints the same. "
+        "Options with a dot belong to groups, which several commands share: [Settings](settings.md) lists them. A "
+        "switch is turned on by `--name` and off by `--no-name`; three dots mean several values, separated by "
+        "spaces.\n"
     ]
     for name, about, found in calls():
         parts.append(f"## fqgan {name}\n\n{about[0].upper()}{about[1:]}.\n")
@@ -243,9 +244,10 @@ def _plainest(kind: type[Any], value: Any) -> Any:
 
 def _settings() -> str:
     parts = [
-        "# Settings\n\nThe settings that runs keep in `config.json`, by group. On a command line, the name of the group stands in "
-        "front: `--train.batch 64`. In Python, each group is a frozen dataclass of `fqgan.config` with these fields (with "
-        "`_` for `-`). The defaults are those of the class; presets differ from them. "
+        "# Settings\n\nThe settings that runs keep in `config.json`, by group. On a command line, the name of the "
+        "group stands in front: `--train.batch 64`. In Python, each group is a frozen dataclass with these fields "
+        "(with `_` for `-`), most of them in `fqgan.config`. The defaults are those of the class; presets differ from "
+        "them. "
         f"`{FACTOR}` stands for the number of a factor, from 0.\n"
     ]
     for kind, (names, value) in sorted(groups().items(), key=lambda item: item[1][0][0]):

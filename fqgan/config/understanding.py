@@ -80,7 +80,6 @@ class ProjectorConfig:
     factors: tuple[int, ...] = ()
     """Of `continuous` and `discrete`: those whose channels are joined at each position."""
     projector: Literal["mlp", "linear"] = "mlp"
-    """What turns features or codes into the language model's input: two linear maps with GELU between them, or one map."""
     """mlp: two layers with a GELU between them, as in LLaVA 1.5."""
     prompt: str = f"{IMAGE}\n"
     """What stands before a caption."""
@@ -143,7 +142,7 @@ class UnderstandingSettings:
     only: tuple[str, ...] = ()
     """Rows to train and show, such as blind continuous-0 discrete-0+1 network; all by default."""
     projector: Literal["mlp", "linear"] = "mlp"
-    """What turns features or codes into the language model's input: two linear maps with GELU between them, or one map."""
+    """Layers of the projector; mlp: two with a GELU between them, as in LLaVA 1.5. linear: one."""
     prompt: str = f"{IMAGE}\n"
     r"""What stands before a caption; it holds <image> once. \n is a line feed."""
     beams: int = 1
