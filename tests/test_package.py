@@ -9,6 +9,8 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import yaml
+
 import fqgan
 
 ROOT = Path(fqgan.__file__).parent
@@ -61,3 +63,18 @@ def test_the_start_page_says_what_each_extra_is_for() -> None:
     assert sorted(name for name, _ in rows) == sorted(EXTRAS)
     together = next(text for name, text in rows if name == "all")
     assert set(re.findall(r"\w+", together)) - {"and"} == set(re.findall(r"\w+", EXTRAS["all"][0])) - {"fqgan"}
+
+
+def test_the_files_for_github_are_what_it_reads() -> None:
+    """Of an issue form: a name, a description, and fields with a label and an id of their own."""
+    forms = sorted((HOME / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
+    assert [path.stem for path in forms] == ["bug", "numbers", "request"]
+    for path in forms:
+        form = yaml.safe_load(path.read_text())
+        assert form["name"] and form["description"]
+        ids = [field["id"] for field in form["body"]]
+        assert len(set(ids)) == len(ids)
+        assert all(field["type"] in ("input", "textarea") and field["attributes"]["label"] for field in form["body"])
+    citation = yaml.safe_load((HOME / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["license"] == PROJECT["license"]
