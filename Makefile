@@ -11,7 +11,7 @@ CONSTRAINTS := $(wildcard constraints/py$(VERSION).txt)
 # options of the measurements on a GPU; a dry run without one: make gpu GPU='--device cpu --small'
 GPU ?=
 
-.PHONY: quickstart test lint gpu clean
+.PHONY: quickstart test lint gpu docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/fqgan quickstart $(QUICKSTART)
@@ -26,6 +26,9 @@ lint: $(VENV)/installed
 
 gpu: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu.py $(GPU)
+
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

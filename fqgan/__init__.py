@@ -42,6 +42,11 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    """The public face alone."""
+    return sorted([*__all__, "__version__"])
+
+
 def __getattr__(name: str) -> Any:
     """Load the public face on first use: `import fqgan` stays fast."""
     if name in _HOMES:

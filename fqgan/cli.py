@@ -17,6 +17,7 @@ from fqgan.base.schema import did_you_mean
 
 COMMANDS = {
     "quickstart": "train, evaluate and show a small tokenizer, in minutes on a laptop",
+    "demo": "reconstruct and generate with the quickstart's models, in seconds",
     "train-tokenizer": "train a tokenizer from a preset, or resume a run",
     "train-generator": "train a generator on a token store, or resume a run",
     "train-classifier": "train a small classifier, whose features measure images",

@@ -472,8 +472,8 @@ def test_info_prints_and_writes(folder: Path, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "say what to do: fqgan data info SOURCE, or fqgan data pack SOURCE --out DIR"),
-        ("pck x", "unknown 'pck'; did you mean 'pack'?"),
+        ("", "name what to do: fqgan data info|pack ..."),
+        ("pck x", "cannot do 'pck'; did you mean 'pack'?"),
         ("info", "Missing from fqgan data info: SOURCE"),
         ("info nowhere", "nowhere does not exist"),
         ("info photos --scann 3", "unknown option --scann; did you mean '--scan'?"),

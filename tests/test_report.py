@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fqgan
 from fqgan.base.files import lock
 from fqgan.cli import main
 from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerConfig, TokenizerRunConfig, presets
@@ -383,8 +384,38 @@ def test_quickstart_trains_evaluates_and_reports(
     assert "evaluation only" in text and "Commandfqgan" not in text
     assert not (run / ".lock").exists()
     capsys.readouterr()
+    check_demo(run, tmp_path / "demo", capsys)
     assert main([*command, "--steps", "2"]) == 2, "codes of another tokenizer"
     assert "holds the codes of the tokenizer before it was trained on: delete" in capsys.readouterr().err
+
+
+def check_demo(run: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`fqgan demo` says where its pictures are, and the first holds what its PSNR is of."""
+    command = ["demo", "--run", str(run), "--num", "2", "--device", "cpu", "--out"]
+    assert main([*command, str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1::2] == [str(out / "reconstructions.png"), str(out / "samples.png")]
+    side = fqgan.load_tokenizer(run / "tokenizer").config.image_size
+    pixels = np.asarray(Image.open(out / "reconstructions.png")).astype(float)[:, -10 * (side + 2) - 2 :]
+    rows = [pixels[2 + i * (side + 2) :][:side] for i in (0, 1)]
+    columns = [[row[:, 2 + j * (side + 2) :][:, :side] for row in rows] for j in range(10)]
+    decibels = [10 * np.log10(255**2 / np.square(a - b).mean()) for a, b in columns]
+    assert json.loads((out / "demo.json").read_text())["demo"]["psnr"] == pytest.approx(decibels)
+    assert f"10 held-out crops reconstructed (PSNR {np.mean(decibels):.1f} dB)" in printed[0]
+    with Image.open(out / "samples.png") as samples:
+        assert samples.size[1] == 10 * (side + 2) + 2
+    before = (out / "samples.png").read_bytes()
+    assert main([*command, str(out)]) == 0
+    assert (out / "samples.png").read_bytes() == before, "the seed decides"
+    (out / "demo.json").unlink()
+    assert main([*command, str(out)]) == 2
+    assert "holds a reconstructions.png of another origin" in capsys.readouterr().err
+
+
+def test_a_demo_without_a_quickstart_says_how_to_get_one(tmp_path: Path, refused: Any) -> None:
+    line = refused("demo", "--run", tmp_path / "none", "--out", tmp_path / "out")
+    assert line.endswith(f"`fqgan quickstart --run {tmp_path / 'none'}` makes one, in minutes")
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_packages_are_told_before_training(

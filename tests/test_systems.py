@@ -16,6 +16,7 @@ from sets import write_pictures
 from test_data_sources import png, table
 from test_data_tar import samples, write_tar
 
+from fqgan import cli
 from fqgan.config import DataConfig
 from fqgan.data import workers
 from fqgan.data.loader import CropSet, EvaluationSet, TrainingSet
@@ -96,7 +97,8 @@ def test_all_that_a_worker_is_handed_can_be_sent_to_another_process(form: str, t
 
 @pytest.mark.slow
 def test_commands_work_where_processes_are_spawned(tmp_path: Path) -> None:
-    """As on macOS: a training with its validation, and an extraction, with loader processes and without."""
+    """As on macOS: a training with its validation, and an extraction, with loader processes; the codes are
+    those of one process."""
     (tmp_path / "spawning.py").write_text(SPAWNING)
     write_pictures(tmp_path / "set", 8, seed=0, size=40)
 
@@ -111,8 +113,9 @@ def test_commands_work_where_processes_are_spawned(tmp_path: Path) -> None:
         "cpu --train.precision float32 --train.batch 4 --train.steps 2 --model.image-size 32 --loss.perceptual none "
         "--model.factors.1.teacher="
     )
-    for count in (0, 2):
-        run(f"extract run --data set --workers {count} --out store-{count} --device cpu")
+    run("extract run --data set --workers 2 --out store-2 --device cpu")
+    here = ["extract", f"{tmp_path}/run", "--data", f"{tmp_path}/set", "--out", f"{tmp_path}/store-0"]
+    assert cli.main([*here, "--workers", "0", "--device", "cpu"]) == 0
     alone, spawned = (TokenStore.open(str(tmp_path / f"store-{count}")) for count in (0, 2))
     assert torch.equal(alone.take(range(8), [0] * 8)[0], spawned.take(range(8), [0] * 8)[0])
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from fqgan.base.errors import UserError
-from fqgan.base.schema import did_you_mean
-from fqgan.commands import data_info, data_pack
+from importlib import import_module
 
-PROG = "fqgan data"
+from fqgan.commands.subjects import choose
+
+SUBJECTS = {
+    "info": ("SOURCE", "classes, sizes and formats of a set of images, and what cannot be read"),
+    "pack": ("SOURCE --out DIR", "resize a set once, into parquet files that training reads faster"),
+}
 
 
 def main(argv: list[str]) -> None:
     """Entry point."""
-    commands = {"info": data_info.main, "pack": data_pack.main}
-    if argv and argv[0] in commands:
-        commands[argv[0]](argv[1:])
-    elif {"-h", "--help"} & set(argv):
-        print(
-            f"usage: {PROG} info SOURCE\n       {PROG} pack SOURCE --out DIR\n\n"
-            f"{PROG} info --help and {PROG} pack --help say more."
-        )
-    else:
-        found = f"unknown {argv[0]!r}{did_you_mean(argv[0], commands)}" if argv else "say what to do"
-        raise UserError(f"{found}: {PROG} info SOURCE, or {PROG} pack SOURCE --out DIR")
+    if name := choose("fqgan data", "do", SUBJECTS, argv):
+        import_module(f"fqgan.commands.data_{name}").main(argv[1:])

@@ -19,12 +19,12 @@ _OF_LANGUAGE = {
         "Table 6: a language model reads features and codes, and writes captions",
     )
 }
+SUBJECTS = {name: (entry.usage, entry.about) for name, entry in STUDIES.items()} | _OF_LANGUAGE
 
 
 def main(argv: list[str]) -> None:
     """Entry point."""
-    subjects = {name: (entry.usage, entry.about) for name, entry in STUDIES.items()}
-    if (name := choose("fqgan study", "study", subjects | _OF_LANGUAGE, argv)) in _OF_LANGUAGE:
+    if (name := choose("fqgan study", "study", SUBJECTS, argv)) in _OF_LANGUAGE:
         study_understanding.main(argv[1:])
     elif name:
         entry = STUDIES[name]

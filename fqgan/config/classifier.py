@@ -21,6 +21,7 @@ class ClassifierConfig:
     stem: int = setting(2, least=1)
     """Stride of the first convolution."""
     stages: int = 3
+    """Number of stages."""
     res_blocks: int = setting(1, least=1, most=1000)
     """Number of residual blocks in each stage."""
     num_classes: int = setting(0, most=2**24)

@@ -1,6 +1,10 @@
 """The devices that commands compute on."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
-"""auto: CUDA where there is one, else Apple's GPU (mps), else the CPU."""
+import tyro
+
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    tyro.conf.arg(help="Device to compute on; auto: CUDA where there is one, else Apple's GPU (mps), else the CPU."),
+]

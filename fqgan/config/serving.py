@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from fqgan.base.errors import UserError
 from fqgan.config.devices import Device
-from fqgan.config.quickstart import QuickstartSettings
+from fqgan.config.quickstart import QuickstartSettings, models_of
 from fqgan.config.ranges import at_least
 
 TOKEN = "FQGAN_TOKEN"
@@ -67,9 +66,8 @@ class ServingSettings:
         """The models, or the quickstart's; `UserError` where neither is there."""
         if self.models:
             return self.models
-        run = QuickstartSettings().run
-        pair = tuple(run / kind for kind in ("tokenizer", "generator"))
-        if not all(map(Path.is_dir, pair)):
+        run = QuickstartSettings.run
+        if not (pair := models_of(run)):
             raise UserError(f"name a model, or run fqgan quickstart first: its models are not in {run}")
         return tuple(map(str, pair))
 

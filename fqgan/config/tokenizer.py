@@ -146,12 +146,17 @@ class LossConfig:
     reconstruction: Literal["l1", "l2"] = "l2"
     """Pixel loss, computed on images in [-1, 1]."""
     reconstruction_weight: float = 1.0
+    """Weight of the pixel loss."""
     perceptual: Literal["lpips-vgg", "efficientnet-lite0", "none"] = "lpips-vgg"
     """Perceptual distance: LPIPS on VGG-16, or the distance on the packaged EfficientNet's stages (offline)."""
     perceptual_weight: float = 1.0
+    """Weight of the perceptual distance."""
     codebook_weight: float = 1.0
+    """Weight of the codebook loss, which moves codes toward features (Eq. 2)."""
     commitment_weight: float = 0.25
+    """Weight of the commitment loss, which moves features toward their codes (Eq. 2)."""
     entropy_weight: float = 0.03
+    """Weight of the entropy loss: sure choices at each position, all codes used over the batch."""
     entropy_temperature: float = setting(0.01, positive=True)
     """Temperature tau of the soft assignment softmax(-d / tau)."""
     disentangle_weight: float = 0.1

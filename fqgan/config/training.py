@@ -25,6 +25,7 @@ class OptimizerConfig:
     momentum: float = setting(0.95, below=1)
     """Nesterov momentum of the matrices that Muon updates."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or falling along half a cosine to `final_lr`."""
     warmup_steps: int = 0
     """Number of steps in which the learning rate rises linearly to `lr`."""
     final_lr: float = 0.0
@@ -58,6 +59,7 @@ class TrainConfig:
     ema_decay: float = setting(0.0, below=1, changeable=False)
     """Decay per step of the weights' moving average; 0: no moving average."""
     seed: int = setting(0, changeable=False)
+    """Seed of weights, sample order and all that is drawn in training."""
     device: Device = "auto"
     deterministic: bool = False
     """Use deterministic kernels on a GPU, so that a run resumes bit for bit there."""

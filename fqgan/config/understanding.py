@@ -142,6 +142,7 @@ class UnderstandingSettings:
     only: tuple[str, ...] = ()
     """Rows to train and show, such as blind continuous-0 discrete-0+1 network; all by default."""
     projector: Literal["mlp", "linear"] = "mlp"
+    """Layers of the projector; mlp: two with a GELU between them, as in LLaVA 1.5. linear: one."""
     prompt: str = f"{IMAGE}\n"
     r"""What stands before a caption; it holds <image> once. \n is a line feed."""
     beams: int = 1

@@ -88,6 +88,7 @@ class InspectionOptions(GivenOptions):
     limit: int = 1000
     """Number of images, spread evenly over the set; 0: all."""
     batch: int = 64
+    """Number of images that pass through a network together."""
     weights: Literal["auto", "ema", "raw"] = "auto"
     """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
     seed: int = 0
@@ -176,6 +177,7 @@ class ComparisonOptions(GivenOptions):
     paper: bool = True
     """Add the paper's rows below ours."""
     batch: int = 32
+    """Number of images that pass through a network together."""
 
     def check(self) -> None:
         """As of `GivenOptions`; and `UserError` for no network."""
@@ -234,6 +236,7 @@ class LearnabilityOptions(GivenOptions):
     processes: int = 0
     """Number of generators that train at the same time; 0: one for each GPU, or one without GPUs."""
     batch: int = 64
+    """Number of images that pass through a network together."""
 
     @property
     def validation_data(self) -> str:
@@ -275,6 +278,7 @@ class MeasureOptions:
     """Largest number of images whose features are kept for kernel distance, precision, recall, density and coverage; 0:
     skip these metrics."""
     batch: int = 64
+    """Number of images that pass through a network together."""
     workers: int = 2
     """Number of loader processes."""
     small: Small = "enlarge"
