@@ -14,13 +14,13 @@ from fqgan.base.errors import UserError
 from fqgan.base.files import make_folder, write_bytes
 from fqgan.data.transforms import to_uint8
 from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.protocol import Tokenizer
 
 
 @torch.inference_mode()
-def reconstruction_rows(model: FactorizedTokenizer, codes: Tensor) -> list[Tensor]:
+def reconstruction_rows(model: Tokenizer, codes: Tensor) -> list[Tensor]:
     """Reconstructions from codes (b, k, h, w): of all factors, then (k > 1) of each factor alone (Fig. 3)."""
-    alone = [model.decode(codes, keep=[i]) for i in range(model.num_factors)] if model.num_factors > 1 else []
-    return [model.decode(codes), *alone]
+    return [model.decode(codes), *(model.decode(codes, keep=[name]) for name in model.separate)]
 
 
 @torch.inference_mode()
