@@ -72,6 +72,7 @@ def test_each_tokenizer_gets_the_same_generators_and_what_is_there_is_used_again
         assert float(row["bits_per_image"]) > 0 and row["scale"] in ("1.5", "2.0")
         assert math.isfinite(float(row["unguided"])) and math.isfinite(float(row["guided"]))
         assert 0 < float(row["usage"]) <= 1
+        assert all(float(row[name]) > 0 for name in ("reconstruction", "0.1_wrong", "0.1_near", "entropy"))
     assert int(rows[1]["parameters"]) > int(rows[0]["parameters"])
     # untrained codes of 16 a factor: about 4 bits a code and 64 positions, of one factor and of two
     for row, factors in zip(rows, (1, 1, 2, 2), strict=True):
@@ -93,7 +94,7 @@ def test_four_tokenizers_are_ranked(home: Path) -> None:
     assert len(table(home)) == 8
     text = (home / "out/table.md").read_text()
     assert "## What ranks the tokenizers" in text and "| bits an image, width 16 |" in text
-    assert "±" in text
+    assert "±" in text and "| 0.1 near |" in text
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,7 @@ def test_four_tokenizers_are_ranked(home: Path) -> None:
         (("--features", "a", "b"), "--features must name one network"),
         (("--scales", "0.5"), "--scales are guidance scales above 1"),
         (("--steps", "0"), "--steps must be at least 1"),
+        (("--share", "0"), "--share must be above 0 and at most 1"),
         (("--data", "missing"), "missing"),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -14,15 +16,19 @@ import torch
 from fqgan.base.errors import UserError
 from fqgan.base.files import file_sha256
 from fqgan.base.printing import say, say_lines
+from fqgan.base.schema import to_dict
 from fqgan.config import GeneratorRunConfig, presets
-from fqgan.config.evaluation import LikelihoodEvaluation
+from fqgan.config.devices import Device
+from fqgan.config.evaluation import CodesEvaluation, LikelihoodEvaluation
 from fqgan.config.presets import child
 from fqgan.config.verbs import ExtractionSettings
 from fqgan.data.tokens import TokenStore
+from fqgan.engine.distributed import World
 from fqgan.engine.session import running
 from fqgan.engine.sizes import num_parameters
 from fqgan.evaluation.likelihood import evaluate_likelihood
-from fqgan.evaluation.protocol import read_result
+from fqgan.evaluation.protocol import Evaluation, read_result
+from fqgan.evaluation.robustness import evaluate_codes
 from fqgan.generator.model import FAR
 from fqgan.lab.studies.figures import Panel, Series, write_curves
 from fqgan.lab.studies.jobs import Job, labelled
@@ -31,7 +37,6 @@ from fqgan.lab.studies.results import Column, cell, collect, known_columns
 from fqgan.lab.studies.settings import LearnabilityOptions, MeasureOptions, StudyOptions
 from fqgan.lab.studies.tables import Table, file_stem, markdown
 from fqgan.lab.studies.trained import jobs_of, train_study
-from fqgan.metrics.information import CodeStatistics, code_statistics
 from fqgan.models.find import MODEL, model_config
 from fqgan.tokenizer.extraction import extract
 from fqgan.tokenizer.foreign import is_foreign
@@ -40,7 +45,10 @@ GENERATORS = "generators"
 """Folder of the generators, a study of its own."""
 _UNGUIDED = 1.0
 _FEWEST = 4  # tokenizers of which a rank correlation is told
-_MEASURES = ("entropy", "left", "upper", "other factors")  # of `CodeStatistics.numbers`
+_BITS = ("entropy", "left", "upper", "other factors")
+_NO_NUMBERS = ("checkpoint", "workers", "batch")  # settings of `evaluate codes` that say nothing of its numbers
+Codes = dict[str, float]
+"""What `evaluate codes` tells of a tokenizer, by names for the table; not a number where it has no such number."""
 # half-length noise must not decide: no dropout, a rate that suits few steps
 _RECIPE: dict[str, Any] = {"model": {"dropout": 0.0}, "optimizer": {"kind": "muon", "lr": 3e-3}}
 _QUIET: dict[str, Any] = {"image_every": 0, "validate_every": 0, "checkpoint_every": 250, "keep_last": 1}
@@ -87,10 +95,10 @@ def learnability(options: LearnabilityOptions) -> list[Path]:
     jobs = jobs_of(study, base, own)
     held_out = {row_name(name, width): pair[1] for name, pair in stores.items() for width in options.widths}
     bits = {(job.row, job.seed): _bits(job, held_out[job.row], options) for job in jobs}
-    statistics = {name: _statistics(pair[1]) for name, pair in stores.items()}
+    codes = {name: _codes(name, stores[name][1], options) for name in options.models}
     column = known_columns(labelled(options.features), collect(study, jobs).values(), [])[0]
     learned = _learned(study, jobs, bits, column.key, options)
-    return _written(options, learned, statistics, column)
+    return _written(options, learned, codes, column)
 
 
 def study_of(options: LearnabilityOptions, stores: Mapping[str, Path]) -> tuple[Study, GeneratorRunConfig]:
@@ -152,9 +160,24 @@ def _stores(name: str, path: Path, options: LearnabilityOptions) -> tuple[Path, 
     return found[0], found[1]
 
 
+def _kept(
+    file: Path, request: dict[str, Any], measure: Callable[[World], Evaluation], device: Device
+) -> dict[str, Any]:
+    """The metrics of an evaluation, measured where they were not yet for the same request."""
+    try:
+        result = read_result(file)
+        if result.get("request") == request:
+            return result["metrics"]
+    except UserError:
+        pass
+    with running(device) as world:
+        found = measure(world)
+    found.write(file, request=request)
+    return found.metrics
+
+
 def _bits(job: Job, store: Path, options: LearnabilityOptions) -> float:
-    """Bits of a held-out image's codes under a generator; measured where they were not."""
-    file = job.folder / "measured" / "likelihood.json"
+    """Bits of a held-out image's codes under a generator."""
     point = job.point(1.0)
     settings = LikelihoodEvaluation(
         checkpoint=point, data=str(store), images=options.limit, batch=options.batch, workers=options.workers
@@ -164,23 +187,40 @@ def _bits(job: Job, store: Path, options: LearnabilityOptions) -> float:
         "store": TokenStore.open(store).data_fingerprint(),
         "generator": file_sha256(point / MODEL),
     }
-    try:
-        result = read_result(file)
-        if result.get("request") == request:
-            return float(result["metrics"]["bits_per_image"])
-    except UserError:
-        pass
-    with running(options.device) as world:
-        found = evaluate_likelihood(settings, world)
-    found.write(file, request=request)
-    return float(found.content["metrics"]["bits_per_image"])
+    file = job.folder / "measured" / "likelihood.json"
+    return _kept(file, request, partial(evaluate_likelihood, settings), options.device)["bits_per_image"]
 
 
-def _statistics(folder: Path) -> CodeStatistics:
-    """Of a store's codes."""
-    store = TokenStore.open(folder)
-    codes = store.take(range(len(store)), [0] * len(store))[0]
-    return code_statistics(codes, store.codebook_sizes)
+def _codes(name: str, store: Path, options: LearnabilityOptions) -> Codes:
+    """What a tokenizer's codes of the held-out images tell of each other, and how it decodes wrong ones."""
+    settings = CodesEvaluation(
+        checkpoint=options.models[name],
+        data=options.validation_data,
+        size=TokenStore.open(store).manifest.options.image_size,
+        features=options.features[0],
+        perceptual="none",
+        shares=(options.share,),
+        limit=options.limit,
+        small=options.small,
+        batch=options.batch,
+        workers=options.workers,
+        precision=options.precision,
+    )
+    numbers = {each: value for each, value in to_dict(settings).items() if each not in _NO_NUMBERS}
+    request = {**numbers, "store": TokenStore.open(store).data_fingerprint()}
+    file = options.out / "codes" / f"{file_stem(name)}.json"
+    found = _kept(file, json.loads(json.dumps(request)), partial(evaluate_codes, settings), options.device)
+    distance = "fid" if "fid" in found else "frechet"
+    kinds = {"any": f"{options.share:.3g} wrong", "near": f"{options.share:.3g} near"}
+    return {
+        "reconstruction": found[distance],
+        **{text: found.get(f"{distance} {kind} {options.share:g}", math.nan) for kind, text in kinds.items()},
+        "entropy": found["entropy"],
+        "left": found["left"],
+        "upper": found["upper"],
+        "other factors": found["other"],
+        "usage": found["usage"],
+    }
 
 
 def _learned(
@@ -212,13 +252,13 @@ def _parameters(job: Job) -> int:
 def _written(
     options: LearnabilityOptions,
     learned: Mapping[tuple[str, int], Learned],
-    statistics: Mapping[str, CodeStatistics],
+    codes: Mapping[str, Codes],
     column: Column,
 ) -> list[Path]:
     """Table and figure; `column` is that of the distance."""
     label, rows, data = column.label, [], []
     for (name, width), each in learned.items():
-        own = statistics[name]
+        own = codes[name]
         rows.append(
             [
                 name,
@@ -226,32 +266,37 @@ def _written(
                 f"{each.parameters / 1e6:.2f}M",
                 *(cell(column, values) for values in (each.bits, each.unguided, each.guided)),
                 f"{each.scale:g}",
-                *(f"{value:.2f}" for value in own.numbers),
-                f"{own.usage:.1%}",
+                *(_shown(measure, value) for measure, value in own.items()),
             ]
         )
         data += [
-            [name, width, each.parameters, seed, *values, each.scale, *own.numbers, own.usage]
+            [name, width, each.parameters, seed, *values, each.scale, *own.values()]
             for seed, values in enumerate(zip(each.bits, each.unguided, each.guided, strict=True))
         ]
     head = ["tokenizer", "width", "parameters", "bits an image ↓", f"{label}, unguided ↓", f"{label}, guided ↓"]
-    head += ["at scale", *(f"{measure} (bits)" for measure in _MEASURES), "usage"]
+    measures = list(next(iter(codes.values())))
+    head += ["at scale", *(f"{each} (bits)" if each in _BITS else each for each in measures)]
     keys = ["tokenizer", "width", "parameters", "seed", "bits_per_image", "unguided", "guided", "scale"]
-    keys += ["entropy", "left", "upper", "other", "usage"]
+    keys += [each.replace(" ", "_") for each in measures]
     notes = (
         f"All generators were trained for {options.steps:,} steps of {options.train_batch} with the same pictures, "
         "classes and seeds. Bits an image: of held-out images' codes under the generator. Entropy: of the codes of a "
         "position, summed over the factors; left, upper, other factors: what the code of the left or upper neighbour, "
         "or the other codes of the position, tell of a code, above chance, summed over the factors. They are counted, "
-        "which needs many more positions than codes."
+        "which needs many more positions than codes. Reconstruction, wrong, near: the same distance of reconstructions "
+        f"from held-out images, of whole codes and with {options.share:.0%} of them replaced, by any or near ones."
     )
-    notes += _correlations(options, learned, statistics)
+    notes += _correlations(options, learned, codes)
     panels = [
         Panel(title, [_series(name, learned, options, field) for name in options.models])
         for title, field in (("bits an image", "bits"), (f"{label}, unguided", "unguided"))
     ]
     table = Table("Learnability of codes", head, rows, keys, data, notes)
     return [*table.write(options.out), *write_curves(options.out, panels, "parameters (million)")]
+
+
+def _shown(measure: str, value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1%}" if measure == "usage" else f"{value:.2f}"
 
 
 def _series(name: str, learned: Mapping[tuple[str, int], Learned], options: LearnabilityOptions, field: str) -> Series:
@@ -262,7 +307,7 @@ def _series(name: str, learned: Mapping[tuple[str, int], Learned], options: Lear
 def _correlations(
     options: LearnabilityOptions,
     learned: Mapping[tuple[str, int], Learned],
-    statistics: Mapping[str, CodeStatistics],
+    codes: Mapping[str, Codes],
 ) -> str:
     """How each cheap number ranks the tokenizers, against their unguided distance at the largest width."""
     if len(options.models) < _FEWEST:
@@ -278,12 +323,12 @@ def _correlations(
     cheap |= {
         f"distance unguided, width {width}": means("unguided", width) for width in options.widths if width < widest
     }
-    for i, measure in enumerate(_MEASURES):
-        cheap[measure] = [statistics[name].numbers[i] for name in options.models]
-    cheap["usage"] = [statistics[name].usage for name in options.models]
+    for measure in next(iter(codes.values())):
+        cheap[measure] = [own[measure] for own in codes.values()]
     target, rows = means("unguided", widest), []
     for measure, values in cheap.items():
-        rank = float(spearmanr(values, target).statistic) if len(set(values)) > 1 else math.nan  # pyright: ignore
+        known = len(set(values)) > 1 and not any(map(math.isnan, values))
+        rank = float(spearmanr(values, target).statistic) if known else math.nan  # pyright: ignore
         rows.append([measure, "–" if math.isnan(rank) else f"{rank:+.2f}"])
     head = ["measure", f"rank correlation with the unguided distance, width {widest}"]
     return f"\n\n## What ranks the tokenizers\n\n{markdown(head, rows)}"

@@ -229,6 +229,8 @@ class LearnabilityOptions(GivenOptions):
     """Guidance scales of which the best counts; every generator also draws without guidance."""
     num: int = 2000
     """Number of samples for each distance."""
+    share: float = 0.1
+    """Share of the codes that are replaced, by any other and by a near one, to see what decoders bear."""
     limit: int = 2000
     """Number of held-out images, spread evenly over the set; 0: all."""
     features: tuple[str, ...] = ("efficientnet-lite0",)
@@ -252,6 +254,8 @@ class LearnabilityOptions(GivenOptions):
             raise UserError("--widths and --scales must name at least one number each")
         at_least(1, steps=self.steps, seeds=self.seeds, **{"train-batch": self.train_batch, "widths": min(self.widths)})
         at_least(0, processes=self.processes)
+        if not 0 < self.share <= 1:
+            raise UserError(f"--share must be above 0 and at most 1, got {self.share}")
         if min(self.scales) <= 1:
             raise UserError("--scales are guidance scales above 1: without guidance is measured in any case")
 
