@@ -114,7 +114,7 @@ def test_learnability_compares_tokenizers_of_others(toys: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["tokenizer"] for row in rows] == ["one", "two"]
     # the two codes of a position of the second are the same number: the one tells all of the other
-    assert float(rows[0]["other_factors"]) == 0 and float(rows[1]["other"]) > 0
+    assert float(rows[0]["other_factors"]) == 0 and float(rows[1]["other_factors"]) > 0
     assert float(rows[1]["entropy"]) == pytest.approx(2 * float(rows[0]["entropy"]))
     before = {file: file.stat().st_mtime_ns for file in (toys / "out").glob("generators/rows/*/*/points/1/*")}
     assert before and main(argv) == 0, "what is there is used again"
