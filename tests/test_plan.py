@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -42,6 +43,7 @@ def real_trainer(config: Any, micro_batch: int) -> tuple[Any, Any]:
 def measured_peak(config: Any, micro_batch: int) -> int:
     """Most bytes that torch's profiler saw alive in three real steps, from the making of the networks on."""
     activities = [torch.profiler.ProfilerActivity.CPU]
+    gc.collect()  # what an earlier profile saw allocated, and the collector frees only now, would count as freed here
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         trainer, batches = real_trainer(config, micro_batch)
         for step in range(3):
