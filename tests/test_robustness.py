@@ -94,7 +94,8 @@ def test_the_numbers_are_those_of_replaced_codes(tokenizer: FactorizedTokenizer)
     codes = tokenizer.encode(images)
     own = code_statistics(codes, (16, 6))
     metrics = result["metrics"]
-    assert [metrics[name] for name in ("entropy", "left", "upper", "other")] == pytest.approx(list(own.numbers))
+    expected = [own.entropy, own.left, own.upper, own.other]
+    assert [metrics[name] for name in ("entropy", "left", "upper", "other")] == pytest.approx(expected)
     assert metrics["usage"] == pytest.approx(own.usage)
     numbers = torch.stack([uniforms(0, i, 16, 4) for i in range(9)]).transpose(1, 2).unflatten(2, (4, 4))
     which, by = numbers.chunk(2, 1)

@@ -41,9 +41,9 @@ def evaluate_codes(settings: CodesEvaluation, world: World) -> Evaluation:
     at one share is also replaced at a larger one, and numbers do not depend on batches and ranks.
 
     Returns:
-        `metrics`: `entropy`, `left`, `upper` and `other` in bits a position (`CodeStatistics`), `usage`; the scores
-        `psnr`, `perceptual`, `fid` (`frechet` on other networks than FID's) of whole reconstructions; and each of
-        these once more as `psnr any 0.1` and so on. Its content has them as a list under `robustness`.
+        `metrics`: the fields of `CodeStatistics`; the scores `psnr`, `perceptual`, `fid` (`frechet` on other networks
+        than FID's) of whole reconstructions; and each of these once more as `psnr any 0.1` and so on. Its content has
+        them as a list under `robustness`.
 
     Raises:
         UserError: no such model, data or network; a tokenizer without codes; sizes that do not fit.
@@ -79,9 +79,7 @@ def evaluate_codes(settings: CodesEvaluation, world: World) -> Evaluation:
     data["content"] = from_main(lambda: content_of(source))
     if not world.is_main:
         return Evaluation()
-    statistics = code_statistics(every[seen > 0], sizes)
-    metrics = {"entropy": statistics.entropy, "left": statistics.left, "upper": statistics.upper}
-    metrics |= {"other": statistics.other, "usage": statistics.usage}
+    metrics = dict(vars(code_statistics(every[seen > 0], sizes)))
     for (kind, share), own in found.items():
         metrics |= {f"{name} {kind} {share:g}" if share else name: value for name, value in own.items()}
     made = {**features_protocol(network, size, settings), "perceptual": settings.perceptual}

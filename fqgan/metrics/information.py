@@ -62,11 +62,6 @@ class CodeStatistics:
     usage: float
     """Share of codes used, mean over the factors."""
 
-    @property
-    def numbers(self) -> tuple[float, float, float, float]:
-        """Those in bits."""
-        return self.entropy, self.left, self.upper, self.other
-
 
 def code_statistics(codes: Tensor, codebook_sizes: Sequence[int], permutations: int = 3) -> CodeStatistics:
     """Statistics of codes (n, k, h, w) int64 of many images. Neighbours exist where the grid has them: a grid of one
