@@ -156,6 +156,15 @@ def test_the_index_passes_the_gradient_to_all_codes() -> None:
     assert (own[1].abs().sum(1) > 0).all(), "a code got no gradient"
 
 
+def test_the_gradient_through_the_index_does_not_vanish_at_the_start() -> None:
+    """With codes near 0 softmax(z.e) is uniform, and every feature and code got next to none: all codes became one."""
+    torch.manual_seed(0)
+    quantizer = make_quantizer(FactorConfig("f", 4096, 8, quantizer="ibq"))
+    z = torch.randn(4, 8, 8, 8, requires_grad=True)
+    quantizer(z).vectors.sum().backward()
+    assert z.grad is not None and z.grad.abs().mean() > 0.1
+
+
 @pytest.mark.parametrize("name", FACTORS)
 def test_codes_and_vectors_are_each_others(name: str) -> None:
     """Every code comes back from its vector, and a forward pass decodes what `embed` gives."""

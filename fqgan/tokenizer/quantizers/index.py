@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fqgan.tokenizer.quantizers.base import Quantized, as_rows
@@ -20,12 +20,15 @@ class IndexQuantizer(EuclideanQuantizer):
     The gradient passes the choice, not the feature: the one-hot index is that of the largest entry in the forward pass
     and softmax(z.e) in the backward pass, so that each step moves all codes and the feature. The codebook's term is the
     paper's double quantization loss. Its entropy loss is that of softmax(z.e / tau).
+
+    Codes start from the normal distribution. With codes near 0, like those of `vq-euclidean`, softmax(z.e) is uniform:
+    no gradient tells one code from another, and the double quantization loss draws all of them together.
     """
 
     residual: ClassVar[bool] = False
 
     def build(self) -> None:
-        super().build()
+        self.codebook = nn.Parameter(torch.randn(self.codebook_size, self.code_dim))
         self.entropy_temperature *= 2  # its logits are z.e, not 2 z.e as those of distances
 
     def offset(self, table: Tensor) -> None:
