@@ -79,6 +79,10 @@ def test_each_tokenizer_gets_the_same_generators_and_what_is_there_is_used_again
         assert 0.5 < float(row["bits_per_image"]) / (64 * 4 * factors) < 2
     text = (home / "out/table.md").read_text()
     assert "trained for 3 steps of 4" in text and "With fewer than 4 tokenizers no rank correlation" in text
+    doublings = math.log2(int(rows[1]["parameters"]) / int(rows[0]["parameters"]))
+    bits, unguided = (((float(rows[0][key]), float(rows[1][key]))) for key in ("bits_per_image", "unguided"))
+    change = (unguided[1] / unguided[0]) ** (1 / doublings) - 1
+    assert f"| t0 | {(bits[1] - bits[0]) / doublings:+.1f} | {change:+.1%} |" in text
     assert (home / "out/figure.png").exists()
     before = {path: path.stat().st_mtime_ns for path in (home / "out").rglob("*.safetensors")}
     capsys.readouterr()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fqgan.base import schema
 from fqgan.base.errors import UnreadableError, UserError
@@ -22,9 +26,10 @@ from fqgan.data.fingerprint import data_fingerprint
 from fqgan.data.sources import open_source
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import checkpoint
-from fqgan.engine.sizes import total_steps
+from fqgan.engine.devices import pick_device
+from fqgan.engine.sizes import num_parameters, total_steps
 from fqgan.evaluation.sets import Set, check_fit, open_set
-from fqgan.generator.model import load_generator, save_generator
+from fqgan.generator.model import FAR, load_generator, save_generator
 from fqgan.generator.task import train_generator
 from fqgan.lab.studies.measurements import Measurement
 from fqgan.lab.studies.plan import Line, undeclared
@@ -214,10 +219,17 @@ def _train(job: Job, fraction: float, lines: Sequence[Line]) -> None:
     if job.is_staged:
         config = replace(config, train=replace(config.train, steps=_steps(job, fraction)))
     point = job.point(fraction)
+    earlier = [each for each in job.fractions if each < fraction]
+    before = cost_of(job, earlier[-1]) if earlier else Cost(0, 0.0)
+    begun = checkpoint.latest(job.folder / "checkpoints")
+    if begun and (not earlier or schema.load_json(begun / "state.json")["step"] > _steps(job, earlier[-1])):
+        before = Cost(0, math.nan)  # an interrupted run: what it took before is not known
+    began = time.process_time()
     if isinstance(config, TokenizerRunConfig):
         train_tokenizer(config, job.folder)
     else:
         train_generator(config, job.folder)
+    seconds = before.cpu_seconds + time.process_time() - began
     newest = checkpoint.latest(job.folder / "checkpoints")
     assert newest is not None, "training ends with a checkpoint"
     state = schema.load_json(newest / "state.json")
@@ -238,12 +250,37 @@ def _train(job: Job, fraction: float, lines: Sequence[Line]) -> None:
         else:
             save_generator(load_generator(newest, tokenizer=_named_tokenizer(config)), temporary)
         facts = {name: state[name] for name in ("step", "images_seen", "data")}
+        known = pick_device(config.train.device).type == "cpu" and not math.isnan(seconds)
+        facts["cpu_seconds"] = round(seconds, 1) if known else None
         write_text(temporary / POINT, json.dumps(facts, indent=2) + "\n")
 
 
 def point_of(job: Job, fraction: float) -> dict[str, Any]:
     """What the model at a fraction of the training has seen: `step`, `images_seen`, and the `data`'s fingerprint."""
     return schema.load_json(job.point(fraction) / POINT)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row takes."""
+
+    parameters: int
+    """Of the model that is trained, feature heads included."""
+    cpu_seconds: float
+    """Processor time of its training on a CPU, on all threads of the training process; NaN where another device trained
+    it, or a run was interrupted."""
+
+
+def cost_of(job: Job, fraction: float) -> Cost:
+    """What the training of a row to a fraction took."""
+    point = job.point(fraction)
+    with torch.device("meta"):
+        if isinstance(job.config, TokenizerRunConfig):
+            model: torch.nn.Module = FactorizedTokenizer(model_config(point, "tokenizer"))
+        else:
+            model = FAR(model_config(point, "generator"))
+    seconds = point_of(job, fraction).get("cpu_seconds")
+    return Cost(num_parameters(model), math.nan if seconds is None else seconds)
 
 
 def measurement_of(job: Job, line: Line, network: str) -> Measurement:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
-
-import torch
 
 from fqgan.base.errors import UserError
 from fqgan.base.files import file_sha256
@@ -25,47 +22,27 @@ from fqgan.config.verbs import ExtractionSettings
 from fqgan.data.tokens import TokenStore
 from fqgan.engine.distributed import World
 from fqgan.engine.session import running
-from fqgan.engine.sizes import num_parameters
 from fqgan.evaluation.likelihood import evaluate_likelihood
 from fqgan.evaluation.protocol import Evaluation, read_result
 from fqgan.evaluation.robustness import evaluate_codes
-from fqgan.generator.model import FAR
-from fqgan.lab.studies.figures import Panel, Series, write_curves
-from fqgan.lab.studies.jobs import Job, labelled
+from fqgan.lab.studies.jobs import Job, cost_of, labelled
+from fqgan.lab.studies.learned import Codes, Learned, write
 from fqgan.lab.studies.plan import Line, Row, Study
-from fqgan.lab.studies.results import Column, cell, collect, known_columns
+from fqgan.lab.studies.results import collect, known_columns
 from fqgan.lab.studies.settings import LearnabilityOptions, MeasureOptions, StudyOptions
-from fqgan.lab.studies.tables import Table, file_stem, markdown
+from fqgan.lab.studies.tables import file_stem
 from fqgan.lab.studies.trained import jobs_of, train_study
-from fqgan.models.find import MODEL, model_config
+from fqgan.models.find import MODEL
 from fqgan.tokenizer.extraction import extract
 from fqgan.tokenizer.foreign import is_foreign
 
 GENERATORS = "generators"
 """Folder of the generators, a study of its own."""
 _UNGUIDED = 1.0
-_FEWEST = 4  # tokenizers of which a rank correlation is told
-_BITS = ("entropy", "left", "upper", "other factors")
 _NO_NUMBERS = ("checkpoint", "workers", "batch")  # settings of `evaluate codes` that say nothing of its numbers
-Codes = dict[str, float]
-"""What `evaluate codes` tells of a tokenizer, by names for the table; not a number where it has no such number."""
 # half-length noise must not decide: no dropout, a rate that suits few steps
 _RECIPE: dict[str, Any] = {"model": {"dropout": 0.0}, "optimizer": {"kind": "muon", "lr": 3e-3}}
 _QUIET: dict[str, Any] = {"image_every": 0, "validate_every": 0, "checkpoint_every": 250, "keep_last": 1}
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A generator of one width on one tokenizer's codes: one number a seed each."""
-
-    parameters: int
-    bits: list[float]
-    """Of a held-out image's codes."""
-    unguided: list[float]
-    guided: list[float]
-    """At the best guidance scale."""
-    scale: float
-    """The best one, by the mean over the seeds."""
 
 
 def learnability(options: LearnabilityOptions) -> list[Path]:
@@ -98,7 +75,7 @@ def learnability(options: LearnabilityOptions) -> list[Path]:
     codes = {name: _codes(name, stores[name][1], options) for name in options.models}
     column = known_columns(labelled(options.features), collect(study, jobs).values(), [])[0]
     learned = _learned(study, jobs, bits, column.key, options)
-    return _written(options, learned, codes, column)
+    return write(options, learned, codes, column)
 
 
 def study_of(options: LearnabilityOptions, stores: Mapping[str, Path]) -> tuple[Study, GeneratorRunConfig]:
@@ -239,96 +216,10 @@ def _learned(
             scale = min(options.scales, key=lambda each: sum(distances[each]))
             job = next(job for job in jobs if job.row == row)
             found[name, width] = Learned(
-                _parameters(job), [bits[row, seed] for seed in seeds], distances[_UNGUIDED], distances[scale], scale
+                cost_of(job, 1.0).parameters,
+                [bits[row, seed] for seed in seeds],
+                distances[_UNGUIDED],
+                distances[scale],
+                scale,
             )
     return found
-
-
-def _parameters(job: Job) -> int:
-    with torch.device("meta"):
-        return num_parameters(FAR(model_config(job.point(1.0), "generator")))
-
-
-def _written(
-    options: LearnabilityOptions,
-    learned: Mapping[tuple[str, int], Learned],
-    codes: Mapping[str, Codes],
-    column: Column,
-) -> list[Path]:
-    """Table and figure; `column` is that of the distance."""
-    label, rows, data = column.label, [], []
-    for (name, width), each in learned.items():
-        own = codes[name]
-        rows.append(
-            [
-                name,
-                str(width),
-                f"{each.parameters / 1e6:.2f}M",
-                *(cell(column, values) for values in (each.bits, each.unguided, each.guided)),
-                f"{each.scale:g}",
-                *(_shown(measure, value) for measure, value in own.items()),
-            ]
-        )
-        data += [
-            [name, width, each.parameters, seed, *values, each.scale, *own.values()]
-            for seed, values in enumerate(zip(each.bits, each.unguided, each.guided, strict=True))
-        ]
-    head = ["tokenizer", "width", "parameters", "bits an image ↓", f"{label}, unguided ↓", f"{label}, guided ↓"]
-    measures = list(next(iter(codes.values())))
-    head += ["at scale", *(f"{each} (bits)" if each in _BITS else each for each in measures)]
-    keys = ["tokenizer", "width", "parameters", "seed", "bits_per_image", "unguided", "guided", "scale"]
-    keys += [each.replace(" ", "_") for each in measures]
-    notes = (
-        f"All generators were trained for {options.steps:,} steps of {options.train_batch} with the same pictures, "
-        "classes and seeds. Bits an image: of held-out images' codes under the generator. Entropy: of the codes of a "
-        "position, summed over the factors; left, upper, other factors: what the code of the left or upper neighbour, "
-        "or the other codes of the position, tell of a code, above chance, summed over the factors. They are counted, "
-        "which needs many more positions than codes. Reconstruction, wrong, near: the same distance of reconstructions "
-        f"from held-out images, of whole codes and with {options.share:.0%} of them replaced, by any or near ones."
-    )
-    notes += _correlations(options, learned, codes)
-    panels = [
-        Panel(title, [_series(name, learned, options, field) for name in options.models])
-        for title, field in (("bits an image", "bits"), (f"{label}, unguided", "unguided"))
-    ]
-    table = Table("Learnability of codes", head, rows, keys, data, notes)
-    return [*table.write(options.out), *write_curves(options.out, panels, "parameters (million)")]
-
-
-def _shown(measure: str, value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1%}" if measure == "usage" else f"{value:.2f}"
-
-
-def _series(name: str, learned: Mapping[tuple[str, int], Learned], options: LearnabilityOptions, field: str) -> Series:
-    own = [learned[name, width] for width in options.widths]
-    return Series(name, [each.parameters / 1e6 for each in own], [getattr(each, field) for each in own])
-
-
-def _correlations(
-    options: LearnabilityOptions,
-    learned: Mapping[tuple[str, int], Learned],
-    codes: Mapping[str, Codes],
-) -> str:
-    """How each cheap number ranks the tokenizers, against their unguided distance at the largest width."""
-    if len(options.models) < _FEWEST:
-        return f" With fewer than {_FEWEST} tokenizers no rank correlation is told."
-    from scipy.stats import spearmanr  # slow to import
-
-    def means(field: str, width: int) -> list[float]:
-        found = [getattr(learned[name, width], field) for name in options.models]
-        return [fmean(each) for each in found]
-
-    widest = max(options.widths)
-    cheap = {f"bits an image, width {width}": means("bits", width) for width in options.widths}
-    cheap |= {
-        f"distance unguided, width {width}": means("unguided", width) for width in options.widths if width < widest
-    }
-    for measure in next(iter(codes.values())):
-        cheap[measure] = [own[measure] for own in codes.values()]
-    target, rows = means("unguided", widest), []
-    for measure, values in cheap.items():
-        known = len(set(values)) > 1 and not any(map(math.isnan, values))
-        rank = float(spearmanr(values, target).statistic) if known else math.nan  # pyright: ignore
-        rows.append([measure, "–" if math.isnan(rank) else f"{rank:+.2f}"])
-    head = ["measure", f"rank correlation with the unguided distance, width {widest}"]
-    return f"\n\n## What ranks the tokenizers\n\n{markdown(head, rows)}"
