@@ -16,9 +16,11 @@ from fqgan.base.errors import UserError
 from fqgan.commands.study import command_of
 from fqgan.config import TokenizerRunConfig
 from fqgan.config.presets import child
+from fqgan.engine.sizes import num_parameters
 from fqgan.lab.studies.measurements import input_fingerprints
 from fqgan.lab.studies.plan import Line, Ordering, Row, Study, change, load_rows, settings_of, undeclared
 from fqgan.lab.studies.quantizers import QUANTIZERS_PRESETS, levels, quantizers
+from fqgan.lab.studies.recipe import GENERATOR_LEVERS, GENERATOR_PRESETS, TOKENIZER_LEVERS, TOKENIZER_PRESETS, recipe
 from fqgan.lab.studies.registry import STUDIES
 from fqgan.lab.studies.results import judge, mean_and_error, spread
 from fqgan.lab.studies.tables import latex, markdown
@@ -276,3 +278,30 @@ def test_other_images_of_the_same_names_are_another_input(tmp_path: Path) -> Non
     input_fingerprints.cache_clear()
     after = input_fingerprints(network, str(tmp_path / "set"), "train")
     assert before["features"] == after["features"] and before["data"] != after["data"]
+
+
+# --- the recipe
+
+
+@pytest.mark.parametrize("name", TOKENIZER_PRESETS)
+def test_the_recipes_levers_cost_no_parameters_and_no_images(name: str) -> None:
+    base = TOKENIZER_PRESETS[name]
+    study = recipe(base, TOKENIZER_LEVERS)
+    settings = settings_of(study, base)
+    sizes = {row: num_parameters(FactorizedTokenizer(each.model)) for row, each in settings.items()}
+    assert max(sizes.values()) <= 1.05 * min(sizes.values()), sizes
+    assert {each.train.epochs for each in settings.values()} == {base.train.epochs}
+    # alone each differs from the paper's recipe in its own settings, together in all of them
+    changed = [schema.diff(base, settings[lever.name]) for lever in TOKENIZER_LEVERS]
+    assert all(changed) and settings["paper"] == base
+    assert schema.diff(base, settings["next"]) == {key: value for each in changed for key, value in each.items()}
+    assert [o.better for o in study.orderings] == [*(lever.name for lever in TOKENIZER_LEVERS), "next"]
+
+
+def test_a_lever_that_the_base_has_is_left_out_and_generators_are_drawn_from_twice() -> None:
+    base = GENERATOR_PRESETS["cifar10-cpu"]
+    has = change(base, {"optimizer.schedule": "cosine"})
+    names = [row.name for row in recipe(has, GENERATOR_LEVERS).rows]
+    assert names == [row.name for row in recipe(base, GENERATOR_LEVERS).rows if row.name != "cosine"]
+    lines = {line.name: line.sampling["cfg_scale"] for line in recipe(base, GENERATOR_LEVERS).lines}
+    assert lines["next-unguided"] == (1.0,) and lines["next-guided"] == base.sampling.cfg_scale

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fqgan.lab.studies import generators, quantizers, tokenizers
+from fqgan.lab.studies import generators, quantizers, recipe, tokenizers
 from fqgan.lab.studies.plan import Study
 from fqgan.lab.studies.settings import (
     CurvesStudy,
@@ -65,6 +65,13 @@ STUDIES = {
         presets=quantizers.QUANTIZERS_PRESETS,
         rows=lambda base, *_: quantizers.quantizers(base),
     ),
+    "recipe": Entry(
+        _TRAIN,
+        "from the paper's recipe to ours: each lever alone, and all together",
+        TokenizerStudy,
+        presets=recipe.TOKENIZER_PRESETS,
+        rows=lambda base, *_: recipe.recipe(base, recipe.TOKENIZER_LEVERS),
+    ),
     "heads": Entry(
         "PRESET --data STORE --measure.data DATA --out DIR",
         "Table 4: linear, MLP and auto-regressive heads",
@@ -78,6 +85,13 @@ STUDIES = {
         CurvesStudy,
         presets=generators.CURVES_PRESETS,
         rows=_curves,
+    ),
+    "generator-recipe": Entry(
+        "PRESET --data STORE --measure.data DATA --out DIR",
+        "the same of a generator",
+        GeneratorStudy,
+        presets=recipe.GENERATOR_PRESETS,
+        rows=lambda base, *_: recipe.recipe(base, recipe.GENERATOR_LEVERS),
     ),
     "tokenizers": Entry(
         _LOOK, "Table 1 and Fig. 1: tokenizers under one protocol", TokenizersOptions, "studies.comparison:tokenizers"

@@ -1,0 +1,77 @@
+"""The studies of the recipe: from the paper's to ours, one lever at a time and then together, at equal images seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fqgan.config import presets
+from fqgan.config.presets import child
+from fqgan.lab.studies.generators import HEADS_CIFAR10, HEADS_CPU
+from fqgan.lab.studies.plan import Line, Ordering, Row, Run, Study, value_at
+from fqgan.lab.studies.tokenizers import ABLATION_CIFAR10, ABLATION_CPU
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A change of the recipe that costs neither parameters nor images."""
+
+    name: str
+    label: str
+    changes: Mapping[str, Any]
+
+
+# The paper's optimizer (section 4.1: Adam, a constant rate), at the best of three rates on CIFAR-10 (LOG.md).
+_ADAM: dict[str, Any] = {"kind": "adam", "lr": 4e-3, "schedule": "constant"}
+TOKENIZER_PRESETS = {
+    "cifar10": child(ABLATION_CIFAR10, optimizer=_ADAM),
+    "cifar10-cpu": child(ABLATION_CPU, optimizer=_ADAM),
+}
+TOKENIZER_LEVERS = (
+    Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}),
+    Lever("muon", "Muon", {"optimizer.kind": "muon", "optimizer.lr": 3e-3}),
+    Lever(
+        "weights", "regularisers' weights 0.02", {"loss.disentangle_weight": 0.02, "loss.representation_weight": 0.02}
+    ),
+    Lever("batch", "half of the batch", {"train.batch": 32}),
+)
+_STEADY = {**_ADAM, "lr": 2e-3}
+GENERATOR_PRESETS = {
+    "cifar10": child(HEADS_CIFAR10, model={"dropout": 0.1}, optimizer=_STEADY),
+    "cifar10-cpu": child(HEADS_CPU, model={"dropout": 0.1}, optimizer=_STEADY),
+}
+GENERATOR_LEVERS = (
+    Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}),
+    Lever("muon", "Muon", {"optimizer.kind": "muon", "optimizer.lr": 3e-3}),
+    Lever("dropout", "no dropout", {"model.dropout": 0.0}),
+    Lever("qk-norm", "QK-norm", {"model.qk_norm": True}),
+    Lever("orders", "random orders first", {"train.random_order": (0.5, 0.75), "model.target_positions": True}),
+    Lever("batch", "half of the batch", {"train.batch": 32}),
+)
+
+
+def recipe(base: Run, levers: Sequence[Lever]) -> Study:
+    """The base, each lever alone, and all together; levers that the base has already are left out.
+
+    A generator's rows are drawn from without guidance and at the base's scale.
+    """
+    levers = [lever for lever in levers if any(value_at(base, key) != value for key, value in lever.changes.items())]
+    rows = [Row("paper", label="the paper's recipe")]
+    rows += [Row(lever.name, "paper", lever.changes, label=f"+ {lever.label}") for lever in levers]
+    together = {key: value for lever in levers for key, value in lever.changes.items()}
+    rows.append(Row("next", "paper", together, label="all together"))
+    orderings, lines = [], []
+    kind, samplings = "tokenizer", [("", "", dict[str, Any]())]
+    if not isinstance(base, presets.TokenizerRunConfig):
+        own = {field.name: getattr(base.sampling, field.name) for field in dataclasses.fields(base.sampling)}
+        kind = "generator"
+        samplings = [("-unguided", "no guidance", {**own, "cfg_scale": (1.0,)}), ("-guided", "guidance", own)]
+    for suffix, at, sampling in samplings:
+        for row in rows:
+            lines.append(Line(row.name + suffix, row.name, row.label, at, sampling=sampling))
+            if row.parent:
+                claim = f"{row.label} over the paper's recipe{', ' if at else ''}{at}"
+                orderings.append(Ordering(claim, row.name + suffix, f"paper{suffix}"))
+    return Study("recipe", f"The recipe of a {kind}", kind, tuple(rows), tuple(lines), tuple(orderings))
