@@ -150,7 +150,7 @@ def _train_and_measure(
         doing = f"training the tokenizer, step {step:,} of {first.train.steps:,}"
         return replace(told(model, step, pictured(model, held_out, shown, device), {}), doing=doing)
 
-    train_tokenizer(first, run, growing.watch(learning))
+    train_tokenizer(first, run, growing.watch(learning, first.train.steps))
 
     tokenizer = FactorizedTokenizer.from_pretrained(run, device)
     _say(2, f"evaluating the tokenizer and the mean-colour baseline on {len(held_out)} held-out crops")
@@ -190,7 +190,7 @@ def _train_and_measure(
         doing = f"training the generator, step {step:,} of {second.train.steps:,}"
         return replace(report, doing=doing, generation=generation)
 
-    train_generator(replace(second, **stores), generator_run, growing.watch(writing))
+    train_generator(replace(second, **stores), generator_run, growing.watch(writing, second.train.steps))
     _say(5, "generating images of every class, and comparing them with real ones")
     generation = score_generator(generator_run, crops, held_out, network, device, settings.images or SAMPLES)
 

@@ -16,8 +16,8 @@ from fqgan.engine.task import Watch
 from fqgan.lab.report.content import Report
 from fqgan.lab.report.render import page
 
-SHARE = 1 / 40
-"""Of training's time, what its pages may take at most, but for the first one."""
+SHARE = 1 / 60
+"""Of training's time, what its pages may take at most, but for the first and the last one."""
 
 
 class GrowingPage:
@@ -42,12 +42,13 @@ class GrowingPage:
             self._told = True
         return told
 
-    def watch(self, make: Callable[[nn.Module, int], Report]) -> Watch:
-        """For training: writes the page that `make` makes of a network and its number of steps, once in a while."""
+    def watch(self, make: Callable[[nn.Module, int], Report], last: int) -> Watch:
+        """For training: writes the page that `make` makes of a network and its number of steps, once in a while and
+        after the `last` step."""
 
         def look(model: nn.Module, step: int) -> None:
             began = time.monotonic()
-            if began >= self._next:
+            if began >= self._next or step == last:
                 self.write(make(model, step))
                 now = time.monotonic()
                 self._next = now + (now - began) / SHARE
