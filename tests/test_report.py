@@ -380,6 +380,7 @@ def test_quickstart_trains_evaluates_and_reports(
     pages: list[str] = []
     monkeypatch.setattr(growing, "write_text", lambda path, text: (pages.append(text), write_text(path, text)))
     monkeypatch.setattr(growing, "SHARE", float("inf"))
+    monkeypatch.setattr(growing, "FIRST", 0.0)
     run = tmp_path / "run"
     command = ["quickstart", "--run", str(run), "--images", "1", "--device", "cpu"]
     command += ["--steps", "2", "--generator-steps", "2"]

@@ -16,8 +16,8 @@ from fqgan.engine.run import RunFolder
 
 Terms = dict[str, Tensor]
 Watch = Callable[[nn.Module, int], None]
-"""Called by all ranks after each line of stats.jsonl, with the network to use (the moving average, where there is one)
-in eval mode and the number of steps done. It may compute with the network, and must not change it."""
+"""Called by all ranks after each step and its line of stats.jsonl, with the network to use (the moving average, where
+there is one) in eval mode and the number of steps done. It may compute with the network, and must not change it."""
 
 
 @dataclass

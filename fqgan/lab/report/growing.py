@@ -16,6 +16,8 @@ from fqgan.engine.task import Watch
 from fqgan.lab.report.content import Report
 from fqgan.lab.report.render import page
 
+FIRST = 20.0
+"""Seconds of training before the first page: earlier pictures show little."""
 SHARE = 1 / 60
 """Of training's time, what its pages may take at most, but for the first and the last one."""
 
@@ -29,7 +31,8 @@ class GrowingPage:
 
     def __init__(self, path: Path, command: str):
         self.path, self.command = path, command
-        self._began, self._next, self._told = time.monotonic(), 0.0, False
+        self._began, self._told = time.monotonic(), False
+        self._next: float | None = None
 
     def write(self, report: Report) -> Report:
         """Replace the page, in one step, and return what it says. The first that is not the last is announced."""
@@ -48,6 +51,8 @@ class GrowingPage:
 
         def look(model: nn.Module, step: int) -> None:
             began = time.monotonic()
+            if self._next is None:
+                self._next = began + FIRST
             if began >= self._next or step == last:
                 self.write(make(model, step))
                 now = time.monotonic()
