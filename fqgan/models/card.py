@@ -95,7 +95,7 @@ def _metric(name: str, kind: str, scores: Mapping[str, Any]) -> tuple[str, str]:
         return "lpips", "LPIPS (VGG)"
     if name == "fid" and kind == "tokenizer":
         return name, "FID of reconstructions (rFID)"
-    return name, _LABELS.get(name, name)
+    return name, _LABELS.get(name, name.replace("_", " "))
 
 
 def _measured(kind: str, scores: Mapping[str, Any]) -> list[str]:
