@@ -50,6 +50,7 @@ from fqgan.nets.perceptual import EfficientNetDistance
 from fqgan.tokenizer.branch import FeaturePredictionHead
 from fqgan.tokenizer.extraction import extract
 from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.protocol import Tokenizer
 from fqgan.tokenizer.task import train_tokenizer
 from fqgan.tokenizer.validation import Batches, Scores, evaluate_mean_colour, score_reconstructions
 
@@ -151,7 +152,6 @@ def _train_and_measure(
         return replace(told(model, step, pictured(model, held_out, shown, device), {}), doing=doing)
 
     train_tokenizer(first, run, growing.watch(learning, first.train.steps))
-
     tokenizer = FactorizedTokenizer.from_pretrained(run, device)
     _say(2, f"evaluating the tokenizer and the mean-colour baseline on {len(held_out)} held-out crops")
     evaluation = {
@@ -163,7 +163,6 @@ def _train_and_measure(
     second = presets.trial(presets.get_generator(GENERATOR), settings.generator_steps, **train)
     if _steps(generator_run) < second.train.steps:  # else a page that is finished stays until the next one is
         growing.write(replace(report, doing="encoding crops, from which the generator will learn"))
-
     _say(3, f"encoding the training crops into {tokens}")
     crops = PhotoSource("train", 2 * settings.images)
     for source in (crops, held_out):
@@ -274,7 +273,7 @@ def score_generator(
 def _generation(
     run: Path,
     generator: FAR,
-    tokenizer: FactorizedTokenizer,
+    tokenizer: Tokenizer,
     names: Sequence[str],
     steps: int,
     real: list[Tensor],
