@@ -42,6 +42,24 @@ def output(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return printed.out
 
 
+def test_bash_completes_as_the_documentation_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs/start.md").read_text()
+    (block,) = (text for text in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "complete -o" in text)
+    words = [["tr"], ["evaluate", "co"], ["quickstart", "--run", "runs/x", "--ste"], ["quickstart", "--run", ""]]
+    calls = [f'{{ COMP_WORDS=(fqgan {" ".join(each[:-1])} "{each[-1]}"); COMP_CWORD={len(each)}; '
+             f'_fqgan fqgan "{each[-1]}"; echo "${{COMPREPLY[*]}}"; }}' for each in words]  # fmt: skip
+    script = "\n".join([f'fqgan() {{ "{sys.executable}" -m fqgan "$@"; }}', block, "complete -p fqgan", *calls])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "complete -o default -F _fqgan fqgan",
+        "train-tokenizer train-generator train-classifier",
+        "codes compare",
+        "--steps",
+        "",
+    ]
+
+
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in ([], ["-h"], ["--help"], ["help"]):
         text = output(capsys, *argv)

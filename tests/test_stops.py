@@ -252,6 +252,22 @@ def test_wandb_goes_on_with_its_run(pictures: Path, tmp_path: Path) -> None:
     assert ids[0] == ids[1] and re.fullmatch("[a-z0-9]{8}", ids[0])
 
 
+@pytest.mark.slow
+def test_wandb_itself_takes_up_its_run(pictures: Path, tmp_path: Path) -> None:
+    """Offline, where it keeps a folder of each start, named after the run."""
+    pytest.importorskip("wandb")
+    config = child(everything(pictures), train={"wandb": "project", "steps": 1}, data={"workers": 0})
+    run = tmp_path / "run"
+    for steps in ("1", "2"):
+        finish(start(command(config, run, "--train.steps", steps), WANDB_MODE="offline", WANDB_CONSOLE="off"))
+    name = (run / "wandb-id").read_text().strip()
+    starts = sorted(run.glob("wandb/offline-run-*"))
+    assert len(starts) == 2 and all(each.name.endswith(f"-{name}") for each in starts)
+    for each in starts:
+        (record,) = each.glob("*.wandb")
+        assert record.name == f"run-{name}.wandb" and b"reconstruction_loss" in record.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [

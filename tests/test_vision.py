@@ -241,10 +241,25 @@ def test_load_perceptual(vgg_files, monkeypatch):
         load_perceptual("lpips-vg")
 
 
+def test_the_package_lpips_has_the_learned_weights_so_that_one_file_is_asked_for(vgg_files, monkeypatch, tmp_path):
+    pytest.importorskip("lpips")
+    monkeypatch.delenv("FQGAN_LPIPS", raising=False)
+    monkeypatch.delenv("FQGAN_VGG16", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    with pytest.raises(UserError, match=r"vgg16-397923af\.pth") as error:
+        load_perceptual("lpips-vgg")
+    assert "lpips]" not in str(error.value)
+    monkeypatch.setenv("FQGAN_VGG16", str(vgg_files[0]))
+    ours, theirs = load_perceptual("lpips-vgg"), LPIPS(*vgg_files)  # the same numbers as torchmetrics carries
+    assert ours is not None
+    for own, other in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+        assert own[0] == other[0] and torch.equal(own[1], other[1])
+
+
 def test_missing_lpips_files_are_named_with_the_offline_alternative(vgg_files, monkeypatch, tmp_path):
     monkeypatch.delenv("FQGAN_LPIPS", raising=False)
     monkeypatch.delenv("FQGAN_VGG16", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "lpips", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     with pytest.raises(UserError) as both:
         load_perceptual("lpips-vgg")
@@ -252,7 +267,7 @@ def test_missing_lpips_files_are_named_with_the_offline_alternative(vgg_files, m
     assert "\n" not in message
     for part in (
         str(tmp_path / "torch" / "hub" / "checkpoints" / "vgg16-397923af.pth"),
-        str(tmp_path / ".cache" / "fqgan" / "lpips_vgg.pth"),
+        "lpips/weights/v0.1/vgg.pth (the package lpips: pip install 'fqgan[lpips]'",
         "--loss.perceptual efficientnet-lite0",
     ):
         assert part in message

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from fqgan.engine.run import RunFolder
 
 Terms = dict[str, Tensor]
+Watch = Callable[[nn.Module, int], None]
+"""Called by all ranks after each step and its line of stats.jsonl, with the network to use (the moving average, where
+there is one) in eval mode and the number of steps done. It may compute with the network, and must not change it."""
 
 
 @dataclass
@@ -46,6 +49,8 @@ class Task(ABC):
     """The optimizer step under way, from 0."""
     shown: Sequence[str] = ("loss", "val_loss")
     """Which of a step's statistics the terminal shows, in this order, as far as it has them."""
+    watch: Watch | None = None
+    """Who looks on."""
 
     @abstractmethod
     def batches(self, start_step: int) -> Iterator[Any]:

@@ -97,6 +97,8 @@ class Trainer:
                 statistics = self._statistics(step) | values
                 together(partial(log.write, done, statistics))
                 together(self.task.check)
+            if self.task.watch:
+                together(partial(self.task.watch, self.model.eval(), done))
             if _due(self.config.image_every, done) or last:
                 path = self.run.path / "images" / f"step-{done:08d}.png"
                 together(partial(self.task.picture, self.model.eval(), path))

@@ -31,7 +31,7 @@ from fqgan.engine.session import deterministic_mode, session, train
 from fqgan.engine.sizes import check_training, micro_batch, share_of, total_steps
 from fqgan.engine.speed import autocast, compile_parts
 from fqgan.engine.stops import Agreed
-from fqgan.engine.task import Phase, Task, Terms
+from fqgan.engine.task import Phase, Task, Terms, Watch
 from fqgan.generator.model import FAR, INITIAL_STD, GeneratorLoss, load_generator
 from fqgan.generator.pictures import labelled_rows
 from fqgan.generator.sampler import Sampler
@@ -236,7 +236,7 @@ class GeneratorTask(Task):
         return copied.to(self.world.device).eval()
 
 
-def train_generator(config: GeneratorRunConfig, path: Path) -> None:
+def train_generator(config: GeneratorRunConfig, path: Path, watch: Watch | None = None) -> None:
     """Train, or go on training, the run in folder `path`. Bad settings and data raise `UserError` before it exists."""
     config.check()
     with session(config.train) as world:
@@ -256,7 +256,9 @@ def train_generator(config: GeneratorRunConfig, path: Path) -> None:
             why = f"{store.name} has {store.num_classes} classes, left aside" if store.num_classes else "there are none"
             say(f"without classes ({why}): an unconditional generator")
         init = _initial(config, store, world) if config.init and run.fresh else None
-        train(GeneratorTask(config, world, store, validation, init), run, world, len(store))
+        task = GeneratorTask(config, world, store, validation, init)
+        task.watch = watch
+        train(task, run, world, len(store))
 
 
 def _open(path: str, world: World) -> TokenStore:

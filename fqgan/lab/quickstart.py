@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fqgan.base import schema
 from fqgan.base.errors import UserError
@@ -41,9 +40,9 @@ from fqgan.generator.model import FAR, load_generator
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.task import train_generator
 from fqgan.lab.report.content import Generation, Report, summary
-from fqgan.lab.report.evidence import gather
+from fqgan.lab.report.evidence import Evidence, gather, pictured, sample_indices
 from fqgan.lab.report.figures import require_matplotlib
-from fqgan.lab.report.render import page
+from fqgan.lab.report.growing import GrowingPage
 from fqgan.metrics.class_means import NearestClassMean
 from fqgan.metrics.frechet import FeatureStatistics, Gaussian, frechet_distance
 from fqgan.nets.measuring import FeatureNetwork, load_network
@@ -51,6 +50,7 @@ from fqgan.nets.perceptual import EfficientNetDistance
 from fqgan.tokenizer.branch import FeaturePredictionHead
 from fqgan.tokenizer.extraction import extract
 from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.protocol import Tokenizer
 from fqgan.tokenizer.task import train_tokenizer
 from fqgan.tokenizer.validation import Batches, Scores, evaluate_mean_colour, score_reconstructions
 
@@ -81,8 +81,8 @@ class QuickstartResult:
 
 
 def quickstart(settings: QuickstartSettings, command: str = "") -> QuickstartResult:
-    """Train a tokenizer and a generator under `settings.run`, measure both, and write the page. The same call goes on
-    with what was interrupted.
+    """Train a tokenizer and a generator under `settings.run`, measure both, and write the page, which is there from the
+    first pictures on and grows. The same call goes on with what was interrupted.
 
     Args:
         command: how it was called, for the page.
@@ -92,7 +92,7 @@ def quickstart(settings: QuickstartSettings, command: str = "") -> QuickstartRes
             something else; later, for codes of another tokenizer.
         SystemExit: after Ctrl-C or SIGTERM; the same call goes on.
     """
-    began = time.monotonic()
+    growing = GrowingPage(settings.run / "report.html", command)
     settings.check()
     if ranks().size > 1:
         raise UserError(
@@ -103,24 +103,23 @@ def quickstart(settings: QuickstartSettings, command: str = "") -> QuickstartRes
     folder.check_own()
     require_matplotlib()
     held_out = PhotoSource("validation")
+    evaluation_file = settings.run / "eval.json"
     with running(settings.device) as world:
         # pictures as they are: enlarged to the network's own 224 pixels they would take twelve times as long
         network = load_network(f"efficientnet-lite0@{presets.get(TOKENIZER).model.image_size}", world.device)
         folder.take()
         try:
-            report = _train_and_measure(settings, held_out, network, world)
-            evaluation_file, page_file = settings.run / "eval.json", settings.run / "report.html"
+            report = _train_and_measure(settings, held_out, network, world, growing)
             write_text(evaluation_file, json.dumps(schema.finite(report.evaluation), indent=2) + "\n")
-            _say(6, f"drawing the report {page_file}")
-            report = replace(report, command=command, command_seconds=time.monotonic() - began)
-            write_text(page_file, page(report))
+            _say(6, f"drawing the report {growing.path}")
+            report = growing.write(report)
         finally:
             folder.abandon()
-    return QuickstartResult(report.evaluation, evaluation_file, page_file, summary(report))
+    return QuickstartResult(report.evaluation, evaluation_file, growing.path, summary(report))
 
 
 def _train_and_measure(
-    settings: QuickstartSettings, held_out: PhotoSource, network: FeatureNetwork, world: World
+    settings: QuickstartSettings, held_out: PhotoSource, network: FeatureNetwork, world: World, growing: GrowingPage
 ) -> Report:
     """Steps 1 to 5."""
     device, precision = world.device, fast_precision(world.device)
@@ -128,18 +127,42 @@ def _train_and_measure(
     steps_before = _steps(run)
     _say(1, f"training tokenizer {TOKENIZER} in {run} (Ctrl-C saves; the same command resumes)")
     train: dict[str, Any] = {"device": settings.device, "precision": precision}
-    train_tokenizer(presets.trial(presets.get(TOKENIZER), settings.steps, **train), run)
+    first = presets.trial(presets.get(TOKENIZER), settings.steps, **train)
+    shown = sample_indices(held_out.labels, len(held_out.classes))
 
-    config = schema.load(TokenizerRunConfig, run / "config.json")
+    def told(tokenizer: FactorizedTokenizer, steps: int, evidence: Evidence, evaluation: dict[str, Any]) -> Report:
+        heads = [module for module in tokenizer.modules() if isinstance(module, FeaturePredictionHead)]
+        return Report(
+            preset=TOKENIZER,
+            run=str(run),
+            config=schema.load(TokenizerRunConfig, run / "config.json"),
+            parameters=num_parameters(tokenizer),
+            training_parameters=sum(map(num_parameters, heads)),
+            device=device_name(device),
+            steps=steps,
+            steps_before=steps_before,
+            evaluation=evaluation,
+            stats=read_stats(run),
+            evidence=evidence,
+        )
+
+    def learning(model: nn.Module, step: int) -> Report:
+        assert isinstance(model, FactorizedTokenizer)
+        doing = f"training the tokenizer, step {step:,} of {first.train.steps:,}"
+        return replace(told(model, step, pictured(model, held_out, shown, device), {}), doing=doing)
+
+    train_tokenizer(first, run, growing.watch(learning, first.train.steps))
     tokenizer = FactorizedTokenizer.from_pretrained(run, device)
     _say(2, f"evaluating the tokenizer and the mean-colour baseline on {len(held_out)} held-out crops")
     evaluation = {
         "checkpoint": str(checkpoint.latest(run / "checkpoints")),
-        "weights": "moving-average" if config.train.ema_decay else "raw",
+        "weights": "moving-average" if first.train.ema_decay else "raw",
         **score_tokenizer(tokenizer, held_out, network, device),
     }
-    evidence = gather(tokenizer, held_out, device, BATCH)
-
+    report = told(tokenizer, _steps(run), gather(tokenizer, held_out, device, BATCH), evaluation)
+    second = presets.trial(presets.get_generator(GENERATOR), settings.generator_steps, **train)
+    if _steps(generator_run) < second.train.steps:  # else a page that is finished stays until the next one is
+        growing.write(replace(report, doing="encoding crops, from which the generator will learn"))
     _say(3, f"encoding the training crops into {tokens}")
     crops = PhotoSource("train", 2 * settings.images)
     for source in (crops, held_out):
@@ -153,27 +176,24 @@ def _train_and_measure(
         say_lines(extract(options, world, source).summary)
         say(store)
     _say(4, f"training generator {GENERATOR} in {generator_run}")
-    chosen = presets.trial(presets.get_generator(GENERATOR), settings.generator_steps, **train)
     stores = {"data": str(tokens / crops.split), "validation": str(tokens / held_out.split)}
-    train_generator(replace(chosen, **stores), generator_run)
+    real = shown_crops(crops, tokenizer.config.image_size)
+
+    @torch.inference_mode()
+    def writing(model: nn.Module, step: int) -> Report:
+        assert isinstance(model, FAR)
+        labels = torch.arange(len(real)).repeat(SHOWN_SAMPLES)
+        codes = Sampler(model, len(labels), second.sampling, static=False, compiled=False)(labels)
+        drawn = [tokenizer.decode(codes[label :: len(real)]) for label in range(len(real))]
+        generation = _generation(generator_run, model, tokenizer, crops.classes, step, real, drawn, {})
+        doing = f"training the generator, step {step:,} of {second.train.steps:,}"
+        return replace(report, doing=doing, generation=generation)
+
+    train_generator(replace(second, **stores), generator_run, growing.watch(writing, second.train.steps))
     _say(5, "generating images of every class, and comparing them with real ones")
     generation = score_generator(generator_run, crops, held_out, network, device, settings.images or SAMPLES)
 
-    heads = [module for module in tokenizer.modules() if isinstance(module, FeaturePredictionHead)]
-    return Report(
-        preset=TOKENIZER,
-        run=str(run),
-        config=config,
-        parameters=num_parameters(tokenizer),
-        training_parameters=sum(map(num_parameters, heads)),
-        device=device_name(device),
-        steps=_steps(run),
-        steps_before=steps_before,
-        evaluation={**evaluation, "generator": generation.evaluation},
-        stats=read_stats(run),
-        evidence=evidence,
-        generation=generation,
-    )
+    return replace(report, evaluation={**evaluation, "generator": generation.evaluation}, generation=generation)
 
 
 def score_tokenizer(
@@ -222,9 +242,7 @@ def score_generator(
     with torch.device(device):
         untrained = FAR(generator.config).eval().set_precision(config.train.precision)
     labels = torch.arange(classes).repeat(images)
-    # the reference takes every other crop at most, the real ones to compare with it stand between those
-    count = min(REFERENCE, len(crops) // 2)
-    chosen, size = np.arange(count) * len(crops) // count, tokenizer.config.image_size
+    chosen, size = _reference(crops), tokenizer.config.image_size
     reference, real = (_read(crops, indices, size) for indices in (chosen, chosen + 1))
 
     @torch.inference_mode()
@@ -242,25 +260,53 @@ def score_generator(
         "real": real,
         "held_out": _read(held_out, np.arange(len(held_out)), size),
     }
-    of_classes = [reference[0][reference[1] == label] for label in range(classes)]
-    spread = torch.arange(1, 2 * SHOWN_REAL, 2)
+    evaluation = {
+        "reference": f"{len(chosen)} training crops of {size} pixels",
+        "sampling": vars(config.sampling),
+        **score_sets(sets, reference, network, classes, device),
+    }
+    shown = [normalize(samples[label::classes][:SHOWN_SAMPLES]) for label in range(classes)]
+    real_crops, names = shown_crops(crops, size), generator.label_names
+    return _generation(run, generator, tokenizer, names, _steps(run), real_crops, shown, evaluation)
+
+
+def _generation(
+    run: Path,
+    generator: FAR,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    steps: int,
+    real: list[Tensor],
+    samples: list[Tensor],
+    evaluation: dict[str, Any],
+) -> Generation:
+    """What the page tells of a generator after `steps` steps of its run."""
     return Generation(
         preset=GENERATOR,
         run=str(run),
-        config=config,
+        config=schema.load(GeneratorRunConfig, run / "config.json"),
         parameters=num_parameters(generator),
-        steps=_steps(run),
+        steps=steps,
         stats=read_stats(run),
         factors=[factor.name for factor in tokenizer.config.factors],
-        names=list(generator.label_names),
-        evaluation={
-            "reference": f"{count} training crops of {size} pixels",
-            "sampling": vars(config.sampling),
-            **score_sets(sets, reference, network, classes, device),
-        },
-        real=[normalize(own[spread * len(own) // (2 * SHOWN_REAL)]) for own in of_classes],
-        samples=[normalize(samples[label::classes][:SHOWN_SAMPLES]) for label in range(classes)],
+        names=list(names),
+        real=real,
+        samples=samples,
+        evaluation=evaluation,
     )
+
+
+def _reference(crops: ImageSource) -> npt.NDArray[np.int64]:
+    """The crops that all others are compared with: every other one at most, so that real ones stand between those."""
+    count = min(REFERENCE, len(crops) // 2)
+    return np.arange(count) * len(crops) // count
+
+
+def shown_crops(crops: ImageSource, size: int) -> list[Tensor]:
+    """Of each class, evenly spaced crops of the reference (n, 3, size, size) in [-1, 1]."""
+    chosen, spread = _reference(crops), np.arange(1, 2 * SHOWN_REAL, 2)
+    of_classes = [chosen[crops.labels[chosen] == label] for label in range(len(crops.classes))]
+    return [normalize(_read(crops, own[spread * len(own) // (2 * SHOWN_REAL)], size)[0]) for own in of_classes]
 
 
 def score_sets(

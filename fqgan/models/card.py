@@ -46,7 +46,7 @@ def model_card(
     parts = [
         f"---\n{_metadata(kind, scores)}\n---",
         *about(config, facts),  # pyright: ignore[reportArgumentType]
-        *_measured(scores),
+        *_measured(kind, scores),
         f"{parameters:,} parameters. Fingerprint `{facts['fingerprint']}`."
         + (f" {facts['steps']:,} training steps." if facts.get("steps") else "")
         + (f" Converted from {facts['origin']}." if facts.get("origin") else ""),
@@ -57,11 +57,15 @@ def model_card(
 def _metadata(kind: str, scores: Mapping[str, Any]) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    data = str(scores.get("data", "") or "images")
-    results = [
-        EvalResult(_TASKS[kind], data, data, metric_type=name, metric_value=value, metric_name=_LABELS.get(name, name))
-        for name, value in results_in(scores).items()
-    ]
+    images, data, size = _measured_on(scores)
+    known: dict[str, Any] = {"images": images, "size": size}
+    arguments = {name: value for name, value in known.items() if value}
+    data, results = data or "images", []
+    for name, value in results_in(scores).items():
+        metric, label = _metric(name, kind, scores)
+        results.append(
+            EvalResult(_TASKS[kind], data, data, metric, value, dataset_args=arguments or None, metric_name=label)
+        )
     named: dict[str, Any] = {"eval_results": results, "model_name": f"fqgan {kind}"} if results else {}
     return ModelCardData(library_name="fqgan", tags=["fqgan", f"image-{kind}"], **named).to_yaml()
 
@@ -75,19 +79,38 @@ def results_in(scores: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _measured(scores: Mapping[str, Any]) -> list[str]:
+def _measured_on(scores: Mapping[str, Any]) -> tuple[int, str, int]:
+    """Of an evaluation: how many images, of which data (a generator's: against which reference), of how many pixels;
+    nothing where it does not say."""
+    protocol = scores.get("protocol", scores)
+    count = scores.get("images", (protocol.get("samples") or {}).get("count"))
+    data = Path(str(scores.get("data") or scores.get("reference") or "")).name
+    size = protocol.get("size")
+    return count if isinstance(count, int) else 0, data, size if isinstance(size, int) else 0
+
+
+def _metric(name: str, kind: str, scores: Mapping[str, Any]) -> tuple[str, str]:
+    """A metric's type on the hub, and its name for people."""
+    if name == "perceptual" and scores.get("protocol", scores).get("perceptual") == "lpips-vgg":
+        return "lpips", "LPIPS (VGG)"
+    if name == "fid" and kind == "tokenizer":
+        return name, "FID of reconstructions (rFID)"
+    return name, _LABELS.get(name, name.replace("_", " "))
+
+
+def _measured(kind: str, scores: Mapping[str, Any]) -> list[str]:
     results = results_in(scores)
     if not results:
         return []
-    conditions = [f"{scores['images']:,} images" if isinstance(scores.get("images"), int) else "images"]
-    if scores.get("data"):
-        conditions.append(f"of {Path(str(scores['data'])).name}")
-    protocol = scores.get("protocol", scores)
-    if protocol.get("size"):
-        conditions.append(f"at {protocol['size']} pixels")
-    if protocol.get("features"):
-        conditions.append(f"with the features of {protocol['features']['network']}")
-    rows = [(_LABELS.get(name, name), f"{value:.4g}") for name, value in results.items()]
+    images, data, size = _measured_on(scores)
+    conditions = [f"{images:,} images" if images else "images"]
+    if data:
+        conditions.append(f"{'of' if kind == 'tokenizer' else 'against'} {data}")
+    if size:
+        conditions.append(f"at {size} pixels")
+    if network := scores.get("protocol", scores).get("features"):
+        conditions.append(f"with the features of {network['network']}")
+    rows = [(_metric(name, kind, scores)[1], f"{value:.4g}") for name, value in results.items()]
     return [f"Measured on {' '.join(conditions)}:", _table(("metric", "value"), rows)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -80,8 +81,8 @@ class LPIPS(PerceptualDistance):
 
     Args:
         vgg16: torchvision's ImageNet weights `vgg16-397923af.pth`; None: random ones.
-        linear: the learned weights `lpips/weights/v0.1/vgg.pth`, keys `lin0.model.1.weight` to `lin4.model.1.weight`;
-            None: equal ones.
+        linear: the learned weights, as the package `lpips` has them; keys `lin0.model.1.weight` to
+            `lin4.model.1.weight`. None: equal ones.
     """
 
     shift: Tensor
@@ -135,7 +136,7 @@ def lpips_files() -> tuple[Path, Path]:
     if not vgg16.is_file():
         missing.append(f"{vgg16} (torchvision's vgg16-397923af.pth; or set FQGAN_VGG16)")
     if not linear.is_file():
-        missing.append(f"{linear} (richzhang/PerceptualSimilarity's lpips/weights/v0.1/vgg.pth; or set FQGAN_LPIPS)")
+        missing.append(f"{linear} (the package lpips: pip install 'fqgan[lpips]'; or set FQGAN_LPIPS)")
     if missing:
         without = f"{OFFLINE_OPTION} to train, --perceptual efficientnet-lite0 to evaluate"
         raise UserError(f"LPIPS needs {' and '.join(missing)}; without these files: {without}")
@@ -146,10 +147,12 @@ def lpips_paths() -> tuple[Path, Path]:
     """Where the VGG-16 and the LPIPS weights have to be; they are never downloaded.
 
     `$FQGAN_VGG16`, else torchvision's cache `<torch hub>/checkpoints/vgg16-397923af.pth`; and `$FQGAN_LPIPS`, else
-    `~/.cache/fqgan/lpips_vgg.pth`.
+    `weights/v0.1/vgg.pth` of the package `lpips`, none of whose code is run.
     """
     vgg16 = _from_environment("FQGAN_VGG16", Path(torch.hub.get_dir(), "checkpoints", "vgg16-397923af.pth"))
-    return vgg16, _from_environment("FQGAN_LPIPS", Path.home() / ".cache" / "fqgan" / "lpips_vgg.pth")
+    package = find_spec("lpips")
+    folder = Path(package.origin).parent if package and package.origin else Path("lpips")
+    return vgg16, _from_environment("FQGAN_LPIPS", folder / "weights" / "v0.1" / "vgg.pth")
 
 
 def _from_environment(variable: str, default: Path) -> Path:

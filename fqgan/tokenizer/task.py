@@ -29,7 +29,7 @@ from fqgan.engine.session import session, train
 from fqgan.engine.sizes import check_training, micro_batch, total_steps
 from fqgan.engine.speed import autocast
 from fqgan.engine.stops import Agreed
-from fqgan.engine.task import Phase
+from fqgan.engine.task import Phase, Watch
 from fqgan.metrics.usage import CodeUsage
 from fqgan.nets.features import Teacher
 from fqgan.nets.perceptual import PerceptualDistance, load_perceptual
@@ -258,7 +258,7 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
                 save_picture(reconstruction_grid(model, normalize(raw.to(self.world.device))), path)
 
 
-def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
+def train_tokenizer(config: TokenizerRunConfig, path: Path, watch: Watch | None = None) -> None:
     """Train, or go on training, the run in folder `path`. Bad settings and data raise `UserError` before it exists."""
     config.check()
     _check_quantizers(config)
@@ -281,6 +281,7 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
                 announce(each, config.model.image_size)
             _announce_factors(config.model)
         task = TokenizerTask(config, world, source, validation, teachers, perceptual, init)
+        task.watch = watch
         train(task, run, world, len(source))
 
 

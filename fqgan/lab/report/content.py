@@ -50,12 +50,13 @@ class Generation:
     samples: list[Tensor]
     """Of each class: generated images (m, 3, H, W), not clipped."""
     evaluation: Numbers
-    """Scores of the `samples`, of an `untrained` generator's, of `reconstructions`, `real` and `held_out` crops."""
+    """Scores of the `samples`, of an `untrained` generator's, of `reconstructions`, `real` and `held_out` crops; empty
+    in training."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A run, its evaluation and its pictures."""
+    """A run, its evaluation and its pictures; while the command is `doing` something, what there is of them."""
 
     preset: str
     run: str
@@ -70,7 +71,7 @@ class Report:
     steps_before: int
     """Those of them that were done before this command."""
     evaluation: Numbers
-    """`eval.json`: `images`, and the scores of the `tokenizer` and the `baseline`."""
+    """`eval.json`: `images`, and the scores of the `tokenizer` and the `baseline`; empty until they are measured."""
     stats: list[Numbers]
     """The lines of stats.jsonl."""
     evidence: Evidence
@@ -79,16 +80,18 @@ class Report:
     """As it was typed, where it was."""
     command_seconds: float = 0.0
     """Wall time of this command."""
+    doing: str = ""
+    """What the command is at; empty once it has finished."""
 
     @property
     def tokenizer(self) -> Numbers:
         """Scores of the tokenizer."""
-        return self.evaluation["tokenizer"]
+        return self.evaluation.get("tokenizer", {})
 
     @property
     def baseline(self) -> Numbers:
         """Scores of the mean-colour baseline."""
-        return self.evaluation["baseline"]
+        return self.evaluation.get("baseline", {})
 
     @property
     def verdict(self) -> str:
@@ -170,7 +173,8 @@ def validation_charts(report: Report) -> list[Chart]:
         steps, values = series(report.stats, f"val_{metric.key}")
         if steps:
             title, baseline = f"{metric.title} in validation", report.baseline.get(metric.key)
-            note = f"last {fixed(values[-1], metric.digits)}, baseline {fixed(baseline, metric.digits)}"
+            note = f"last {fixed(values[-1], metric.digits)}"
+            note += "" if baseline is None else f", baseline {fixed(baseline, metric.digits)}"
             alt = f"{title} over the training steps: {values[-1]:.{metric.digits}f} at the last"
             image = curve_with_baseline(steps, values, baseline, metric.unit or "distance")
             charts.append(Chart(title, note, image, alt))

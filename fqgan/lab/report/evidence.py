@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,8 @@ class Evidence:
     codes: Tensor
     """(n, k, h, w)."""
     counts: list[npt.NDArray[np.int64]]
-    """Of each factor: how often each of its codes occurs in all held-out images."""
+    """Of each factor: how often each of its codes occurs in all held-out images; empty where only the pictures are
+    known."""
 
 
 @torch.inference_mode()
@@ -59,14 +60,22 @@ def gather(tokenizer: FactorizedTokenizer, source: ImageSource, device: torch.de
             total += torch.bincount(codes[:, i].flatten(), minlength=len(total))
     indices = torch.cat(readable).numpy()
     chosen = [int(indices[i]) for i in sample_indices(source.labels[indices], len(source.classes))]
-    crops = EvaluationSet(source, size)
+    return replace(pictured(tokenizer, source, chosen, device), counts=[total.numpy() for total in totals])
+
+
+@torch.inference_mode()
+def pictured(
+    tokenizer: FactorizedTokenizer, source: ImageSource, chosen: Sequence[int], device: torch.device
+) -> Evidence:
+    """The pictures of the `chosen` images alone."""
+    crops = EvaluationSet(source, tokenizer.config.image_size)
     images = normalize(torch.stack([crops[i][0] for i in chosen])).to(device)
     codes = tokenizer.encode(images)
     return Evidence(
         names=[source.classes[source.labels[i]] if source.labels[i] >= 0 else "" for i in chosen],
         rows=picture_rows(tokenizer, images, codes),
         codes=codes.cpu(),
-        counts=[total.numpy() for total in totals],
+        counts=[],
     )
 
 

@@ -25,14 +25,16 @@ from fqgan.engine.session import running
 from fqgan.evaluation.likelihood import evaluate_likelihood
 from fqgan.evaluation.protocol import Evaluation, read_result
 from fqgan.evaluation.robustness import evaluate_codes
+from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies.jobs import Job, cost_of, labelled
-from fqgan.lab.studies.learned import Codes, Learned, write
+from fqgan.lab.studies.learned import FEWEST, Codes, Learned, write
 from fqgan.lab.studies.plan import Line, Row, Study
 from fqgan.lab.studies.results import collect, known_columns
 from fqgan.lab.studies.settings import LearnabilityOptions, MeasureOptions, StudyOptions
 from fqgan.lab.studies.tables import file_stem
 from fqgan.lab.studies.trained import jobs_of, train_study
 from fqgan.models.find import MODEL
+from fqgan.nets.weights import require
 from fqgan.tokenizer.extraction import extract
 from fqgan.tokenizer.foreign import is_foreign
 
@@ -49,8 +51,12 @@ def learnability(options: LearnabilityOptions) -> list[Path]:
     """Codes of each tokenizer into stores, generators of each width on them with the same pictures, classes, steps and
     seeds, and the table; returns the files, the table first. What is there already is used again.
 
-    `UserError` for data that cannot be read, and tokenizers whose stores cannot be compared.
+    `UserError` for packages that are missing and data that cannot be read, and for tokenizers whose stores cannot be
+    compared.
     """
+    require_matplotlib()
+    if len(options.models) >= FEWEST:
+        require("scipy", "report")
     stores = {name: _stores(name, path, options) for name, path in options.models.items()}
     study, base = study_of(options, {name: pair[0] for name, pair in stores.items()})
     own = StudyOptions(

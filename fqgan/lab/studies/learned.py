@@ -15,7 +15,8 @@ from fqgan.lab.studies.tables import Table, markdown
 
 Codes = dict[str, float]
 """What `evaluate codes` tells of a tokenizer, by names for the table; not a number where it has no such number."""
-_FEWEST = 4  # tokenizers of which a rank correlation is told
+FEWEST = 4
+"""Tokenizers of which a rank correlation is told."""
 _FEWEST_SIZES = 2
 _BITS = ("entropy", "left", "upper", "other factors")
 
@@ -123,8 +124,8 @@ def _correlations(
     codes: Mapping[str, Codes],
 ) -> str:
     """How each cheap number ranks the tokenizers, against their unguided distance at the largest width."""
-    if len(options.models) < _FEWEST:
-        return f" With fewer than {_FEWEST} tokenizers no rank correlation is told."
+    if len(options.models) < FEWEST:
+        return f" With fewer than {FEWEST} tokenizers no rank correlation is told."
     from scipy.stats import spearmanr  # slow to import
 
     def means(field: str, width: int) -> list[float]:
