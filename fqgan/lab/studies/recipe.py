@@ -32,9 +32,9 @@ TOKENIZER_PRESETS = {
 TOKENIZER_LEVERS = (
     Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}),
     Lever("muon", "Muon", {"optimizer.kind": "muon", "optimizer.lr": 3e-3}),
-    Lever(
-        "weights", "regularisers' weights 0.02", {"loss.disentangle_weight": 0.02, "loss.representation_weight": 0.02}
-    ),
+    Lever("weights", "regularisers' weights 0.02", {"loss.disentangle_weight": 0.02, "loss.representation_weight": 0.02}),
+    # pays for the smaller batch: the teacher then shares the perceptual distance's pass
+    Lever("teacher", "teacher at 32 pixels", {"model.factors.1.teacher": "efficientnet-lite0@32"}),
     Lever("batch", "half of the batch", {"train.batch": 32}),
 )
 _STEADY = {**_ADAM, "lr": 2e-3}
