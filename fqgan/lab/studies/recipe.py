@@ -29,10 +29,11 @@ TOKENIZER_PRESETS = {
     "cifar10": child(ABLATION_CIFAR10, optimizer=_ADAM),
     "cifar10-cpu": child(ABLATION_CPU, optimizer=_ADAM),
 }
+_REGULARISERS = ("disentangle", "representation")
 TOKENIZER_LEVERS = (
     Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}),
     Lever("muon", "Muon", {"optimizer.kind": "muon", "optimizer.lr": 3e-3}),
-    Lever("weights", "regularisers' weights 0.02", {"loss.disentangle_weight": 0.02, "loss.representation_weight": 0.02}),
+    Lever("weights", "regularisers' weights 0.02", {f"loss.{each}_weight": 0.02 for each in _REGULARISERS}),
     # pays for the smaller batch: the teacher then shares the perceptual distance's pass
     Lever("teacher", "teacher at 32 pixels", {"model.factors.1.teacher": "efficientnet-lite0@32"}),
     Lever("batch", "half of the batch", {"train.batch": 32}),
