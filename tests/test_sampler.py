@@ -52,7 +52,7 @@ def recorded(sampler: Sampler, monkeypatch: pytest.MonkeyPatch, labels: list[int
         seen.append(logits)
         return draw(logits, *others)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr("fqgan.generator.sampler.draw", watch)
+    monkeypatch.setattr("fqgan.generator.position.draw", watch)
     codes = sampler(labels, seed=1)
     return codes, [torch.stack(seen[i :: sampler.factors], 1) for i in range(sampler.factors)]
 

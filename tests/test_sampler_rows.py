@@ -14,8 +14,8 @@ from torch import Tensor
 from fqgan.base.errors import UserError
 from fqgan.config import SamplingConfig
 from fqgan.generator import cache
+from fqgan.generator import position as position_module
 from fqgan.generator import rows as rows_module
-from fqgan.generator import sampler as sampler_module
 from fqgan.generator.draw import draw, draw_each, uniforms
 from fqgan.generator.model import FAR
 from fqgan.generator.rows import spans
@@ -97,7 +97,7 @@ def test_positions_that_are_wholly_given_cost_no_draw(monkeypatch: pytest.Monkey
         calls += 1
         return draw(*arguments)
 
-    monkeypatch.setattr(sampler_module, "draw", counted)
+    monkeypatch.setattr(position_module, "draw", counted)
     model = tiny()
     given = codes_of(model, 2)
     mask = mask_of("prefix", given.shape)
@@ -340,7 +340,7 @@ def test_caches_in_bf16_grow_with_the_furthest_row_and_shrink_again(monkeypatch:
             seen.append(own)
             return others[0].mul(0).long()  # the first code, so that both go the same way
 
-        monkeypatch.setattr(sampler_module, "draw", watch)
+        monkeypatch.setattr(position_module, "draw", watch)
         sampler = model.sampler(2)
         caches = [block.cache for block in sampler._blocks]
         for each in caches:

@@ -81,6 +81,14 @@ class GeneratorConfig:
         return self.factor_order or tuple(range(self.num_factors))
 
     @property
+    def rounds(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the factors that the head predicts at once, round by round: later rounds see the codes of the
+        earlier ones."""
+        k, order = self.num_factors, self.order
+        count = {"ar": k}.get(self.head, 1)
+        return tuple(order[k * r // count : k * (r + 1) // count] for r in range(count))
+
+    @property
     def num_positions(self) -> int:
         """Positions of an image."""
         return self.grid[0] * self.grid[1]

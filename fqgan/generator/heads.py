@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from fqgan.generator.cache import together
 from fqgan.generator.step import BlockStep, Norm, Product
 from fqgan.generator.transformer import Block, RMSNorm, rotary_table
 
+Stepper = Callable[[int, Tensor, Mapping[int, Tensor]], Sequence[Tensor]]
+"""What `Head.stepper` gives."""
+
 
 class Head(nn.Module):
     """k vectors of a position, each with its own output matrix: factor i's logits are `outputs[i](vectors[i])`."""
@@ -23,6 +26,8 @@ class Head(nn.Module):
         self.config = config
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in config.codebook_sizes)
+        self.unknown: nn.Embedding | None = None
+        """What stands for each factor's embedding while its code is not known, in heads that need it."""
 
     @abstractmethod
     def forward(self, g: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
@@ -31,17 +36,15 @@ class Head(nn.Module):
         Args:
             g: (n, d), the backbone's vectors.
             embeddings: k tensors (n, d), of the codes that are to be predicted; that of a factor may only influence
-                the vectors of the factors after it in `config.order`.
+                the vectors of the factors in later rounds (`config.rounds`).
         """
 
     @abstractmethod
-    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Callable[[int, Tensor], Tensor]:
-        """f(i, x): the vector (n, width) of the i-th factor of `config.order`, i = 0, 1, ... in turn, for n up to
-        `rows` rows, from weights prepared in `dtype`. x (n, d) is g, or after the first factor, if the head
-        `sees_codes`, the embedding of the factor's code before. `compiled`: as in `BlockStep`."""
-
-    sees_codes = False
-    """Whether a factor's vector depends on the codes of the factors before it."""
+    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Stepper:
+        """f(r, g, known): the vectors (n, width) of the factors of the r-th round, r = 0, 1, ... in turn, for n up to
+        `rows` rows, from weights prepared in `dtype`. `known` has the embeddings (n, d) of all factors of earlier
+        rounds; of other factors, where `unknown` is not None, those of codes that are given, and `unknown`'s for
+        rows without. `compiled`: as in `BlockStep`."""
 
     def nonhidden_parameters(self) -> Iterable[nn.Parameter]:
         """The output matrices."""
@@ -57,9 +60,9 @@ class LinearHead(Head):
     def forward(self, g: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
         return [self.norm(g)] * len(self.outputs)
 
-    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Callable[[int, Tensor], Tensor]:
+    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Stepper:
         norm = Norm(self.norm, dtype)
-        return lambda i, x: norm(x)
+        return lambda r, g, known: [norm(g)] * len(self.outputs)
 
 
 class MlpHead(Head):
@@ -73,16 +76,19 @@ class MlpHead(Head):
         g = self.norm(g)
         return [F.gelu(layer(g)) for layer in self.hidden]
 
-    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Callable[[int, Tensor], Tensor]:
+    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Stepper:
         norm, hidden = Norm(self.norm, dtype), [Product.of(layer, dtype) for layer in self.hidden]
-        return lambda i, x: F.gelu(hidden[i](norm(x)))
+
+        def step(r: int, g: Tensor, known: Mapping[int, Tensor]) -> list[Tensor]:
+            g = norm(g)
+            return [F.gelu(product(g)) for product in hidden]
+
+        return step
 
 
 class AutoregressiveHead(Head):
     """The factorized AR head: blocks over [g_t, e(z_1), ..., e(z_{k-1})], whose i-th output predicts z_i, the factors
     in `config.order`."""
-
-    sees_codes = True
 
     def __init__(self, config: GeneratorConfig):
         super().__init__(config, config.width)
@@ -105,14 +111,15 @@ class AutoregressiveHead(Head):
         vectors = dict(zip(order, self.norm(x).unbind(1), strict=True))
         return [vectors[i] for i in range(len(order))]
 
-    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Callable[[int, Tensor], Tensor]:
+    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Stepper:
         norm, rotary = Norm(self.norm, dtype), self.rotary(self.norm.weight.device)
         blocks = [BlockStep(block, rows, len(rotary), dtype, compiled) for block in self.blocks]  # pyright: ignore
 
-        def step(i: int, x: Tensor) -> Tensor:
+        def step(r: int, g: Tensor, known: Mapping[int, Tensor]) -> list[Tensor]:
+            x = known[self.config.order[r - 1]] if r else g
             for block in blocks:
-                x = block(x, rotary[i], together(len(x), i))
-            return norm(x)
+                x = block(x, rotary[r], together(len(x), r))
+            return [norm(x)]
 
         return step
 
