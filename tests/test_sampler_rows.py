@@ -145,7 +145,10 @@ def run_mixed(model: FAR, batch: int, **switches: Any) -> dict[int, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("changes", [{"head": "linear"}, {"head": "ar"}, {"adaln": True, "target_positions": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"head": "linear"}, {"head": "ar"}, {"head": "masked"}, {"adaln": True, "target_positions": True}],
+)
 def test_mixed_rows_equal_lone_ones_to_the_bit(changes: dict, products: str) -> None:  # noqa: F811
     model = tiny(**changes)
     given = codes_of(model, len(LABELS))

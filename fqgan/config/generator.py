@@ -12,6 +12,7 @@ from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
 _LEVERS = (
+    "head_rounds",
     "factor_order",
     "adaln",
     "target_positions",
@@ -51,14 +52,18 @@ class GeneratorConfig:
     aggregation: bool = setting(True, rare=True)
     """Map the k embeddings of a position, concatenated, to the backbone's input by a linear layer. Without it, which
     takes a single factor, the embedding is the input, as in LlamaGen."""
-    head: Literal["ar", "mlp", "linear"] = "ar"
+    head: Literal["ar", "mlp", "linear", "masked"] = "ar"
     """What predicts the k codes of a position (Table 4): the factorized auto-regressive head, k two-layer
-    classifiers, or k linear ones."""
+    classifiers, or k linear ones. Or a masked head, which predicts several factors at once in a few rounds (MaskGIT,
+    Chang et al. 2022, within a position)."""
     head_depth: int = setting(3, least=1, most=1000)
-    """Number of transformer blocks of the auto-regressive head."""
+    """Number of transformer blocks of the auto-regressive head, or of residual layers of the masked one."""
+    head_rounds: int = setting(0, rare=True)
+    """Number of rounds in which the masked head predicts the factors of a position, the last ones with the most
+    factors, which are independent within a round; training does not depend on it. 0: a round for each factor."""
     factor_order: tuple[int, ...] = setting((), rare=True)
-    """Order in which the auto-regressive head predicts the factors of a position, by their numbers: 1 0 predicts the
-    second one first, a semantic one, say. Empty: as they stand (paper section 3.3)."""
+    """Order in which the auto-regressive or the masked head predicts the factors of a position, by their numbers: 1 0
+    predicts the second one first, a semantic one, say. Empty: as they stand (paper section 3.3)."""
     norm_eps: float = setting(1e-5, positive=True)
     rope_base: float = setting(10_000.0, positive=True)
     """Base of the rotary frequencies (RoPE)."""
@@ -85,7 +90,7 @@ class GeneratorConfig:
         """Numbers of the factors that the head predicts at once, round by round: later rounds see the codes of the
         earlier ones."""
         k, order = self.num_factors, self.order
-        count = {"ar": k}.get(self.head, 1)
+        count = {"ar": k, "masked": self.head_rounds or k}.get(self.head, 1)
         return tuple(order[k * r // count : k * (r + 1) // count] for r in range(count))
 
     @property
@@ -128,9 +133,15 @@ class GeneratorConfig:
             raise UserError(
                 f"model.aggregation is needed with {self.num_factors} factors: their embeddings make one input"
             )
-        if self.factor_order and self.head != "ar":
-            raise UserError(f"model.factor_order is for model.head ar: head {self.head} predicts all factors at once")
+        if self.factor_order and self.head not in ("ar", "masked"):
+            raise UserError(
+                f"model.factor_order is for model.head ar or masked: head {self.head} predicts all factors at once"
+            )
         k = self.num_factors or len(self.factor_order)
+        if self.head_rounds and self.head != "masked":
+            raise UserError(f"model.head_rounds is for model.head masked, and this is {self.head}: drop one")
+        if k and self.head_rounds > k:
+            raise UserError(f"model.head_rounds must be at most the number of factors, {k}, got {self.head_rounds}")
         if self.factor_order and sorted(self.factor_order) != list(range(k)):
             given = " ".join(map(str, self.factor_order))
             raise UserError(f"model.factor_order must name each of the factors 0 to {k - 1} once, got {given}")

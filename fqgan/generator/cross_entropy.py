@@ -21,7 +21,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
     Args:
         hidden: (N, d).
         weight: (K, d).
-        targets: (N,) int64 in [0, K).
+        targets: (N,) int64 in [0, K); -1: a row that does not count.
         chunk: rows at a time; 0: 2^24 / K of them.
     """
     return _LinearCrossEntropy.apply(hidden, weight, targets, chunk)  # pyright: ignore[reportReturnType]
@@ -59,25 +59,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss, hits = (torch.zeros((), device=hidden.device) for _ in range(2))
         hidden_grad = torch.empty_like(rows) if wants_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        counted = (targets >= 0).sum().clamp(min=1)
         with torch.autocast(hidden.device.type, enabled=False):
             for part, logits in _logits(rows, matrix, chunk):
                 x, y = rows[part], targets[part]
-                loss += F.cross_entropy(logits, y, reduction="sum")
+                loss += F.cross_entropy(logits, y, reduction="sum", ignore_index=-1)
                 hits += (logits.argmax(1) == y).sum()
                 if hidden_grad is None and weight_grad is None:
                     continue
                 p = logits.softmax(1)
                 p[torch.arange(len(y), device=y.device), y] -= 1
-                p = (p / len(rows)).to(rows.dtype)
+                p = (p.masked_fill_((y < 0)[:, None], 0) / counted).to(rows.dtype)
                 if hidden_grad is not None:
                     torch.mm(p, matrix, out=hidden_grad[part])
                 if weight_grad is not None:
                     weight_grad += p.T @ x
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.dtypes = hidden.dtype, weight.dtype
-        share = hits / len(rows)
+        share = hits / counted
         ctx.mark_non_differentiable(share)
-        return loss / len(rows), share
+        return loss / counted, share
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:

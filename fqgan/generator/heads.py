@@ -46,6 +46,10 @@ class Head(nn.Module):
         rounds; of other factors, where `unknown` is not None, those of codes that are given, and `unknown`'s for
         rows without. `compiled`: as in `BlockStep`."""
 
+    def learned(self, g: Tensor, embeddings: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """The k vectors that training learns from, and which codes (n, k) it learns; None: all of them."""
+        return self(g, embeddings), None
+
     def nonhidden_parameters(self) -> Iterable[nn.Parameter]:
         """The output matrices."""
         return self.outputs.parameters()
@@ -124,4 +128,90 @@ class AutoregressiveHead(Head):
         return step
 
 
-HEADS: dict[str, Callable[[GeneratorConfig], Head]] = {"linear": LinearHead, "mlp": MlpHead, "ar": AutoregressiveHead}
+class Residual(nn.Module):
+    """x plus two layers of its norm, of width 4d with GELU between. (n, d) -> (n, d)."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.up, self.down = nn.Linear(config.width, 4 * config.width), nn.Linear(4 * config.width, config.width)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.dropout(self.down(F.gelu(self.up(self.norm(x)))), self.dropout, self.training)
+
+    def step(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The same from weights prepared in `dtype`, for a few rows."""
+        norm, up, down = Norm(self.norm, dtype), Product.of(self.up, dtype), Product.of(self.down, dtype)
+        return lambda x: down.plus(F.gelu(up(norm(x))), x)
+
+
+class MaskedHead(Head):
+    """Residual layers over g_t and the k embeddings of a position, in place of which a learned vector stands
+    where a code is not known: the factors of a round are predicted at once, from the codes of the rounds before
+    (`config.rounds`).
+
+    Training hides a random number of random factors, from one to all of them, and learns these (MaskGIT, Chang et al.
+    2022, within a position), so that the weights are those of any rounds in any order. The order is fixed, not by
+    confidence, so that codes have a probability: the product over rounds, within which factors are independent. Given
+    codes are seen by all factors that are drawn.
+    """
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__(config, config.width)
+        d = config.width
+        self.unknown = nn.Embedding(config.num_factors, d)
+        self.mix = nn.Linear(config.num_factors * d, d)
+        self.layers = nn.ModuleList(Residual(config) for _ in range(config.head_depth))
+
+    def forward(self, g: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
+        known = [row.expand_as(g) for row in self._unknown()]
+        vectors = list(known)
+        for factors in self.config.rounds:
+            vector = self._vector(g, known)
+            for i in factors:
+                vectors[i], known[i] = vector, embeddings[i]
+        return vectors
+
+    def learned(self, g: Tensor, embeddings: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        k = len(embeddings)
+        hidden = torch.rand(len(g), k, device=g.device).argsort(1) < torch.randint(
+            1, k + 1, (len(g), 1), device=g.device
+        )
+        rows = zip(hidden.split(1, 1), self._unknown(), embeddings, strict=True)
+        vector = self._vector(g, [torch.where(each, row, e) for each, row, e in rows])
+        return [vector] * k, hidden
+
+    def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Stepper:
+        norm, mix = Norm(self.norm, dtype), Product.of(self.mix, dtype)
+        layers = [layer.step(dtype) for layer in self.layers]  # pyright: ignore
+        unknown = self._unknown().detach().to(dtype)
+
+        def step(r: int, g: Tensor, known: Mapping[int, Tensor]) -> list[Tensor]:
+            x = mix.plus(
+                torch.cat([known[i] if i in known else row.expand_as(g) for i, row in enumerate(unknown)], 1), g
+            )
+            for layer in layers:
+                x = layer(x)
+            return [norm(x)] * len(self.config.rounds[r])
+
+        return step
+
+    def _unknown(self) -> Tensor:
+        assert self.unknown is not None
+        return self.unknown.weight
+
+    def _vector(self, g: Tensor, known: Sequence[Tensor]) -> Tensor:
+        """(n, d) of the embeddings (n, d) of all factors, or what stands for them."""
+        x = g + self.mix(torch.cat(list(known), 1))
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+HEADS: dict[str, Callable[[GeneratorConfig], Head]] = {
+    "linear": LinearHead,
+    "mlp": MlpHead,
+    "ar": AutoregressiveHead,
+    "masked": MaskedHead,
+}

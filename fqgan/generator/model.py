@@ -86,7 +86,7 @@ class FAR(Carrying):
             UserError: shapes, codes or labels of another model.
         """
         codes, labels = self._inputs(codes, labels)
-        vectors = self._head_vectors(_in_order(codes, orders), labels, orders)
+        vectors = self.head(*self._backbone(_in_order(codes, orders), labels, orders))
         outputs = zip(self.head.outputs, vectors, self.config.codebook_sizes, strict=True)
         return [output(x).view(-1, self.config.num_positions, size) for output, x, size in outputs]
 
@@ -94,7 +94,8 @@ class FAR(Carrying):
         """Cross-entropy and accuracy of each factor, teacher-forced, without ever holding all logits.
 
         Codes, labels and orders as in `forward`; on a GPU their values are not looked at, which would make it wait. In
-        training mode a share `class_dropout` of the labels becomes the null class.
+        training mode a share `class_dropout` of the labels becomes the null class, and the masked head hides random
+        codes, of which alone the result is.
         """
         codes, labels = self._inputs(codes, labels, values=False)
         if self.training and self.config.class_dropout:
@@ -102,8 +103,12 @@ class FAR(Carrying):
             labels = labels.masked_fill(dropped, self.null_class)
         codes = _in_order(codes, orders)
         targets = codes.flatten(0, 1)
+        state = self._backbone(codes, labels, orders)
+        vectors, learned = self.head.learned(*state) if self.training else (self.head(*state), None)
+        if learned is not None:
+            targets = targets.where(learned, -1)
         result = GeneratorLoss([], [])  # a tuple, so that sharded training (FSDP2) finds the tensors in it
-        for i, vector in enumerate(self._head_vectors(codes, labels, orders)):
+        for i, vector in enumerate(vectors):
             weight = self.head.outputs[i].weight
             cross_entropy, accuracy = linear_cross_entropy(vector, weight, targets[:, i])  # pyright: ignore
             result.cross_entropy.append(cross_entropy)
@@ -113,7 +118,8 @@ class FAR(Carrying):
     @torch.no_grad()
     def log_likelihood(self, codes: Numbers, labels: Numbers) -> Tensor:
         """(b, k, h, w) float32: the base-2 logarithm of each code's probability, given the class and all codes before
-        it, so that minus an image's sum is what it takes to write its codes down, in bits.
+        it, so that minus an image's sum is what it takes to write its codes down, in bits. "Before" is as sampling has
+        it: a code sees those of earlier positions and, in its position, of earlier rounds (`config.rounds`).
 
         Codes, labels and errors as in `forward`. Without dropout, whatever the mode, and without ever holding all
         logits.
@@ -122,7 +128,7 @@ class FAR(Carrying):
         training = self.training
         self.eval()
         try:
-            vectors = self._head_vectors(_in_order(codes), labels)
+            vectors = self.head(*self._backbone(_in_order(codes), labels))
         finally:
             self.train(training)
         targets = _in_order(codes).flatten(0, 1)
@@ -233,8 +239,9 @@ class FAR(Carrying):
             return table[: grid[0] * grid[1]]
         return table[F.pad(1 + orders[:, :-1], (1, 0))][:, None]
 
-    def _head_vectors(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> list[Tensor]:
-        """The head's k vectors of every position, each (b * h * w, width); codes (b, h * w, k) in the orders."""
+    def _backbone(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """What the head takes, of all positions of all images: the backbone's vectors (b * h * w, d) and the codes' k
+        embeddings of the same shape; codes (b, h * w, k) in the orders."""
         embeddings = self.embed(codes)
         inputs = self.aggregate(torch.cat([e[:, :-1] for e in embeddings], -1))
         condition = self.class_embedding(labels)
@@ -251,7 +258,7 @@ class FAR(Carrying):
         more = (condition.type_as(x),) if self.config.adaln else ()
         for block in self.blocks:
             x = block(x, rotary, *more)
-        return self.head(x.flatten(0, 1), [e.flatten(0, 1) for e in embeddings])
+        return x.flatten(0, 1), [e.flatten(0, 1) for e in embeddings]
 
     def _inputs(self, codes: Numbers, labels: Numbers, values: bool = True) -> tuple[Tensor, Tensor]:
         """Codes (b, k, h, w) and labels (b,), int64 on the model's device, of what a user gave for them."""
