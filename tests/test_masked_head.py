@@ -113,7 +113,7 @@ def test_given_codes_are_seen_by_all_factors_that_are_drawn(rounds: int, in_floa
 def test_training_learns_hidden_codes_of_every_number(in_float64: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(head="masked", class_dropout=0.0).train()
     codes = torch.randint(5, (300, 3, 3, 4))
-    found: list[Tensor] = []
+    found: list[Any] = []
     before = type(model.head).learned
 
     def watch(self: Any, *state: Any) -> Any:

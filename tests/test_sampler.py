@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +16,16 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from fqgan.base.errors import UserError
+from fqgan.base.schema import from_dict, to_dict
 from fqgan.config import SamplingConfig
+from fqgan.config.evaluation import GeneratorEvaluation
 from fqgan.engine.speed import compile_problem
 from fqgan.generator import step
 from fqgan.generator.draw import draw, guidance_scales, probabilities, uniforms
 from fqgan.generator.model import FAR
 from fqgan.generator.sampler import Sampler
+from fqgan.lab.studies import measurements
+from fqgan.lab.studies.measurements import Measurement
 
 HEADS = ("linear", "mlp", "ar", "masked")
 SIZES = (7, 11, 5, 13)
@@ -268,6 +274,17 @@ def test_guidance_schedules() -> None:
     assert both.tolist() == [[2, 1]] * 3
     own = guidance_scales(SamplingConfig.of(cfg_scale=[2.0, 3.0], cfg_interval=(0.5, 1.0, 0.0, 0.75)), 4, 2)
     assert own.tolist() == [[1, 3], [1, 3], [2, 3], [2, 1]]
+    kinds = {"cfg_schedule": ["linear", "constant", "power-cosine", "power-cosine"], "cfg_power": [1.0, 1.0, 2.0, 1.0]}
+    grown = guidance_scales(SamplingConfig.of(cfg_scale=[3.0, 2.0, 3.0, 3.0], **kinds), 5, 4)
+    columns = [scales(cfg_schedule="linear"), [2] * 5, expected, scales(cfg_schedule="power-cosine")]
+    torch.testing.assert_close(grown, torch.tensor(columns).T)
+
+
+def test_files_of_one_schedule_for_all_factors_are_read() -> None:
+    older = to_dict(SamplingConfig()) | {"cfg_schedule": "power-cosine", "cfg_power": 2.0}
+    read = from_dict(SamplingConfig, older)
+    assert read == SamplingConfig(cfg_schedule=("power-cosine",), cfg_power=(2.0,))
+    assert from_dict(SamplingConfig, to_dict(read)) == read
 
 
 @pytest.mark.parametrize(
@@ -292,3 +309,19 @@ def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(UserError) as error:
         tiny().generate(**{"labels": [0], **settings})
     assert message in str(error.value)
+
+
+def test_measurements_made_with_one_schedule_for_all_factors_count_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurements, "input_fingerprints", lambda *inputs: {})
+    settings = GeneratorEvaluation(checkpoint=Path("model"), data="photos", cfg_schedule=("linear",))
+    made, file = Measurement(settings, "cpu"), tmp_path / "eval.json"
+    request = made.content()
+    for schedule, counts in ((["linear"], True), ("linear", True), ("constant", False)):
+        request["settings"] |= {"cfg_schedule": schedule, "cfg_power": 1.0}
+        file.write_text(json.dumps({"metrics": {}, "protocol": {}, "request": request}))
+        assert made.is_done(file) == counts
+    for broken in ({}, {"request": []}, {"request": {"settings": 1}}):
+        file.write_text(json.dumps({"metrics": {}, "protocol": {}, **broken}))
+        assert not made.is_done(file)

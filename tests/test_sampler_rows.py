@@ -112,7 +112,7 @@ SETTINGS = [
     SamplingConfig(cfg_scale=(1.0,)),
     SamplingConfig(cfg_scale=(3.0, 1.0, 2.0), cfg_interval=(0.0, 0.5), top_k=(4,)),
     SamplingConfig(temperature=(0.0,)),
-    SamplingConfig(cfg_schedule="linear", top_p=(0.8,), temperature=(1.3, 1.0, 0.5)),
+    SamplingConfig(cfg_schedule=("linear", "constant", "power-cosine"), top_p=(0.8,), temperature=(1.3, 1.0, 0.5)),
 ]
 
 

@@ -160,10 +160,10 @@ class SamplingConfig:
     cfg_scale: tuple[float, ...] = (2.0,)
     """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none, at most
     1,000,000. Without a class to guide towards, the default counts as 1."""
-    cfg_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
-    """How guidance grows over the positions: not at all, linearly from 1 to the scale, or as
-    1 + (scale - 1) * (1 - cos(pi * progress^power)) / 2."""
-    cfg_power: float = 1.0
+    cfg_schedule: tuple[Literal["constant", "linear", "power-cosine"], ...] = ("constant",)
+    """How guidance grows over the positions: not at all, linearly from 1 to the scale (MUSE, Chang et al. 2023), or as
+    1 + (scale - 1) * (1 - cos(pi * progress^power)) / 2 (MDTv2, Gao et al. 2023)."""
+    cfg_power: tuple[float, ...] = (1.0,)
     """Power of the power-cosine schedule; with a larger one guidance sets in later."""
     cfg_interval: tuple[float, ...] = (0.0, 1.0)
     """Interval of positions in which guidance acts, as two fractions of all positions, or two for each factor; outside
@@ -185,6 +185,12 @@ class SamplingConfig:
         return cls(**{name: plain(value, name in cls._tuples()) for name, value in values.items()})
 
     @classmethod
+    def from_older(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """`schema`'s reading of files in which one schedule and one power were for all factors."""
+        single = [name for name in ("cfg_schedule", "cfg_power") if not isinstance(values.get(name, []), list | tuple)]
+        return {**values, **{name: [values[name]] for name in single}}
+
+    @classmethod
     def _tuples(cls) -> set[str]:
         return {each.name for each in fields(SamplingConfig) if str(each.type).startswith("tuple")}
 
@@ -197,6 +203,11 @@ class SamplingConfig:
             raise UserError("cfg_scale guides towards a class, and there is none here: leave it out")
         return replace(self, cfg_scale=(1.0,))
 
+    def each(self, name: str, factors: int) -> tuple[Any, ...]:
+        """The values of a field, one for each factor."""
+        values = getattr(self, name)
+        return values * factors if len(values) == 1 else values
+
     def intervals(self, factors: int) -> list[tuple[float, float]]:
         """`cfg_interval` of each factor."""
         bounds = self.cfg_interval * (1 if len(self.cfg_interval) > 2 else factors)
@@ -205,14 +216,15 @@ class SamplingConfig:
     def check(self, codebook_sizes: tuple[int, ...]) -> None:
         """`UserError` for values that are impossible for these codebooks, or of another type."""
         k = len(codebook_sizes)
-        for name in ("cfg_power", *sorted(self._tuples())):
+        for name in sorted(self._tuples() - {"cfg_schedule"}):
             kind, word = (numbers.Integral, "whole numbers") if name == "top_k" else (numbers.Real, "numbers")
-            values = (self.cfg_power,) if name == "cfg_power" else getattr(self, name)
+            values = getattr(self, name)
             if not isinstance(values, tuple) or any(isinstance(v, bool) or not isinstance(v, kind) for v in values):
                 raise UserError(f"{name} must be {word}, got {brief(values)}")
-        if self.cfg_schedule not in ("constant", "linear", "power-cosine"):
-            raise UserError(f"cfg_schedule must be constant, linear or power-cosine, got {self.cfg_schedule!r}")
-        for name in ("cfg_scale", "temperature", "top_k", "top_p"):
+        for schedule in self.cfg_schedule if isinstance(self.cfg_schedule, tuple) else (self.cfg_schedule,):
+            if schedule not in ("constant", "linear", "power-cosine"):
+                raise UserError(f"cfg_schedule must be constant, linear or power-cosine, got {brief(schedule)}")
+        for name in sorted(self._tuples() - {"cfg_interval"}):
             values = getattr(self, name)
             if len(values) not in (1, k):
                 raise UserError(f"{name} needs one value, or one for each of the {k} factors, got {len(values)}")
@@ -222,13 +234,12 @@ class SamplingConfig:
             ("temperature", 0, _MOST),
             ("top_p", 0, 1),
         ):
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else (values,):
+            for value in getattr(self, name):
                 if not low <= value <= high or (name == "top_p" and not value):
                     rule = "above 0 and at most 1" if name == "top_p" else f"at least 0 and at most {high:,.0f}"
                     raise UserError(f"{name} must be {rule}, got {brief(value)}")
         for i, size in enumerate(codebook_sizes):
-            top = self.top_k[i if len(self.top_k) > 1 else 0]
+            top = self.each("top_k", k)[i]
             if not 0 <= top <= size:
                 raise UserError(f"top_k {brief(top)} is impossible: factor {i} has {size} codes (0: all of them)")
         bounds = self.cfg_interval

@@ -27,6 +27,7 @@ _ASIDE = 2**18  # bytes: parsing more would hold up all others
 _TEXT = ("model", "class", "picture", "cfg_schedule")
 """Fields that hold text: in a form they stay as they are, whatever else they read as."""
 
+Schedule = Literal["constant", "linear", "power-cosine"]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Word = Annotated[str, Field(max_length=200)]
 M = TypeVar("M", bound=BaseModel)
@@ -55,7 +56,7 @@ class Sampled(Body):
     seed: int = Field(0, ge=0, lt=2**64)
     index: int = Field(0, ge=0, lt=2**63, description="Of the first picture: picture i draws from (seed, index + i).")
     cfg_scale: Real | list[Real] | None = None
-    cfg_schedule: Literal["constant", "linear", "power-cosine"] | None = None
+    cfg_schedule: Schedule | list[Schedule] | None = None
     temperature: Real | list[Real] | None = None
     top_k: int | list[int] | None = None
     top_p: Real | list[Real] | None = None
