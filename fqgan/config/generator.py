@@ -266,6 +266,12 @@ class GeneratorTrainConfig(TrainConfig):
     """Order annealing (RAR, Yu et al. 2024), as two fractions of the run: until the first every image is learned in a
     random order of its positions; from there the share of such images falls linearly, to none at the second. Sampling
     is in raster order. 0 0: raster order throughout. It needs `model.target_positions`."""
+    cluster_weight: float = setting(0.0, rare=True, changeable=False)
+    """Weight of a cross-entropy over clusters of codes beside that over codes: of the sum of the probabilities of all
+    codes in the cluster of the right one, so that a near code is a smaller mistake than a far one (IAR, Hu et al.
+    2025). It needs a tokenizer of this package, for the vectors of the codes. 0: none."""
+    clusters: tuple[int, ...] = setting((64,), least=1, rare=True, changeable=False)
+    """Number of clusters, by k-means of the codes' vectors: one for all factors, or one for each."""
     sample_images: int = setting(16, least=1, most=2**16)
     """Number of images in a sample grid."""
 

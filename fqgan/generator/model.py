@@ -32,6 +32,8 @@ class GeneratorLoss(NamedTuple):
     """Nats a code, with gradient."""
     accuracy: list[Tensor]
     """Share of codes whose logit is the largest."""
+    clusters: list[Tensor]
+    """Nats a code's cluster, with gradient; empty where no clusters are given."""
 
 
 class FAR(Carrying):
@@ -90,12 +92,18 @@ class FAR(Carrying):
         outputs = zip(self.head.outputs, vectors, self.config.codebook_sizes, strict=True)
         return [output(x).view(-1, self.config.num_positions, size) for output, x, size in outputs]
 
-    def loss(self, codes: Numbers, labels: Numbers, orders: Tensor | None = None) -> GeneratorLoss:
+    def loss(
+        self,
+        codes: Numbers,
+        labels: Numbers,
+        orders: Tensor | None = None,
+        clusters: Sequence[Tensor] = (),
+    ) -> GeneratorLoss:
         """Cross-entropy and accuracy of each factor, teacher-forced, without ever holding all logits.
 
         Codes, labels and orders as in `forward`; on a GPU their values are not looked at, which would make it wait. In
         training mode a share `class_dropout` of the labels becomes the null class, and the masked head hides random
-        codes, of which alone the result is.
+        codes, of which alone the result is. `clusters`: of each factor, as in `linear_cross_entropy`.
         """
         codes, labels = self._inputs(codes, labels, values=False)
         if self.training and self.config.class_dropout:
@@ -107,12 +115,15 @@ class FAR(Carrying):
         vectors, learned = self.head.learned(*state) if self.training else (self.head(*state), None)
         if learned is not None:
             targets = targets.where(learned, -1)
-        result = GeneratorLoss([], [])  # a tuple, so that sharded training (FSDP2) finds the tensors in it
+        result = GeneratorLoss([], [], [])  # a tuple, so that sharded training (FSDP2) finds the tensors in it
         for i, vector in enumerate(vectors):
             weight = self.head.outputs[i].weight
             cross_entropy, accuracy = linear_cross_entropy(vector, weight, targets[:, i])  # pyright: ignore
             result.cross_entropy.append(cross_entropy)
             result.accuracy.append(accuracy)
+            if clusters:
+                of_cluster, _ = linear_cross_entropy(vector, weight, targets[:, i], clusters=clusters[i])  # pyright: ignore
+                result.clusters.append(of_cluster)
         return result
 
     @torch.no_grad()
