@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,13 @@ import torch.nn.functional as F
 from generators import tiny
 from torch import Tensor
 
+import fqgan
+from fqgan.base.errors import UserError
 from fqgan.engine.muon import hidden_matrices
 from fqgan.generator.draw import draw, uniforms
-from fqgan.generator.model import FAR, _in_order
+from fqgan.generator.model import FAR, _in_order, save_generator
+from fqgan.tokenizer.model import FactorizedTokenizer
+from fqgan.tokenizer.pictures import save_picture
 
 SMALL: dict[str, Any] = {"head": "masked", "codebook_sizes": (2, 3, 2), "depth": 1, "head_depth": 1}
 
@@ -147,10 +152,27 @@ def test_a_second_round_saves_what_the_first_says_of_it() -> None:
         optimizer.step()
     codes = torch.randint(4, (200, 1, 2, 2)).expand(-1, 2, -1, -1)
     for rounds, bits in ((2, 2.0), (1, 4.0)):
-        other = tiny(head="masked", codebook_sizes=(4, 4), grid=(2, 2), depth=1, head_depth=1, head_rounds=rounds)
-        other.load_state_dict(model.state_dict())
-        found = -other.log_likelihood(codes, [0] * 200).sum() / 800
+        found = -model.set_head_rounds(rounds).log_likelihood(codes, [0] * 200).sum() / 800
         assert found.item() == pytest.approx(bits, abs=0.15)
+
+
+def test_generate_takes_other_rounds_and_keeps_them_apart(tokenizer: FactorizedTokenizer, tmp_path: Path) -> None:
+    model = tiny(head="masked", codebook_sizes=(32, 16), grid=(8, 8), num_classes=3, head_depth=1)
+    model.carry(tokenizer)
+    save_generator(model, tmp_path / "model")
+    options: dict[str, Any] = {"num": 2, "precision": "float32", "device": "cpu"}
+    made = fqgan.generate(tmp_path / "model", out=tmp_path / "out", head_rounds=1, **options)
+    assert made.settings.head_rounds == 1
+    images = tokenizer.decode(model.set_head_rounds(1).generate([0, 1], batch=2))
+    save_picture(images[1], tmp_path / "own.png")
+    assert (tmp_path / "out" / "000001.png").read_bytes() == (tmp_path / "own.png").read_bytes()
+    with pytest.raises(UserError, match="head_rounds: 1 -> 0"):
+        fqgan.generate(tmp_path / "model", out=tmp_path / "out", **options)
+    for rounds, message in ((3, "must be at most the number of factors, 2, got 3"), (-1, "must be at least 0, got -1")):
+        with pytest.raises(UserError, match=message):
+            fqgan.generate(tmp_path / "model", out=tmp_path / "other", head_rounds=rounds, **options)
+    with pytest.raises(UserError, match=r"model\.head_rounds is for model.head masked, and this is ar"):
+        tiny().set_head_rounds(1)
 
 
 def test_muon_takes_its_layers_and_not_what_stands_for_codes() -> None:

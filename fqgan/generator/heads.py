@@ -185,7 +185,7 @@ class MaskedHead(Head):
     def stepper(self, rows: int, dtype: torch.dtype, compiled: bool) -> Stepper:
         norm, mix = Norm(self.norm, dtype), Product.of(self.mix, dtype)
         layers = [layer.step(dtype) for layer in self.layers]  # pyright: ignore
-        unknown = self._unknown().detach().to(dtype)
+        unknown, rounds = self._unknown().detach().to(dtype), self.config.rounds
 
         def step(r: int, g: Tensor, known: Mapping[int, Tensor]) -> list[Tensor]:
             x = mix.plus(
@@ -193,7 +193,7 @@ class MaskedHead(Head):
             )
             for layer in layers:
                 x = layer(x)
-            return [norm(x)] * len(self.config.rounds[r])
+            return [norm(x)] * len(rounds[r])
 
         return step
 

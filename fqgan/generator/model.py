@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,6 +150,14 @@ class FAR(Carrying):
         ]
         by_position = torch.stack(found, 1).view(len(codes), self.config.num_positions, len(found))
         return by_position.transpose(1, 2).reshape(codes.shape) / math.log(2)
+
+    def set_head_rounds(self, rounds: int) -> FAR:
+        """Rounds in which a masked head predicts a position's factors from now on, in sampling and in likelihoods (0:
+        one for each); the generator. `UserError` for another head, or more rounds than factors."""
+        config = replace(self.config, head_rounds=as_count(rounds, "head_rounds"))
+        config.check()
+        self.config = self.head.config = config
+        return self
 
     @property
     def sampling_dtype(self) -> torch.dtype:
