@@ -304,7 +304,14 @@ def test_settings_of_other_forms_give_the_same(form: Callable[[float], Any]) -> 
         ({"top_k": 10**5000}, "top_k something of type int is impossible"),
         ({"cfg_scale": 1e38}, "cfg_scale must be at least 0 and at most 1,000,000, got 1e+38"),
         ({"cfg_power": [1.0, 2.0]}, "cfg_power needs one value, or one for each of the 3 factors, got 2"),
-        ({"cfg_schedule": ["linear", 1, "linear"]}, "cfg_schedule must be constant, linear or power-cosine, got 1"),
+        (
+            {"cfg_schedule": ["linear", 1, "linear"]},
+            "must be constant, linear or power-cosine, got ('linear', 1, 'linear')",
+        ),
+        (
+            {"cfg_schedule": ["linear", "up", "linear"]},
+            "cfg_schedule must be constant, linear or power-cosine, got 'up'",
+        ),
         ({"cfg_interval": 0.5}, "cfg_interval must be two fractions"),
         ({"cfg_interval": "ab"}, "cfg_interval must be numbers"),
         ({"cfg_schedule": None}, "cfg_schedule must be constant, linear or power-cosine"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fqgan.base.errors import UserError, brief
 from fqgan.base.schema import plain
@@ -17,6 +17,10 @@ _LEVERS = (
     "adaln",
     "target_positions",
 )  # settings that the released models don't know, and no file of theirs can hold
+Schedule = Literal["constant", "linear", "power-cosine"]
+"""How guidance grows over the positions."""
+_SCHEDULES = "constant, linear or power-cosine"
+_KINDS: dict[str, tuple[type, str]] = {"top_k": (numbers.Integral, "whole numbers"), "cfg_schedule": (str, _SCHEDULES)}
 _MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
 
 
@@ -160,7 +164,7 @@ class SamplingConfig:
     cfg_scale: tuple[float, ...] = (2.0,)
     """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none, at most
     1,000,000. Without a class to guide towards, the default counts as 1."""
-    cfg_schedule: tuple[Literal["constant", "linear", "power-cosine"], ...] = ("constant",)
+    cfg_schedule: tuple[Schedule, ...] = ("constant",)
     """How guidance grows over the positions: not at all, linearly from 1 to the scale (MUSE, Chang et al. 2023), or as
     1 + (scale - 1) * (1 - cos(pi * progress^power)) / 2 (MDTv2, Gao et al. 2023)."""
     cfg_power: tuple[float, ...] = (1.0,)
@@ -216,14 +220,14 @@ class SamplingConfig:
     def check(self, codebook_sizes: tuple[int, ...]) -> None:
         """`UserError` for values that are impossible for these codebooks, or of another type."""
         k = len(codebook_sizes)
-        for name in sorted(self._tuples() - {"cfg_schedule"}):
-            kind, word = (numbers.Integral, "whole numbers") if name == "top_k" else (numbers.Real, "numbers")
+        for name in sorted(self._tuples()):
+            kind, word = _KINDS.get(name, (numbers.Real, "numbers"))
             values = getattr(self, name)
             if not isinstance(values, tuple) or any(isinstance(v, bool) or not isinstance(v, kind) for v in values):
                 raise UserError(f"{name} must be {word}, got {brief(values)}")
-        for schedule in self.cfg_schedule if isinstance(self.cfg_schedule, tuple) else (self.cfg_schedule,):
-            if schedule not in ("constant", "linear", "power-cosine"):
-                raise UserError(f"cfg_schedule must be constant, linear or power-cosine, got {brief(schedule)}")
+        for schedule in self.cfg_schedule:
+            if schedule not in get_args(Schedule):
+                raise UserError(f"cfg_schedule must be {_SCHEDULES}, got {brief(schedule)}")
         for name in sorted(self._tuples() - {"cfg_interval"}):
             values = getattr(self, name)
             if len(values) not in (1, k):

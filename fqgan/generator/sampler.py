@@ -115,8 +115,8 @@ class Sampler:
                 (seed[i], 0): the first image of that seed.
             first_image: index of the first image.
             given, mask: codes (n, k, h, w) that are taken as they stand where the mask is true: any of them, and what
-                comes later sees them. Both may be of shapes that repeat to it. The random numbers of the others are
-                those that they have without.
+                comes later sees them; a masked head shows them to all factors of the position. Both may be of shapes
+                that repeat to it. The random numbers of the others are those that they have without.
 
         Raises:
             UserError: labels that are no classes; seeds or indices that are no whole numbers from 0 to 2^64 - 1; given

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from fqgan.base.errors import UserError, brief
 from fqgan.base.schema import did_you_mean
 from fqgan.config import SamplingConfig
+from fqgan.config.generator import Schedule
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is none
 
@@ -27,7 +28,6 @@ _ASIDE = 2**18  # bytes: parsing more would hold up all others
 _TEXT = ("model", "class", "picture", "cfg_schedule")
 """Fields that hold text: in a form they stay as they are, whatever else they read as."""
 
-Schedule = Literal["constant", "linear", "power-cosine"]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Word = Annotated[str, Field(max_length=200)]
 M = TypeVar("M", bound=BaseModel)
