@@ -41,13 +41,13 @@ from fqgan.generator.transformer import Block
 
 
 def forward_flops(config: GeneratorConfig) -> float:
-    """Of one image; the formula is above. The mlp and linear heads have no blocks."""
+    """Of one image; the formula is above. Heads other than ar have no blocks."""
     n, k, d = config.num_positions, config.num_factors, config.width
     kv = config.kv_heads or config.heads
     p = d * d * (2 + 2 * kv / config.heads) + 3 * d * config.mlp_width
     in_head = config.head_depth if config.head == "ar" else 0
     outputs = sum(config.codebook_sizes) * d * (4 if config.head == "mlp" else 1)
-    hidden = 4 * k * d * d if config.head == "mlp" else 0
+    hidden = {"mlp": 4 * k, "masked": k + 8 * config.head_depth}.get(config.head, 0) * d * d
     weights = config.depth * p + k * in_head * p + k * d * d + hidden + outputs
     return 2 * n * weights + 2 * d * (config.depth * n * n + in_head * n * k * k)
 

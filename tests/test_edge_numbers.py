@@ -73,7 +73,7 @@ def test_the_normalisation_is_torch_s() -> None:
 @pytest.mark.parametrize("changes", [{"grid": (1, 1)}, {"num_classes": 1}, {"codebook_sizes": (1,)}])
 def test_generators_of_one(changes: dict[str, Any]) -> None:
     """One position, one class, one factor of one code."""
-    for head in ("ar", "mlp", "linear"):
+    for head in ("ar", "mlp", "linear", "masked"):
         generator = tiny(head=head, **changes)
         codes = generator.generate([0, generator.null_class], cfg_schedule="linear")
         assert codes.shape == (2, len(generator.config.codebook_sizes), *generator.config.grid)

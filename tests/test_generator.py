@@ -69,7 +69,7 @@ def test_the_released_base_model_decodes_greedily_with_guidance(released: FAR, g
         np.testing.assert_array_equal(sampler.so_far(row).numpy(), golden["greedy_cfg2"][:, i])
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp", "ar"])
+@pytest.mark.parametrize("head", ["linear", "mlp", "ar", "masked"])
 @pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}, {"qk_norm": True}, {"codebook_sizes": (9,)}, {"adaln": True}])
 def test_the_loss_is_the_logits_cross_entropy(head: str, changes: dict, in_float64: None) -> None:
     model = tiny(head=head, **changes)
@@ -83,12 +83,21 @@ def test_the_loss_is_the_logits_cross_entropy(head: str, changes: dict, in_float
 
 
 @pytest.mark.parametrize(
-    ("head", "changes"), [("linear", {}), ("mlp", {}), ("ar", {}), ("ar", {"factor_order": (2, 0, 1)})]
+    ("head", "changes"),
+    [
+        ("linear", {}),
+        ("mlp", {}),
+        ("ar", {}),
+        ("ar", {"factor_order": (2, 0, 1)}),
+        ("masked", {"factor_order": (2, 0, 1)}),
+        ("masked", {"factor_order": (2, 0, 1), "head_rounds": 2}),
+        ("masked", {"head_rounds": 1}),
+    ],
 )
 def test_a_code_sees_what_stands_before_it_and_nothing_else(head: str, changes: dict) -> None:
-    """Position by position, and within a position factor by factor, in the order that the head has."""
+    """Position by position, and within a position round by round, in the order that the head has."""
     model = tiny(head=head, **changes)
-    turn = model.config.order.index
+    turn = {factor: r for r, factors in enumerate(model.config.rounds) for factor in factors}
     codes, labels = inputs(model.config, 1)
     before = model(codes, labels)
     for position, factor in ((0, 0), (5, 1), (11, 2), (4, 2)):
@@ -97,7 +106,7 @@ def test_a_code_sees_what_stands_before_it_and_nothing_else(head: str, changes: 
         flat[position] = (flat[position] + 1) % model.config.codebook_sizes[factor]
         for i, (old, new) in enumerate(zip(before, model(changed, labels), strict=True)):
             differs = ((old - new).abs().amax(-1)[0] > 1e-6).tolist()
-            later = head == "ar" and turn(i) > turn(factor)
+            later = turn[i] > turn[factor]
             expected = [t > position or (t == position and later) for t in range(12)]
             assert differs == expected, (position, factor, i)
     assert all((a - b).abs().amax() > 1e-4 for a, b in zip(before, model(codes, (labels + 1) % 7), strict=True))
@@ -287,7 +296,9 @@ def test_foreign_codes_are_refused(changes: dict, message: str) -> None:
         ({"codebook_sizes": ()}, "must be set: a token store has them"),
         ({"factor_order": (0, 1)}, "model.factor_order must name each of the factors 0 to 2 once, got 0 1"),
         ({"factor_order": (0, 1, 1)}, "model.factor_order must name each of the factors 0 to 2 once, got 0 1 1"),
-        ({"factor_order": (2, 0, 1), "head": "mlp"}, "model.factor_order is for model.head ar: head mlp"),
+        ({"factor_order": (2, 0, 1), "head": "mlp"}, "model.factor_order is for model.head ar or masked: head mlp"),
+        ({"head_rounds": 2}, "model.head_rounds is for model.head masked, and this is ar: drop one"),
+        ({"head_rounds": 4, "head": "masked"}, "model.head_rounds must be at most the number of factors, 3, got 4"),
         ({"target_positions": True, "legacy": True}, "which have no model.target_positions: drop one"),
         ({"adaln": True, "legacy": True}, "the released models do, which have no model.adaln: drop one"),
         ({"factor_order": (2, 0, 1), "legacy": True}, "the released models do, which have no model.factor_order"),

@@ -284,7 +284,7 @@ def test_what_is_no_batch_is_refused(batch: Any) -> None:
 def test_settings_of_other_forms_give_the_same(form: Callable[[float], Any]) -> None:
     settings = {"cfg_scale": 1.5, "temperature": 0.75, "top_p": 0.5, "cfg_power": 2.0}
     expected = tiny().generate([0, 1], **settings)
-    others = {name: form(value) if name != "cfg_power" else value for name, value in settings.items()}
+    others = {name: form(value) for name, value in settings.items()}
     assert torch.equal(tiny().generate([0, 1], **others), expected)
     assert torch.equal(tiny().generate([0], top_k=np.array([2, 3, 4])), tiny().generate([0], top_k=[2, 3, 4]))
     assert SamplingConfig.of(cfg_interval=np.array([0.25, 0.5])).cfg_interval == (0.25, 0.5)
@@ -303,7 +303,15 @@ def test_settings_of_other_forms_give_the_same(form: Callable[[float], Any]) -> 
         ({"top_k": 5.0}, "top_k must be whole numbers, got (5.0,)"),
         ({"top_k": 10**5000}, "top_k something of type int is impossible"),
         ({"cfg_scale": 1e38}, "cfg_scale must be at least 0 and at most 1,000,000, got 1e+38"),
-        ({"cfg_power": [1.0]}, "cfg_power must be numbers"),
+        ({"cfg_power": [1.0, 2.0]}, "cfg_power needs one value, or one for each of the 3 factors, got 2"),
+        (
+            {"cfg_schedule": ["linear", 1, "linear"]},
+            "must be constant, linear or power-cosine, got ('linear', 1, 'linear')",
+        ),
+        (
+            {"cfg_schedule": ["linear", "up", "linear"]},
+            "cfg_schedule must be constant, linear or power-cosine, got 'up'",
+        ),
         ({"cfg_interval": 0.5}, "cfg_interval must be two fractions"),
         ({"cfg_interval": "ab"}, "cfg_interval must be numbers"),
         ({"cfg_schedule": None}, "cfg_schedule must be constant, linear or power-cosine"),

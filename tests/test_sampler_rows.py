@@ -14,8 +14,8 @@ from torch import Tensor
 from fqgan.base.errors import UserError
 from fqgan.config import SamplingConfig
 from fqgan.generator import cache
+from fqgan.generator import position as position_module
 from fqgan.generator import rows as rows_module
-from fqgan.generator import sampler as sampler_module
 from fqgan.generator.draw import draw, draw_each, uniforms
 from fqgan.generator.model import FAR
 from fqgan.generator.rows import spans
@@ -97,7 +97,7 @@ def test_positions_that_are_wholly_given_cost_no_draw(monkeypatch: pytest.Monkey
         calls += 1
         return draw(*arguments)
 
-    monkeypatch.setattr(sampler_module, "draw", counted)
+    monkeypatch.setattr(position_module, "draw", counted)
     model = tiny()
     given = codes_of(model, 2)
     mask = mask_of("prefix", given.shape)
@@ -112,7 +112,7 @@ SETTINGS = [
     SamplingConfig(cfg_scale=(1.0,)),
     SamplingConfig(cfg_scale=(3.0, 1.0, 2.0), cfg_interval=(0.0, 0.5), top_k=(4,)),
     SamplingConfig(temperature=(0.0,)),
-    SamplingConfig(cfg_schedule="linear", top_p=(0.8,), temperature=(1.3, 1.0, 0.5)),
+    SamplingConfig(cfg_schedule=("linear", "constant", "power-cosine"), top_p=(0.8,), temperature=(1.3, 1.0, 0.5)),
 ]
 
 
@@ -145,7 +145,10 @@ def run_mixed(model: FAR, batch: int, **switches: Any) -> dict[int, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("changes", [{"head": "linear"}, {"head": "ar"}, {"adaln": True, "target_positions": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"head": "linear"}, {"head": "ar"}, {"head": "masked"}, {"adaln": True, "target_positions": True}],
+)
 def test_mixed_rows_equal_lone_ones_to_the_bit(changes: dict, products: str) -> None:  # noqa: F811
     model = tiny(**changes)
     given = codes_of(model, len(LABELS))
@@ -340,7 +343,7 @@ def test_caches_in_bf16_grow_with_the_furthest_row_and_shrink_again(monkeypatch:
             seen.append(own)
             return others[0].mul(0).long()  # the first code, so that both go the same way
 
-        monkeypatch.setattr(sampler_module, "draw", watch)
+        monkeypatch.setattr(position_module, "draw", watch)
         sampler = model.sampler(2)
         caches = [block.cache for block in sampler._blocks]
         for each in caches:

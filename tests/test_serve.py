@@ -128,6 +128,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"cfg_scale": [3.0, 1.5], "temperature": [0.9, 1.1], "top_k": [5, 0], "top_p": [1.0, 0.8]},
     {"temperature": 0.0},
     {"cfg_scale": 4, "cfg_schedule": "linear", "top_k": 3},
+    {"cfg_scale": 4, "cfg_schedule": ["constant", "linear"]},
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fqgan.base.errors import UserError, brief
 from fqgan.base.schema import plain
@@ -12,10 +12,15 @@ from fqgan.config.ranges import check_ranges, setting
 from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
 _LEVERS = (
+    "head_rounds",
     "factor_order",
     "adaln",
     "target_positions",
 )  # settings that the released models don't know, and no file of theirs can hold
+Schedule = Literal["constant", "linear", "power-cosine"]
+"""How guidance grows over the positions."""
+_SCHEDULES = "constant, linear or power-cosine"
+_KINDS: dict[str, tuple[type, str]] = {"top_k": (numbers.Integral, "whole numbers"), "cfg_schedule": (str, _SCHEDULES)}
 _MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
 
 
@@ -51,14 +56,18 @@ class GeneratorConfig:
     aggregation: bool = setting(True, rare=True)
     """Map the k embeddings of a position, concatenated, to the backbone's input by a linear layer. Without it, which
     takes a single factor, the embedding is the input, as in LlamaGen."""
-    head: Literal["ar", "mlp", "linear"] = "ar"
+    head: Literal["ar", "mlp", "linear", "masked"] = "ar"
     """What predicts the k codes of a position (Table 4): the factorized auto-regressive head, k two-layer
-    classifiers, or k linear ones."""
+    classifiers, or k linear ones. Or a masked head, which predicts several factors at once in a few rounds (MaskGIT,
+    Chang et al. 2022, within a position)."""
     head_depth: int = setting(3, least=1, most=1000)
-    """Number of transformer blocks of the auto-regressive head."""
+    """Number of transformer blocks of the auto-regressive head, or of residual layers of the masked one."""
+    head_rounds: int = setting(0, rare=True)
+    """Number of rounds in which the masked head predicts the factors of a position, the last ones with the most
+    factors, which are independent within a round; training does not depend on it. 0: a round for each factor."""
     factor_order: tuple[int, ...] = setting((), rare=True)
-    """Order in which the auto-regressive head predicts the factors of a position, by their numbers: 1 0 predicts the
-    second one first, a semantic one, say. Empty: as they stand (paper section 3.3)."""
+    """Order in which the auto-regressive or the masked head predicts the factors of a position, by their numbers: 1 0
+    predicts the second one first, a semantic one, say. Empty: as they stand (paper section 3.3)."""
     norm_eps: float = setting(1e-5, positive=True)
     rope_base: float = setting(10_000.0, positive=True)
     """Base of the rotary frequencies (RoPE)."""
@@ -79,6 +88,14 @@ class GeneratorConfig:
     def order(self) -> tuple[int, ...]:
         """Numbers of the factors in the order in which the head predicts them."""
         return self.factor_order or tuple(range(self.num_factors))
+
+    @property
+    def rounds(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the factors that the head predicts at once, round by round: later rounds see the codes of the
+        earlier ones."""
+        k, order = self.num_factors, self.order
+        count = {"ar": k, "masked": self.head_rounds or k}.get(self.head, 1)
+        return tuple(order[k * r // count : k * (r + 1) // count] for r in range(count))
 
     @property
     def num_positions(self) -> int:
@@ -120,9 +137,15 @@ class GeneratorConfig:
             raise UserError(
                 f"model.aggregation is needed with {self.num_factors} factors: their embeddings make one input"
             )
-        if self.factor_order and self.head != "ar":
-            raise UserError(f"model.factor_order is for model.head ar: head {self.head} predicts all factors at once")
+        if self.factor_order and self.head not in ("ar", "masked"):
+            raise UserError(
+                f"model.factor_order is for model.head ar or masked: head {self.head} predicts all factors at once"
+            )
         k = self.num_factors or len(self.factor_order)
+        if self.head_rounds and self.head != "masked":
+            raise UserError(f"model.head_rounds is for model.head masked, and this is {self.head}: drop one")
+        if k and self.head_rounds > k:
+            raise UserError(f"model.head_rounds must be at most the number of factors, {k}, got {self.head_rounds}")
         if self.factor_order and sorted(self.factor_order) != list(range(k)):
             given = " ".join(map(str, self.factor_order))
             raise UserError(f"model.factor_order must name each of the factors 0 to {k - 1} once, got {given}")
@@ -141,10 +164,10 @@ class SamplingConfig:
     cfg_scale: tuple[float, ...] = (2.0,)
     """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none, at most
     1,000,000. Without a class to guide towards, the default counts as 1."""
-    cfg_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
-    """How guidance grows over the positions: not at all, linearly from 1 to the scale, or as
-    1 + (scale - 1) * (1 - cos(pi * progress^power)) / 2."""
-    cfg_power: float = 1.0
+    cfg_schedule: tuple[Schedule, ...] = ("constant",)
+    """How guidance grows over the positions: not at all, linearly from 1 to the scale (MUSE, Chang et al. 2023), or as
+    1 + (scale - 1) * (1 - cos(pi * progress^power)) / 2 (MDTv2, Gao et al. 2023)."""
+    cfg_power: tuple[float, ...] = (1.0,)
     """Power of the power-cosine schedule; with a larger one guidance sets in later."""
     cfg_interval: tuple[float, ...] = (0.0, 1.0)
     """Interval of positions in which guidance acts, as two fractions of all positions, or two for each factor; outside
@@ -166,6 +189,12 @@ class SamplingConfig:
         return cls(**{name: plain(value, name in cls._tuples()) for name, value in values.items()})
 
     @classmethod
+    def from_older(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """`schema`'s reading of files in which one schedule and one power were for all factors."""
+        single = [name for name in ("cfg_schedule", "cfg_power") if not isinstance(values.get(name, []), list | tuple)]
+        return {**values, **{name: [values[name]] for name in single}}
+
+    @classmethod
     def _tuples(cls) -> set[str]:
         return {each.name for each in fields(SamplingConfig) if str(each.type).startswith("tuple")}
 
@@ -178,6 +207,11 @@ class SamplingConfig:
             raise UserError("cfg_scale guides towards a class, and there is none here: leave it out")
         return replace(self, cfg_scale=(1.0,))
 
+    def each(self, name: str, factors: int) -> tuple[Any, ...]:
+        """The values of a field, one for each factor."""
+        values = getattr(self, name)
+        return values * factors if len(values) == 1 else values
+
     def intervals(self, factors: int) -> list[tuple[float, float]]:
         """`cfg_interval` of each factor."""
         bounds = self.cfg_interval * (1 if len(self.cfg_interval) > 2 else factors)
@@ -186,14 +220,15 @@ class SamplingConfig:
     def check(self, codebook_sizes: tuple[int, ...]) -> None:
         """`UserError` for values that are impossible for these codebooks, or of another type."""
         k = len(codebook_sizes)
-        for name in ("cfg_power", *sorted(self._tuples())):
-            kind, word = (numbers.Integral, "whole numbers") if name == "top_k" else (numbers.Real, "numbers")
-            values = (self.cfg_power,) if name == "cfg_power" else getattr(self, name)
+        for name in sorted(self._tuples()):
+            kind, word = _KINDS.get(name, (numbers.Real, "numbers"))
+            values = getattr(self, name)
             if not isinstance(values, tuple) or any(isinstance(v, bool) or not isinstance(v, kind) for v in values):
                 raise UserError(f"{name} must be {word}, got {brief(values)}")
-        if self.cfg_schedule not in ("constant", "linear", "power-cosine"):
-            raise UserError(f"cfg_schedule must be constant, linear or power-cosine, got {self.cfg_schedule!r}")
-        for name in ("cfg_scale", "temperature", "top_k", "top_p"):
+        for schedule in self.cfg_schedule:
+            if schedule not in get_args(Schedule):
+                raise UserError(f"cfg_schedule must be {_SCHEDULES}, got {brief(schedule)}")
+        for name in sorted(self._tuples() - {"cfg_interval"}):
             values = getattr(self, name)
             if len(values) not in (1, k):
                 raise UserError(f"{name} needs one value, or one for each of the {k} factors, got {len(values)}")
@@ -203,13 +238,12 @@ class SamplingConfig:
             ("temperature", 0, _MOST),
             ("top_p", 0, 1),
         ):
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else (values,):
+            for value in getattr(self, name):
                 if not low <= value <= high or (name == "top_p" and not value):
                     rule = "above 0 and at most 1" if name == "top_p" else f"at least 0 and at most {high:,.0f}"
                     raise UserError(f"{name} must be {rule}, got {brief(value)}")
         for i, size in enumerate(codebook_sizes):
-            top = self.top_k[i if len(self.top_k) > 1 else 0]
+            top = self.each("top_k", k)[i]
             if not 0 <= top <= size:
                 raise UserError(f"top_k {brief(top)} is impossible: factor {i} has {size} codes (0: all of them)")
         bounds = self.cfg_interval
@@ -236,6 +270,12 @@ class GeneratorTrainConfig(TrainConfig):
     """Order annealing (RAR, Yu et al. 2024), as two fractions of the run: until the first every image is learned in a
     random order of its positions; from there the share of such images falls linearly, to none at the second. Sampling
     is in raster order. 0 0: raster order throughout. It needs `model.target_positions`."""
+    cluster_weight: float = setting(0.0, rare=True, changeable=False)
+    """Weight of a cross-entropy over clusters of codes beside that over codes: of the sum of the probabilities of all
+    codes in the cluster of the right one, so that a near code is a smaller mistake than a far one (IAR, Hu et al.
+    2025). It needs a tokenizer of this package, for the vectors of the codes. 0: none."""
+    clusters: tuple[int, ...] = setting((64,), least=1, rare=True, changeable=False)
+    """Number of clusters, by k-means of the codes' vectors: one for all factors, or one for each."""
     sample_images: int = setting(16, least=1, most=2**16)
     """Number of images in a sample grid."""
 

@@ -171,12 +171,16 @@ class GenerationSettings(Drawing):
     pictures take these codes in turn: picture i takes those at index i modulo n. Empty: all codes are drawn."""
     grid: tuple[int, ...] = ()
     """Height and width of the pictures in token positions; by default the generator's. Other grids cost quality."""
+    head_rounds: int = 0
+    """Rounds in which a masked head predicts the factors of a position: fewer are faster, and take the factors of a
+    round for independent. 0: the generator's own (`model.head_rounds`)."""
     device: Device = "auto"
 
     def check(self, codebook_sizes: tuple[int, ...] = ()) -> None:
         """As of `Drawing`; and `UserError` for what is no grid, a missing file, and a folder that cannot be written."""
         super().check(codebook_sizes)
         check_grid(self.grid)
+        at_least(0, **{"head-rounds": self.head_rounds})
         if self.given:
             check_file(Path(self.given))  # before a model is fetched
         check_output(self.out, folder=True, inputs=[self.checkpoint, self.tokenizer, self.given])

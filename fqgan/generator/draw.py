@@ -38,15 +38,18 @@ def guidance_scales(config: SamplingConfig, positions: int, factors: int) -> Ten
     with the bounds rounded to whole positions.
     """
     progress = np.arange(positions) / max(1, positions - 1) if positions > 1 else np.ones(1)
-    growth = {
-        "constant": np.ones(positions),
-        "linear": progress,
-        "power-cosine": (1 - np.cos(math.pi * progress**config.cfg_power)) / 2,
-    }[config.cfg_schedule]
-    scales = 1 + np.outer(growth, np.broadcast_to(np.array(config.cfg_scale, np.float64), factors) - 1)
-    for i, bounds in enumerate(config.intervals(factors)):
+    columns = []
+    each = (config.each(name, factors) for name in ("cfg_scale", "cfg_schedule", "cfg_power"))
+    for scale, schedule, power, bounds in zip(*each, config.intervals(factors), strict=True):
+        growth = {
+            "constant": np.ones(positions),
+            "linear": progress,
+            "power-cosine": (1 - np.cos(math.pi * progress**power)) / 2,
+        }[schedule]
         start, end = (round(fraction * positions) for fraction in bounds)
-        scales[:start, i] = scales[end:, i] = 1
+        inside = (np.arange(positions) >= start) & (np.arange(positions) < end)
+        columns.append(1 + growth * (scale - 1) * inside)
+    scales = np.stack(columns, 1)
     return torch.from_numpy(scales.astype(np.float32))
 
 

@@ -55,6 +55,8 @@ def generate(settings: GenerationSettings, world: World) -> Generated:
     settings.check()
     from_main(lambda: check_ranks(settings.num, world.size))
     generator = load(settings, world)
+    if settings.head_rounds:
+        generator.set_head_rounds(settings.head_rounds)
     planned = from_main(lambda: plan(settings, generator, world))
     given, model = None, generator.config
     grid = from_main(lambda: generator.check_grid(settings.grid or None))
@@ -145,6 +147,7 @@ def plan(options: Drawing, generator: FAR, world: World) -> SampleSettings:
         precision=options.precision,
         device=world.device.type,
         sampling=sampling.resolved(conditional=classes != (-1,)),
+        head_rounds=model.head_rounds,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ class GeneratorLoss(NamedTuple):
     """Nats a code, with gradient."""
     accuracy: list[Tensor]
     """Share of codes whose logit is the largest."""
+    clusters: list[Tensor]
+    """Nats a code's cluster, with gradient; empty where no clusters are given."""
 
 
 class FAR(Carrying):
@@ -86,15 +89,22 @@ class FAR(Carrying):
             UserError: shapes, codes or labels of another model.
         """
         codes, labels = self._inputs(codes, labels)
-        vectors = self._head_vectors(_in_order(codes, orders), labels, orders)
+        vectors = self.head(*self._backbone(_in_order(codes, orders), labels, orders))
         outputs = zip(self.head.outputs, vectors, self.config.codebook_sizes, strict=True)
         return [output(x).view(-1, self.config.num_positions, size) for output, x, size in outputs]
 
-    def loss(self, codes: Numbers, labels: Numbers, orders: Tensor | None = None) -> GeneratorLoss:
+    def loss(
+        self,
+        codes: Numbers,
+        labels: Numbers,
+        orders: Tensor | None = None,
+        clusters: Sequence[Tensor] = (),
+    ) -> GeneratorLoss:
         """Cross-entropy and accuracy of each factor, teacher-forced, without ever holding all logits.
 
         Codes, labels and orders as in `forward`; on a GPU their values are not looked at, which would make it wait. In
-        training mode a share `class_dropout` of the labels becomes the null class.
+        training mode a share `class_dropout` of the labels becomes the null class, and the masked head hides random
+        codes, of which alone the result is. `clusters`: of each factor, as in `linear_cross_entropy`.
         """
         codes, labels = self._inputs(codes, labels, values=False)
         if self.training and self.config.class_dropout:
@@ -102,18 +112,26 @@ class FAR(Carrying):
             labels = labels.masked_fill(dropped, self.null_class)
         codes = _in_order(codes, orders)
         targets = codes.flatten(0, 1)
-        result = GeneratorLoss([], [])  # a tuple, so that sharded training (FSDP2) finds the tensors in it
-        for i, vector in enumerate(self._head_vectors(codes, labels, orders)):
+        state = self._backbone(codes, labels, orders)
+        vectors, learned = self.head.learned(*state) if self.training else (self.head(*state), None)
+        if learned is not None:
+            targets = targets.where(learned, -1)
+        result = GeneratorLoss([], [], [])  # a tuple, so that sharded training (FSDP2) finds the tensors in it
+        for i, vector in enumerate(vectors):
             weight = self.head.outputs[i].weight
             cross_entropy, accuracy = linear_cross_entropy(vector, weight, targets[:, i])  # pyright: ignore
             result.cross_entropy.append(cross_entropy)
             result.accuracy.append(accuracy)
+            if clusters:
+                of_cluster, _ = linear_cross_entropy(vector, weight, targets[:, i], clusters=clusters[i])  # pyright: ignore
+                result.clusters.append(of_cluster)
         return result
 
     @torch.no_grad()
     def log_likelihood(self, codes: Numbers, labels: Numbers) -> Tensor:
         """(b, k, h, w) float32: the base-2 logarithm of each code's probability, given the class and all codes before
-        it, so that minus an image's sum is what it takes to write its codes down, in bits.
+        it, so that minus an image's sum is what it takes to write its codes down, in bits. "Before" is as sampling has
+        it: a code sees those of earlier positions and, in its position, of earlier rounds (`config.rounds`).
 
         Codes, labels and errors as in `forward`. Without dropout, whatever the mode, and without ever holding all
         logits.
@@ -122,7 +140,7 @@ class FAR(Carrying):
         training = self.training
         self.eval()
         try:
-            vectors = self._head_vectors(_in_order(codes), labels)
+            vectors = self.head(*self._backbone(_in_order(codes), labels))
         finally:
             self.train(training)
         targets = _in_order(codes).flatten(0, 1)
@@ -132,6 +150,14 @@ class FAR(Carrying):
         ]
         by_position = torch.stack(found, 1).view(len(codes), self.config.num_positions, len(found))
         return by_position.transpose(1, 2).reshape(codes.shape) / math.log(2)
+
+    def set_head_rounds(self, rounds: int) -> FAR:
+        """Rounds in which a masked head predicts a position's factors from now on, in sampling and in likelihoods (0:
+        one for each); the generator. `UserError` for another head, or more rounds than factors."""
+        config = replace(self.config, head_rounds=as_count(rounds, "head_rounds"))
+        config.check()
+        self.config = self.head.config = config
+        return self
 
     @property
     def sampling_dtype(self) -> torch.dtype:
@@ -233,8 +259,9 @@ class FAR(Carrying):
             return table[: grid[0] * grid[1]]
         return table[F.pad(1 + orders[:, :-1], (1, 0))][:, None]
 
-    def _head_vectors(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> list[Tensor]:
-        """The head's k vectors of every position, each (b * h * w, width); codes (b, h * w, k) in the orders."""
+    def _backbone(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """What the head takes, of all positions of all images: the backbone's vectors (b * h * w, d) and the codes' k
+        embeddings of the same shape; codes (b, h * w, k) in the orders."""
         embeddings = self.embed(codes)
         inputs = self.aggregate(torch.cat([e[:, :-1] for e in embeddings], -1))
         condition = self.class_embedding(labels)
@@ -251,7 +278,7 @@ class FAR(Carrying):
         more = (condition.type_as(x),) if self.config.adaln else ()
         for block in self.blocks:
             x = block(x, rotary, *more)
-        return self.head(x.flatten(0, 1), [e.flatten(0, 1) for e in embeddings])
+        return x.flatten(0, 1), [e.flatten(0, 1) for e in embeddings]
 
     def _inputs(self, codes: Numbers, labels: Numbers, values: bool = True) -> tuple[Tensor, Tensor]:
         """Codes (b, k, h, w) and labels (b,), int64 on the model's device, of what a user gave for them."""

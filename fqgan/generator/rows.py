@@ -71,11 +71,7 @@ class Rule:
         """That of a config."""
         scales = guidance_scales(config, positions, factors)
         guided = max((t + 1 for t, row in enumerate(scales) if (row != 1).any()), default=0)
-
-        def each(values: tuple[Any, ...]) -> tuple[Any, ...]:
-            return values * factors if len(values) == 1 else values
-
-        draws = zip(each(config.temperature), each(config.top_k), each(config.top_p), strict=True)
+        draws = zip(*(config.each(name, factors) for name in ("temperature", "top_k", "top_p")), strict=True)
         return cls(scales, guided, tuple((float(t), int(k), float(p)) for t, k, p in draws))
 
 

@@ -16,8 +16,9 @@ from fqgan.base.printing import say
 from fqgan.config import SamplingConfig
 from fqgan.engine.speed import Graphs, compile_problem
 from fqgan.generator.cache import Places, Span, in_steps
-from fqgan.generator.draw import check_drawn, draw, draw_each, uniforms
-from fqgan.generator.rows import ALL, Draw, Draws, Given, Key, Rule, Slots, Step, index, spans
+from fqgan.generator.draw import check_drawn, uniforms
+from fqgan.generator.position import PositionDraw
+from fqgan.generator.rows import ALL, Draw, Given, Key, Rule, Slots, Step, index, spans
 from fqgan.generator.step import BlockStep, Product
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ class Sampler:
     a second one for the null class; both go on from the same guided code. After its last guided position the second is
     left out. Rows stand at positions of their own: `join` starts images beside others that are under way, and `step`
     moves all of them on by a position. Calling the sampler does both.
-
-    Guidance acts on the vectors in front of the output matrices: these are linear, so that half of the products gives
-    the guided logits.
 
     Args:
         generator: in eval mode, on the device to sample on.
@@ -74,9 +72,8 @@ class Sampler:
             compiled = not problem
         self.compiled = bool(compiled)
 
-        k = self.factors
         # a server is asked for the same again and again
-        self._rule_of = lru_cache(256)(partial(Rule.of, positions=self.positions, factors=k))
+        self._rule_of = lru_cache(256)(partial(Rule.of, positions=self.positions, factors=self.factors))
         self.rule = None if config is None else self._rule(config)
         rows = batch if self.rule and not self.rule.guided else 2 * batch
         self.slots = Slots(batch, self.positions)
@@ -84,11 +81,8 @@ class Sampler:
             self._rotary = generator.rotary(device, self.grid)
             sizes = (rows, self.positions, dtype, self.compiled, self.static)
             self._blocks = [BlockStep(block, *sizes) for block in generator.blocks]  # pyright: ignore
-            self._head = generator.head.stepper(rows, dtype, self.compiled)
-            self._sees_codes, self._order = generator.head.sees_codes, model.order
-            self._outputs = [Product.of(output, dtype) for output in generator.head.outputs]
+            self._draw = PositionDraw(generator, batch, rows, self.positions, self.compiled)
             self._classes = generator.class_embedding.weight.detach()
-            self._codes_of = [table.weight.detach().to(dtype) for table in generator.code_embeddings]  # pyright: ignore
             targets = generator.target_embedding
             self._targets = None if targets is None else F.pad(targets.weight.detach(), (0, 0, 0, 1)).to(dtype)
             """Of the position that comes next, and nothing behind the last."""
@@ -98,11 +92,7 @@ class Sampler:
         self._modulations = self._input.new_zeros(rows, model.depth, 6, model.width) if model.adaln else None
         """What each row's class does to the blocks."""
         self._modulate = [Product.of(block.modulation.linear, dtype) for block in generator.blocks if model.adaln]  # pyright: ignore
-        self._uniforms, self._scales = torch.zeros(2, self.positions, batch, k, device=device)
-        self._codes, self._given = torch.zeros(2, self.positions, batch, k, dtype=torch.int64, device=device)
-        self._held = torch.zeros(self.positions, batch, k, dtype=torch.bool, device=device)
-        self._settings = torch.zeros(3, batch, k, device=device)
-        """Temperature, top-k and top-p, for static steps whose rows bring their own."""
+        self._codes = torch.zeros(self.positions, batch, self.factors, dtype=torch.int64, device=device)
         self._now = torch.zeros(batch, dtype=torch.int64, device=device)
         self._every = torch.arange(rows, device=device)
         self._runs: dict[Key, Callable[[], object]] = {}
@@ -125,8 +115,8 @@ class Sampler:
                 (seed[i], 0): the first image of that seed.
             first_image: index of the first image.
             given, mask: codes (n, k, h, w) that are taken as they stand where the mask is true: any of them, and what
-                comes later sees them. Both may be of shapes that repeat to it. The random numbers of the others are
-                those that they have without.
+                comes later sees them; a masked head shows them to all factors of the position. Both may be of shapes
+                that repeat to it. The random numbers of the others are those that they have without.
 
         Raises:
             UserError: labels that are no classes; seeds or indices that are no whole numbers from 0 to 2^64 - 1; given
@@ -244,12 +234,7 @@ class Sampler:
         self.slots.take(slots, rule, given)
         place = index(slots, self.device)
         numbers = torch.stack([uniforms(*stream, self.positions, self.factors) for stream in streams], 1)
-        self._uniforms[:, place] = numbers.to(self.device)
-        self._scales[:, place] = rule.scales[:, None].to(self.device)
-        self._settings[:, place] = torch.tensor(rule.draws).T[:, None].to(self.device)
-        self._held[:, place] = False
-        if given:
-            self._given[:, place], self._held[:, place] = given.codes.to(self.device), given.held.to(self.device)
+        self._draw.begin(place, numbers, rule, given)
         self._now[place] = 0
         both = (labels, torch.full_like(labels, self.null_class))[: len(self._input) // self.batch]
         for half, classes in zip(self._input.unflatten(0, (-1, self.batch)), both, strict=True):
@@ -312,8 +297,7 @@ class Sampler:
             modulations = self._taken(self._modulations, step).unbind(1)
         for block, modulation in zip(self._blocks, modulations, strict=True):
             x = block(x, rotary, places, modulation)
-        codes, embeddings = self._given_codes(step) if step.key.all_held else self._drawn(step, x)
-        self._codes[step.at] = codes
+        self._codes[step.at], embeddings = self._draw(step, x)
         aggregated = self._aggregate(torch.cat(embeddings, 1))
         if self._targets is not None:
             aggregated = aggregated + self._targets[1:][step.at[0]]
@@ -329,48 +313,6 @@ class Sampler:
             return own
         both = isinstance(step.rows, slice) and len(own) == self.batch and step.guided is ALL
         return buffer if both else torch.cat([own, halves[1][step.rows][step.guided]])
-
-    def _given_codes(self, step: Step) -> tuple[Tensor, list[Tensor]]:
-        codes = self._given[step.at]
-        return codes, [table[codes[:, i]] for i, table in enumerate(self._codes_of)]
-
-    def _drawn(self, step: Step, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Codes (n, k) of the backbone's vectors x of all rows, and their embeddings."""
-        codes: dict[int, Tensor] = {}
-        embeddings: dict[int, Tensor] = {}
-        numbers, scales = self._uniforms[step.at], self._scales[step.at]
-        n, chosen = len(numbers), step.guided
-        for turn, i in enumerate(self._order):
-            if turn and self._sees_codes:
-                last = embeddings[self._order[turn - 1]]
-                x = last if chosen is None else torch.cat([last, last[chosen]])
-            vector = self._head(turn, x)
-            if chosen is not None:
-                # lerp: u + scale * (c - u), and c itself at scale 1
-                c, u = vector[:n].float(), vector[n:].float()
-                guided = torch.lerp(u, c[chosen], scales[chosen, i, None].type_as(c)).to(vector.dtype)
-                vector = guided if len(u) == n else vector[:n].index_copy(0, self._numbers_of(chosen), guided)
-            logits = self._outputs[i](vector).float()
-            code = self._draw(logits, numbers[:, i], i, step.draws)
-            if step.key.some_held:
-                code = torch.where(self._held[step.at][:, i], self._given[step.at][:, i], code)
-            table = self._codes_of[i]
-            codes[i], embeddings[i] = code, table[code.clamp(max=len(table) - 1)]
-        factors = range(self.factors)
-        return torch.stack([codes[i] for i in factors], 1), [embeddings[i] for i in factors]
-
-    def _numbers_of(self, chosen: slice | Tensor) -> Tensor:
-        return self._every[chosen] if isinstance(chosen, slice) else chosen
-
-    def _draw(self, logits: Tensor, u: Tensor, i: int, draws: Draws) -> Tensor:
-        if not draws:
-            return draw_each(logits, u, *self._settings[:, :, i])
-        if len(draws) == 1:
-            return draw(logits, u, *draws[0][1][i])
-        codes = torch.empty(len(u), dtype=torch.int64, device=u.device)
-        for rows, settings in draws:
-            codes[rows] = draw(logits[rows], u[rows], *settings[i])
-        return codes
 
     def _prepared(self, key: Key) -> Callable[[], object]:
         """A static step; on CUDA replayed from a graph, without its launches."""

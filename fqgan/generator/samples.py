@@ -49,6 +49,8 @@ class SampleSettings:
     """Height and width in token positions; empty: the generator's."""
     given: str = setting("", rare=True)
     """Fingerprint of the given codes, of which picture i has those at index i modulo their number; empty: none."""
+    head_rounds: int = setting(0, rare=True)
+    """Rounds of a masked head, as `GeneratorConfig.head_rounds`, which its weights don't tell."""
 
     def share(self, rank: int, ranks: int) -> Iterator[range]:
         """The batches of a rank: of r ranks, each takes every r-th."""

@@ -6,8 +6,9 @@ import copy
 import math
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from fqgan.data.loader import check_ranks, token_batches
 from fqgan.data.order import evenly_spaced
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import sharding
-from fqgan.engine.checkpoint import check_fit
 from fqgan.engine.devices import exact_device, upload
 from fqgan.engine.distributed import World, all_reduce_sum, from_main
 from fqgan.engine.optim import make_optimizer
@@ -32,11 +32,13 @@ from fqgan.engine.sizes import check_training, micro_batch, share_of, total_step
 from fqgan.engine.speed import autocast, compile_parts
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase, Task, Terms, Watch
-from fqgan.generator.model import FAR, INITIAL_STD, GeneratorLoss, load_generator
+from fqgan.generator.clusters import code_clusters
+from fqgan.generator.initial import initial
+from fqgan.generator.model import FAR, GeneratorLoss
 from fqgan.generator.pictures import labelled_rows
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block
-from fqgan.models.find import CARRIED, find
+from fqgan.models.find import CARRIED
 from fqgan.tokenizer.foreign import is_foreign
 from fqgan.tokenizer.model import load_matching_tokenizer, load_tokenizer
 from fqgan.tokenizer.pictures import save_picture
@@ -54,17 +56,18 @@ class Batch:
 class LossFace(nn.Module):
     """A generator whose forward pass is its loss: what DDP wraps, since gradients are summed after `forward` only."""
 
-    def __init__(self, generator: nn.Module):
+    def __init__(self, generator: nn.Module, clusters: Sequence[Tensor] = ()):
         super().__init__()
-        self.generator = generator
+        self.generator, self.clusters = generator, clusters
 
     def forward(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> GeneratorLoss:
         """As `FAR.loss`."""
-        return self.generator.loss(codes, labels, orders)  # pyright: ignore[reportCallIssue]
+        return self.generator.loss(codes, labels, orders, self.clusters)  # pyright: ignore[reportCallIssue]
 
 
 class GeneratorTask(Task):
-    """One phase: the mean over factors of the cross-entropy."""
+    """One phase: the mean over factors of the cross-entropy, and with `train.cluster_weight` of that of clusters
+    (`clusters`: of each factor's codes, (K,) int64)."""
 
     def __init__(
         self,
@@ -73,7 +76,9 @@ class GeneratorTask(Task):
         store: TokenStore,
         validation: TokenStore | None,
         init: FAR | None = None,
+        clusters: Sequence[Tensor] = (),
     ):
+        self.clusters = [each.to(world.device) for each in clusters]
         self.config, self.world, self.store, self.validation = config, world, store, validation
         self.names = store.factor_names
         torch.manual_seed(config.train.seed)
@@ -92,7 +97,7 @@ class GeneratorTask(Task):
             for module in filter(None, (model, self._average)):
                 sharding.shard(module, Block, world.device, precision=config.train.precision, also=["loss"])
         optimizer = make_optimizer(model, config.optimizer)
-        self.phases = [Phase("generator", model, optimizer, self._loss, face=LossFace)]
+        self.phases = [Phase("generator", model, optimizer, self._loss, face=partial(LossFace, clusters=self.clusters))]
 
     def average(self) -> nn.Module:
         assert self._average is not None
@@ -102,8 +107,21 @@ class GeneratorTask(Task):
         orders = self._orders(len(batch.labels))
         with autocast(self.world.device, self.config.train.precision):
             result: GeneratorLoss = network(batch.codes, batch.labels, orders)
-        loss = torch.stack(result.cross_entropy).mean()
-        return loss, {"loss": loss.detach(), **self._by_factor(result)}
+        loss, terms = torch.stack(result.cross_entropy).mean(), self._by_factor(result)
+        if result.clusters:
+            of_clusters = torch.stack(result.clusters).mean()
+            loss, terms = (
+                loss + self.config.train.cluster_weight * of_clusters,
+                {"cluster_loss": of_clusters.detach(), **terms},
+            )
+        return loss, {"loss": loss.detach(), **terms}
+
+    def extra_state(self) -> dict[str, Tensor]:
+        return {f"clusters.{i}": each for i, each in enumerate(self.clusters)}
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        for i, each in enumerate(self.clusters):
+            each.copy_(state[f"clusters.{i}"])
 
     def progress(self) -> float:
         """Share of the run that is over, in [0, 1)."""
@@ -251,12 +269,12 @@ def train_generator(config: GeneratorRunConfig, path: Path, watch: Watch | None 
         rows = model.num_positions * model.width * (1 if config.train.activation_checkpointing else model.depth)
         check_training(shape, config.optimizer, config.train, world, rows)
         run = RunFolder(path, config)
-        from_main(lambda: _tokenizer_of(config, store).config)
+        clusters = from_main(lambda: _clusters(config, store))
         if config.unconditional and world.is_main:
             why = f"{store.name} has {store.num_classes} classes, left aside" if store.num_classes else "there are none"
             say(f"without classes ({why}): an unconditional generator")
-        init = _initial(config, store, world) if config.init and run.fresh else None
-        task = GeneratorTask(config, world, store, validation, init)
+        init = initial(config, store, _names(config, store), world) if config.init and run.fresh else None
+        task = GeneratorTask(config, world, store, validation, init, clusters)
         task.watch = watch
         train(task, run, world, len(store))
 
@@ -289,54 +307,15 @@ def _check_validation(store: TokenStore, validation: TokenStore, conditional: bo
         raise UserError(f"{validation.name} has other classes than {store.name}: labels would mean other things")
 
 
+def _clusters(config: GeneratorRunConfig, store: TokenStore) -> list[Tensor]:
+    """Of each factor's codes, where the loss needs them. The tokenizer is looked at in any case."""
+    tokenizer = _tokenizer_of(config, store)
+    return code_clusters(tokenizer, config.train.clusters, store.name) if config.train.cluster_weight else []
+
+
 def _tokenizer_of(config: GeneratorRunConfig, store: TokenStore) -> Tokenizer:
     """The tokenizer of a run; `UserError` where the store was not made with it, or with one of others that is not
     named."""
     weights = "raw" if config.tokenizer and store.manifest.weights == "raw" else "auto"
     path = store.tokenizer_at(config.tokenizer)
     return load_matching_tokenizer(path, store.tokenizer_fingerprint, store.name, weights=weights)
-
-
-def _initial(config: GeneratorRunConfig, store: TokenStore, world: World) -> FAR:
-    """The generator to start from, with a class table for the run's classes; `UserError` where its weights don't fit or
-    its codes are of another tokenizer."""
-    where = f"--init {config.init}"
-    if find(config.init, "generator").facts.get("tokenizer", "") not in ("", store.tokenizer_fingerprint):
-        raise UserError(f"{where} was trained on another tokenizer's codes than those of {store.name}")
-    model = load_generator(config.init, with_tokenizer=False)
-    if (legacy := model.config.legacy) != config.model.legacy:
-        raise UserError(
-            f"{where} was trained with{'' if legacy else 'out'} model.legacy, the rotary rows of the released models: "
-            f"add {'--model.legacy' if legacy else '--model.no-legacy'}"
-        )
-    with torch.device("meta"):
-        check_fit(FAR(replace(config.model, num_classes=model.null_class)), model.state_dict(), where)
-    pairs = _kept_classes(model, config.model.num_classes, _names(config, store))
-    if pairs is not None:
-        if world.is_main:
-            fresh = config.model.num_classes - len(pairs)
-            say(
-                f"{where}: its classes are not those of {store.name}: the null class and {len(pairs)} classes of the "
-                f"same name keep their rows of the class table, {fresh} start afresh"
-            )
-        _exchange_classes(model, config.model.num_classes, pairs, config.train.seed)
-    return model
-
-
-def _kept_classes(model: FAR, count: int, names: tuple[str, ...]) -> dict[int, int] | None:
-    """Class -> the class of the same name in the generator; None where its classes are the same as far as is known."""
-    own = {name: label for label, name in enumerate(model.label_names)}
-    if model.null_class == count and (not own or not names or tuple(own) == names):
-        return None
-    return {label: own[name] for label, name in enumerate(names) if name in own}
-
-
-def _exchange_classes(model: FAR, count: int, kept: dict[int, int], seed: int) -> None:
-    """Give a generator a table of `count` classes: rows that are kept, the null class's, and new ones for the rest."""
-    before = model.class_embedding.weight.detach()
-    table = torch.empty(count + 1, before.shape[1])
-    table.normal_(std=INITIAL_STD, generator=torch.Generator().manual_seed(seed))  # the same on every rank
-    table[count] = before[model.null_class]
-    for label, old in kept.items():
-        table[label] = before[old]
-    model.class_embedding = nn.Embedding.from_pretrained(table)

@@ -159,7 +159,8 @@ def _generator(config: GeneratorConfig, facts: Mapping[str, Any]) -> list[str]:
         f"A factorized auto-regressive generator (FAR): {classes}, {h} x {w} positions of {k} "
         f"{'code' if k == 1 else 'codes'} each ({sizes}). {config.depth} blocks of width {config.width} and "
         f"{config.heads} heads; head `{config.head}`"
-        + (f" of {config.head_depth} blocks." if config.head == "ar" else "."),
+        + (f" of {config.head_depth} blocks" if config.head in ("ar", "masked") else "")
+        + (f" in {len(config.rounds)} rounds." if config.head == "masked" else "."),
     ]
     if config.legacy:
         lines.append(

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from fqgan.base.errors import UserError, brief
 from fqgan.base.schema import did_you_mean
 from fqgan.config import SamplingConfig
+from fqgan.config.generator import Schedule
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is none
 
@@ -55,7 +56,7 @@ class Sampled(Body):
     seed: int = Field(0, ge=0, lt=2**64)
     index: int = Field(0, ge=0, lt=2**63, description="Of the first picture: picture i draws from (seed, index + i).")
     cfg_scale: Real | list[Real] | None = None
-    cfg_schedule: Literal["constant", "linear", "power-cosine"] | None = None
+    cfg_schedule: Schedule | list[Schedule] | None = None
     temperature: Real | list[Real] | None = None
     top_k: int | list[int] | None = None
     top_p: Real | list[Real] | None = None

@@ -191,7 +191,10 @@ def _trainer(config: Any, world: World, gpu: bool, tracker: Tracker) -> _Trainer
         task = _TokenizerTask(config, world, _NoPictures(), None, teachers, perceptual)
     else:
         names = [str(i) for i in range(config.model.num_factors)]
-        task = _GeneratorTask(config, world, SimpleNamespace(factor_names=names), None)  # pyright: ignore
+        sizes = config.model.codebook_sizes if config.train.cluster_weight else ()
+        clusters = [torch.zeros(size, dtype=torch.int64) for size in sizes]
+        store = SimpleNamespace(factor_names=names)
+        task = _GeneratorTask(config, world, store, None, clusters=clusters)  # pyright: ignore
     trainer = _Trainer(task, None, world, steps, config.train, config.optimizer)  # pyright: ignore
     trainer.tracker = tracker
     return trainer

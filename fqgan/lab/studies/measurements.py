@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fqgan.base import schema
 from fqgan.base.errors import UserError
 from fqgan.base.files import file_sha256
 from fqgan.base.folder import ResumableFolder
@@ -62,9 +63,12 @@ class Measurement:
     def is_done(self, file: Path) -> bool:
         """Whether a file holds the result of an equal measurement."""
         try:
-            return read_result(file).get("request") == self.content()
+            request = schema.entry(read_result(file), "request", dict, file)
+            settings = schema.entry(request, "settings", dict, file)
         except UserError:
             return False
+        older = getattr(self.settings, "from_older", dict)
+        return {**request, "settings": older(settings)} == self.content()
 
     def measure(self, file: Path) -> None:
         """Evaluate, print the table, and write the result with what it depends on beside it."""
