@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fqgan.base.errors import UserError
 from fqgan.base.schema import without
 from fqgan.config.data import DataConfig
+from fqgan.config.discriminator import DiscriminatorConfig
 from fqgan.config.factor import MOST_FACTORS, FactorConfig
 from fqgan.config.latent import LatentConfig
 from fqgan.config.ranges import check_ranges, setting
@@ -198,65 +199,6 @@ class QuantizerConfig:
     kmeans_iterations: int = 0
     """Number of k-means iterations that set the codes before the first step, on at least 8 features for each code; 0:
     codes start at random."""
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """The adversarial term of Eq. 2."""
-
-    CHANGEABLE = True
-
-    start: int = 20_000
-    """Optimizer step at which the discriminator and the GAN loss become active."""
-    weight: float = 0.5
-    """Weight of the GAN loss in the tokenizer's objective; 0: no discriminator is built."""
-    warmup_steps: int = 0
-    """Number of steps after `start` in which `weight` rises linearly from 0."""
-    adaptive: bool = False
-    """Multiply `weight` by VQGAN's adaptive weight: the ratio of the image losses' gradient to the GAN loss's gradient,
-    both taken at the reconstruction."""
-    kind: Literal["patchgan", "stylegan"] = setting("patchgan", changeable=False)
-    """What the discriminator judges: overlapping patches (PatchGAN) or whole images (StyleGAN2's residual
-    discriminator)."""
-    loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
-    """Loss of the discriminator: hinge, or binary cross-entropy (vanilla and non-saturating). The tokenizer minimises
-    the negative logits, or with `non-saturating` the softplus of the negative logits."""
-    channels: int = setting(64, least=1, changeable=False)
-    """Base width. The width doubles each time the resolution is halved, up to eight times the base."""
-    layers: int = setting(3, least=1, changeable=False)
-    """Number of strided layers of the PatchGAN, including the first one."""
-    norm: Literal["batch", "group"] = setting("batch", changeable=False)
-    """Normalisation in the PatchGAN. `batch` mixes the images of a rank's micro-batch, in the gradient of R1, too."""
-    lecam_weight: float = setting(0.0, changeable=False)
-    """Weight of LeCam regularisation in the discriminator's objective; 0: no LeCam."""
-    lecam_decay: float = setting(0.999, below=1)
-    """Decay per step of LeCam's moving averages of the logits."""
-    r1_weight: float = 0.0
-    """gamma of the R1 gradient penalty gamma/2 |grad D(real)|^2 in the discriminator's objective; 0: no penalty."""
-    r1_every: int = setting(16, least=1)
-    """Number of steps from one R1 penalty to the next; each penalty is multiplied by this number."""
-
-    def check(self, image_size: int) -> None:
-        """Raise `UserError` for settings that contradict each other or the image size."""
-        if not self.weight:
-            extras = ("adaptive", "warmup_steps", "lecam_weight", "r1_weight")
-            if extra := next((name for name in extras if getattr(self, name)), ""):
-                raise UserError(f"discriminator.{extra} needs a discriminator: set discriminator.weight above 0")
-        if self.kind == "patchgan":
-            if self.norm == "group" and self.channels % 16:
-                raise UserError(f"discriminator.channels {self.channels} must be a multiple of 16 with group norm")
-            if self.weight and image_size < 3 * 2**self.layers:
-                raise UserError(f"discriminator.layers {self.layers} is too deep for model.image_size {image_size}")
-            return
-        if (self.norm, self.layers) != (DiscriminatorConfig.norm, DiscriminatorConfig.layers):
-            raise UserError(
-                "discriminator.norm and discriminator.layers are the PatchGAN's: leave them at their defaults"
-            )
-        if image_size < 32 or image_size % 2 ** (image_size.bit_length() - 3):
-            raise UserError(
-                f"discriminator.kind stylegan needs an image size of at least 32 that is 4, 5, 6 or 7 times a power of "
-                f"two, got model.image_size {image_size}"
-            )
 
 
 @dataclass(frozen=True)
