@@ -59,6 +59,9 @@ class TokenizerConfig:
     quantizes what the ones before it left, and the vectors are summed (RQ-VAE, Lee et al. 2022)."""
     shared_codebook: bool = setting(False, rare=True)
     """Use one codebook for all factors of a residual composition, as RQ-VAE does."""
+    critic: str = setting("", rare=True)
+    """Frozen network that judged the reconstructions in training (`discriminator.backbone`); training writes it, so
+    that studies know which networks' distances flatter the tokenizer."""
     factors: tuple[FactorConfig, ...] = (
         FactorConfig("visual"),
         FactorConfig("semantic", teacher="clip:openai/clip-vit-large-patch14"),

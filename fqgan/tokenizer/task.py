@@ -34,7 +34,7 @@ from fqgan.metrics.usage import CodeUsage
 from fqgan.nets.features import Teacher
 from fqgan.nets.perceptual import PerceptualDistance, load_perceptual
 from fqgan.nets.sharing import sharing
-from fqgan.nets.teachers import load_teachers
+from fqgan.nets.teachers import load_backbone, load_teachers
 from fqgan.tokenizer.adversary import Adversary
 from fqgan.tokenizer.compositions import make_composition
 from fqgan.tokenizer.losses import tokenizer_loss
@@ -99,7 +99,7 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
         if not self.keepers and (option := next((name for name in kept if getattr(options, name)), "")):
             raise UserError(f"quantizer.{option} needs a codebook, and no factor's quantizer has one: set it to 0")
         gan = config.discriminator
-        self.adversary = Adversary(gan, config.model.image_size) if gan.weight else None
+        self.adversary = Adversary(gan, config.model.image_size, self.teachers.get(gan.network)) if gan.weight else None
         if self.adversary:
             if init:
                 init.start_discriminator(self.adversary.discriminator, note=print if world.is_main else None)
@@ -148,7 +148,7 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
     def _discriminator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.adversary and batch.reconstruction is not None, "the generator's phase comes first"
         with self._autocast():
-            real, fake = network(batch.images, batch.reconstruction)
+            real, fake = network(*map(self.adversary.seen, (batch.images, batch.reconstruction)))
         return self.adversary.discriminator_loss(real, fake, batch.images, self.step)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
@@ -268,6 +268,7 @@ def train_tokenizer(config: TokenizerRunConfig, path: Path) -> None:
         source, validation = open_data(config.data)
         check_ranks(source, world.size)
         teachers = load_teachers(config.model.factors, config.train.precision, world.device)
+        teachers = load_backbone(config.discriminator.network, teachers, config.train.precision, world.device)
         config = with_teacher_dims(config, teachers)
         perceptual = load_perceptual(config.loss.perceptual) if config.loss.perceptual_weight else None
         _check_memory(config, world)
@@ -318,7 +319,8 @@ def _check_memory(config: TokenizerRunConfig, world: World) -> None:
 
 
 def with_teacher_dims(config: TokenizerRunConfig, teachers: dict[str, Teacher]) -> TokenizerRunConfig:
-    """The config with each teacher's dimension written in, so that checkpoints load without the teacher."""
+    """The config with each teacher's dimension written in, so that checkpoints load without the teacher, and with the
+    network that judges."""
     factors = []
     for factor in config.model.factors:
         dims = {}
@@ -328,4 +330,4 @@ def with_teacher_dims(config: TokenizerRunConfig, teachers: dict[str, Teacher]) 
             if given not in (0, dim):
                 raise UserError(f"factor {factor.name}: teacher {name} has {dim} dims, not {given}")
         factors.append(replace(factor, **dims))
-    return replace(config, model=replace(config.model, factors=tuple(factors)))
+    return replace(config, model=replace(config.model, factors=tuple(factors), critic=config.discriminator.network))
