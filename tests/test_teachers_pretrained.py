@@ -351,7 +351,7 @@ def test_the_last_depth_of_a_transformer_is_its_map_but_for_the_last_norm(name: 
     images = noise(2, 3, teacher.size, teacher.size).requires_grad_()
     maps = teacher.maps(images)
     assert len(maps) == 2 and maps[0].shape == maps[1].shape
-    norm = getattr(teacher.network, "layernorm", nn.Identity())
+    norm: Any = getattr(teacher.network, "layernorm", nn.Identity())
     last = norm(maps[1].movedim(1, -1)).movedim(-1, 1)
     torch.testing.assert_close(last, teacher.map(images), rtol=1e-4, atol=1e-5)
     assert torch.autograd.grad(maps[0].sum(), images)[0].abs().sum() > 0

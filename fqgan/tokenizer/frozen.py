@@ -84,11 +84,11 @@ class _Head(nn.Module):
 
 def _block(inputs: int, outputs: int, kernel: int, norm: str, stride: int = 1) -> nn.Sequential:
     normalised = VirtualBatchNorm(outputs) if norm == "batch" else nn.GroupNorm(32, outputs)
-    return nn.Sequential(_convolution(inputs, outputs, kernel, stride), normalised, nn.LeakyReLU(0.2))
+    return nn.Sequential(_convolution(inputs, outputs, kernel, stride, bias=False), normalised, nn.LeakyReLU(0.2))
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
-    convolution = _Convolution(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2)
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = True) -> nn.Module:
+    convolution = _Convolution(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, bias=bias)
     return spectral_norm(convolution, eps=1e-8)
 
 
