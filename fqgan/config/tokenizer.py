@@ -59,6 +59,9 @@ class TokenizerConfig:
     quantizes what the ones before it left, and the vectors are summed (RQ-VAE, Lee et al. 2022)."""
     shared_codebook: bool = setting(False, rare=True)
     """Use one codebook for all factors of a residual composition, as RQ-VAE does."""
+    codes_of: str = setting("", rare=True)
+    """Fingerprint of the tokenizer whose codes these are, where `train.only` decoder has trained another decoder of
+    them; training writes it, so that a generator takes both."""
     critic: str = setting("", rare=True)
     """Frozen network that judged the reconstructions in training (`discriminator.backbone`); training writes it, so
     that studies know which networks' distances flatter the tokenizer."""
@@ -211,6 +214,9 @@ class TokenizerTrainConfig(TrainConfig):
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Use the channels-last memory layout in the convolutional networks; auto: on with CUDA, and on a CPU for large
     feature maps."""
+    only: Literal["all", "decoder"] = setting("all", changeable=False)
+    """What learns. decoder: the decoder alone, from the tokenizer `init`; encoder, adapters and quantizers stay as they
+    are, and with them all codes. Only losses that compare images count then."""
     activation_checkpointing: Literal["none", "transformer", "all"] = "none"
     """Which blocks the backward pass computes again, which saves memory and gives the same gradients. transformer: the
     blocks of adapters and feature heads, for a few percent more time. all: the convolutional blocks, too, for about a
@@ -258,6 +264,24 @@ class TokenizerRunConfig:
         if not self.loss.spatial_weight and any(factor.spatial_teacher for factor in self.model.factors):
             raise UserError('loss.spatial_weight 0 would leave a spatial head untrained: set its spatial_teacher to ""')
         self.latent.check(self.model.factors)
+        self._check_decoder_only()
         self.discriminator.check(self.model.image_size)
         if self.discriminator.adaptive and not (self.loss.reconstruction_weight or self.loss.perceptual_weight):
             raise UserError("discriminator.adaptive needs loss.reconstruction_weight or loss.perceptual_weight above 0")
+
+    def _check_decoder_only(self) -> None:
+        if self.train.only == "all":
+            if self.latent.codes:
+                raise UserError("latent.codes are for a decoder that learns alone: set train.only to decoder")
+            return
+        if not self.init:
+            raise UserError("train.only decoder needs --init: the trained tokenizer whose codes it learns to decode")
+        options = ("ema_decay", "restart_after", "kmeans_iterations")
+        if option := next((name for name in options if getattr(self.quantizer, name)), ""):
+            raise UserError(f"quantizer.{option} changes codes, and train.only decoder leaves them alone: set it to 0")
+        data = self.data
+        if self.latent.codes and (data.crop_min < 1 or data.crop_max < 1 or data.flip or data.turn):
+            raise UserError(
+                "latent.codes are those of centre crops: set data.crop_min and data.crop_max to 1, data.flip and "
+                "data.turn to False"
+            )
