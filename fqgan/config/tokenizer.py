@@ -281,7 +281,5 @@ class TokenizerRunConfig:
             raise UserError(f"quantizer.{option} changes codes, and train.only decoder leaves them alone: set it to 0")
         data = self.data
         if self.latent.codes and (data.crop_min < 1 or data.crop_max < 1 or data.flip or data.turn):
-            raise UserError(
-                "latent.codes are those of centre crops: set data.crop_min and data.crop_max to 1, data.flip and "
-                "data.turn to False"
-            )
+            options = "--data.crop-min 1 --data.crop-max 1 --data.no-flip --data.no-turn"
+            raise UserError(f"latent.codes are those of centre crops, which training must take too: {options}")
