@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": "what a run takes on given GPUs: memory, time and disk, before it is started",
     "reconstruct": "pictures through a tokenizer and back, each factor alone",
     "extract": "a set of images as codes in a token store, for a generator's training",
+    "redraw": "a token store with a share of the codes drawn by a generator, for a decoder's post-training",
     "generate": "pictures by class from a generator",
     "edit": "a picture with a factor or a region drawn again, or a factor of another picture",
     "serve": "tokenizers and generators behind a web server, with a page",

@@ -205,7 +205,9 @@ def on_a_gpu(loader: str, *batch: tuple[tuple[int, ...], torch.dtype]) -> Iterat
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tokenizers_whole_step_stays_on_a_gpu(kind: str, base: TokenizerRunConfig) -> None:
     config = everything(base, kind)
-    config = child(config, discriminator={"adaptive": False, "r1_weight": 0.0}, train={"precision": "bf16"})
+    judge = {"kind": "frozen", "backbone": "efficientnet-lite0@32", "augment": ("colour", "translation", "cutout")}
+    gan = {"adaptive": False, "r1_weight": 0.0} | (judge if kind == "adam" else {})
+    config = child(config, discriminator=gan, train={"precision": "bf16"})
     source = open_source(config.data.source)
     with on_a_gpu(PICTURES, ((2, 3, 32, 32), torch.uint8), ((2,), torch.int64)):
         with GPU.device:

@@ -340,3 +340,28 @@ def test_safetensors_are_downloaded_rather_than_pickles(monkeypatch: pytest.Monk
     repository("config.json", "flax_model.msgpack")
     with pytest.raises(UserError, match=r"has none of the files model\.safetensors"):
         hub.hub_folder("some/model")
+
+
+# --- maps of several depths
+
+
+@pytest.mark.parametrize("name", ["clip:{}/clip", "clip:{}/clip-vision@48", "dinov2:{}/dinov2", "dinov2:{}/registers"])
+def test_the_last_depth_of_a_transformer_is_its_map_but_for_the_last_norm(name: str, folders: Path) -> None:
+    teacher = load_teacher(name.format(folders) + ("" if "@" in name or "registers" not in name else "@28"))
+    images = noise(2, 3, teacher.size, teacher.size).requires_grad_()
+    maps = teacher.maps(images)
+    assert len(maps) == 2 and maps[0].shape == maps[1].shape
+    norm: Any = getattr(teacher.network, "layernorm", nn.Identity())
+    last = norm(maps[1].movedim(1, -1)).movedim(-1, 1)
+    torch.testing.assert_close(last, teacher.map(images), rtol=1e-4, atol=1e-5)
+    assert torch.autograd.grad(maps[0].sum(), images)[0].abs().sum() > 0
+
+
+def test_the_last_depth_of_a_convolutional_model_of_timm_averages_to_its_feature(tmp_path: Path) -> None:
+    network = random_weights(timm.create_model("resnet18", num_classes=0))
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    teacher = load_teacher(f"timm:resnet18={tmp_path / 'weights.safetensors'}@64")
+    images = noise(2, 3, 64, 64)
+    maps = teacher.maps(images)
+    assert [each.shape[2] for each in maps] == [32, 16, 8, 4, 2]
+    torch.testing.assert_close(maps[-1].mean((2, 3)), teacher(images), rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from fqgan.config.classifier import ClassifierConfig, ClassifierRunConfig
 from fqgan.config.data import DataConfig, PictureOptions, SourceOptions
+from fqgan.config.discriminator import DiscriminatorConfig
 from fqgan.config.factor import TEACHER_DIMS, FactorConfig, teacher_dim
 from fqgan.config.foreign import ForeignConfig
 from fqgan.config.generator import (
@@ -12,7 +13,6 @@ from fqgan.config.generator import (
 )
 from fqgan.config.latent import LatentConfig
 from fqgan.config.tokenizer import (
-    DiscriminatorConfig,
     LossConfig,
     QuantizerConfig,
     TokenizerConfig,

@@ -27,8 +27,15 @@ class LatentConfig:
     image; the others' vectors are 0, as for factors that `decode` does not keep. So the first factors carry most
     (nested dropout, Rippel et al. 2014); 0: none."""
 
+    codes: str = setting("", changeable=False)
+    """Token store of the training images in which a generator has drawn a share of each image's codes again (`fqgan
+    redraw`): they are decoded in place of the images' own, so that the decoder learns to make pictures of what a
+    generator draws (post-training, Qiu et al. 2025). With `train.only` decoder; empty: the images' own codes."""
+
     def check(self, factors: tuple[FactorConfig, ...]) -> None:
         """Raise `UserError` for what these factors do not have."""
+        if self.codes and (changed := next((n for n in ("perturb_share", "mask_share") if getattr(self, n)), "")):
+            raise UserError(f"latent.codes are decoded as they are: set latent.{changed} to 0")
         if self.mask_share and len(factors) == 1:
             raise UserError("latent.mask_share masks all factors but the first, and there is one: set it to 0")
         if not self.perturb_share:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fqgan.base.errors import UserError
 from fqgan.base.schema import without
 from fqgan.config.data import DataConfig
+from fqgan.config.discriminator import DiscriminatorConfig
 from fqgan.config.factor import MOST_FACTORS, FactorConfig
 from fqgan.config.latent import LatentConfig
 from fqgan.config.ranges import check_ranges, setting
@@ -58,6 +59,12 @@ class TokenizerConfig:
     quantizes what the ones before it left, and the vectors are summed (RQ-VAE, Lee et al. 2022)."""
     shared_codebook: bool = setting(False, rare=True)
     """Use one codebook for all factors of a residual composition, as RQ-VAE does."""
+    codes_of: str = setting("", rare=True)
+    """Fingerprint of the tokenizer whose codes these are, where `train.only` decoder has trained another decoder of
+    them; training writes it, so that a generator takes both."""
+    critic: str = setting("", rare=True)
+    """Frozen network that judged the reconstructions in training (`discriminator.backbone`); training writes it, so
+    that studies know which networks' distances flatter the tokenizer."""
     factors: tuple[FactorConfig, ...] = (
         FactorConfig("visual"),
         FactorConfig("semantic", teacher="clip:openai/clip-vit-large-patch14"),
@@ -201,71 +208,15 @@ class QuantizerConfig:
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig:
-    """The adversarial term of Eq. 2."""
-
-    CHANGEABLE = True
-
-    start: int = 20_000
-    """Optimizer step at which the discriminator and the GAN loss become active."""
-    weight: float = 0.5
-    """Weight of the GAN loss in the tokenizer's objective; 0: no discriminator is built."""
-    warmup_steps: int = 0
-    """Number of steps after `start` in which `weight` rises linearly from 0."""
-    adaptive: bool = False
-    """Multiply `weight` by VQGAN's adaptive weight: the ratio of the image losses' gradient to the GAN loss's gradient,
-    both taken at the reconstruction."""
-    kind: Literal["patchgan", "stylegan"] = setting("patchgan", changeable=False)
-    """What the discriminator judges: overlapping patches (PatchGAN) or whole images (StyleGAN2's residual
-    discriminator)."""
-    loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
-    """Loss of the discriminator: hinge, or binary cross-entropy (vanilla and non-saturating). The tokenizer minimises
-    the negative logits, or with `non-saturating` the softplus of the negative logits."""
-    channels: int = setting(64, least=1, changeable=False)
-    """Base width. The width doubles each time the resolution is halved, up to eight times the base."""
-    layers: int = setting(3, least=1, changeable=False)
-    """Number of strided layers of the PatchGAN, including the first one."""
-    norm: Literal["batch", "group"] = setting("batch", changeable=False)
-    """Normalisation in the PatchGAN. `batch` mixes the images of a rank's micro-batch, in the gradient of R1, too."""
-    lecam_weight: float = setting(0.0, changeable=False)
-    """Weight of LeCam regularisation in the discriminator's objective; 0: no LeCam."""
-    lecam_decay: float = setting(0.999, below=1)
-    """Decay per step of LeCam's moving averages of the logits."""
-    r1_weight: float = 0.0
-    """gamma of the R1 gradient penalty gamma/2 |grad D(real)|^2 in the discriminator's objective; 0: no penalty."""
-    r1_every: int = setting(16, least=1)
-    """Number of steps from one R1 penalty to the next; each penalty is multiplied by this number."""
-
-    def check(self, image_size: int) -> None:
-        """Raise `UserError` for settings that contradict each other or the image size."""
-        if not self.weight:
-            extras = ("adaptive", "warmup_steps", "lecam_weight", "r1_weight")
-            if extra := next((name for name in extras if getattr(self, name)), ""):
-                raise UserError(f"discriminator.{extra} needs a discriminator: set discriminator.weight above 0")
-        if self.kind == "patchgan":
-            if self.norm == "group" and self.channels % 16:
-                raise UserError(f"discriminator.channels {self.channels} must be a multiple of 16 with group norm")
-            if self.weight and image_size < 3 * 2**self.layers:
-                raise UserError(f"discriminator.layers {self.layers} is too deep for model.image_size {image_size}")
-            return
-        if (self.norm, self.layers) != (DiscriminatorConfig.norm, DiscriminatorConfig.layers):
-            raise UserError(
-                "discriminator.norm and discriminator.layers are the PatchGAN's: leave them at their defaults"
-            )
-        if image_size < 32 or image_size % 2 ** (image_size.bit_length() - 3):
-            raise UserError(
-                f"discriminator.kind stylegan needs an image size of at least 32 that is 4, 5, 6 or 7 times a power of "
-                f"two, got model.image_size {image_size}"
-            )
-
-
-@dataclass(frozen=True)
 class TokenizerTrainConfig(TrainConfig):
     """A tokenizer's training run."""
 
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Use the channels-last memory layout in the convolutional networks; auto: on with CUDA, and on a CPU for large
     feature maps."""
+    only: Literal["all", "decoder"] = setting("all", changeable=False)
+    """What learns. decoder: the decoder alone, from the tokenizer `init`; encoder, adapters and quantizers stay as they
+    are, and with them all codes. Only losses that compare images count then."""
     activation_checkpointing: Literal["none", "transformer", "all"] = "none"
     """Which blocks the backward pass computes again, which saves memory and gives the same gradients. transformer: the
     blocks of adapters and feature heads, for a few percent more time. all: the convolutional blocks, too, for about a
@@ -313,6 +264,22 @@ class TokenizerRunConfig:
         if not self.loss.spatial_weight and any(factor.spatial_teacher for factor in self.model.factors):
             raise UserError('loss.spatial_weight 0 would leave a spatial head untrained: set its spatial_teacher to ""')
         self.latent.check(self.model.factors)
+        self._check_decoder_only()
         self.discriminator.check(self.model.image_size)
         if self.discriminator.adaptive and not (self.loss.reconstruction_weight or self.loss.perceptual_weight):
             raise UserError("discriminator.adaptive needs loss.reconstruction_weight or loss.perceptual_weight above 0")
+
+    def _check_decoder_only(self) -> None:
+        if self.train.only == "all":
+            if self.latent.codes:
+                raise UserError("latent.codes are for a decoder that learns alone: set train.only to decoder")
+            return
+        if not self.init:
+            raise UserError("train.only decoder needs --init: the trained tokenizer whose codes it learns to decode")
+        options = ("ema_decay", "restart_after", "kmeans_iterations")
+        if option := next((name for name in options if getattr(self.quantizer, name)), ""):
+            raise UserError(f"quantizer.{option} changes codes, and train.only decoder leaves them alone: set it to 0")
+        data = self.data
+        if self.latent.codes and (data.crop_min < 1 or data.crop_max < 1 or data.flip or data.turn):
+            options = "--data.crop-min 1 --data.crop-max 1 --data.no-flip --data.no-turn"
+            raise UserError(f"latent.codes are those of centre crops, which training must take too: {options}")

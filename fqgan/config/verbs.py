@@ -1,4 +1,4 @@
-"""What is done with trained models: what `reconstruct`, `extract`, `generate` and `convert` take."""
+"""What is done with trained models: what `reconstruct`, `extract`, `redraw`, `generate` and `convert` take."""
 
 from __future__ import annotations
 
@@ -122,6 +122,41 @@ class ExtractionSettings(TrainedTokenizer, SourceOptions):
         if self.crop_range and not 1 <= self.crop_range < float("inf"):
             raise UserError(f"--crop-range must be at least 1, got {self.crop_range}")
         check_output(self.out, folder=True, inputs=[self.data, self.checkpoint])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedrawingSettings(SamplingConfig):
+    """A token store, and how much of it a generator draws again."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="GENERATOR")]
+    """A generator's run folder, one of its checkpoints, an exported generator, or hf:org/name."""
+    store: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
+    """Token store of centre crops, made with the generator's tokenizer."""
+    out: Path
+    """Folder for the new store. The same command resumes."""
+    keep: float = 0.7
+    """Share of each image's positions, chosen at random, whose codes stay; the generator draws the others (sigma of
+    Qiu et al. 2025)."""
+    seed: int = 0
+    """Seed. The image at index i of the store is drawn from the random stream (seed, i)."""
+    batch: int = 16
+    """Images that are drawn together."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """Weights to use: the moving average (ema) or the raw weights; auto: the moving average if there is one."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Precision of the generator."""
+    device: Device = "auto"
+
+    def check(self, codebook_sizes: tuple[int, ...] = ()) -> None:
+        """Raise `UserError` for numbers that make no sense, and for a store that cannot be written; where the
+        generator's codebooks are given, for codes that cannot be drawn from them."""
+        at_least(1, batch=self.batch)
+        at_least(0, seed=self.seed)
+        if not 0 <= self.keep < 1:
+            raise UserError(f"--keep must be at least 0 and below 1, got {self.keep}")
+        check_output(self.out, folder=True, inputs=[self.checkpoint, self.store])
+        if codebook_sizes:
+            super().check(codebook_sizes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,8 @@ class StoreOptions:
     about as near as another one may flip."""
     images_per_shard: int = 1
     """Successive pictures of the data set behind a shard."""
+    redrawn: str = ""
+    """How a generator has drawn a share of the codes again (`fqgan redraw`), as JSON; empty: they are the images'."""
 
     @classmethod
     def from_older(cls, data: dict[str, Any]) -> dict[str, Any]:

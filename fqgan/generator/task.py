@@ -283,6 +283,10 @@ def _open(path: str, world: World) -> TokenStore:
     if not path:
         raise UserError("--data is missing: a token store, which fqgan extract makes")
     store = TokenStore.open(path)
+    if store.manifest.options.redrawn:
+        raise UserError(
+            f"{store.name} is for the post-training of a decoder: a generator has drawn a part of its codes"
+        )
     check_ranks(store, world.size)
     return store
 

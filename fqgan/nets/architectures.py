@@ -20,8 +20,9 @@ from fqgan.nets.transformers_teacher import blank_transformer
 def blank_networks(
     config: TokenizerRunConfig, device: torch.device | None = None
 ) -> tuple[PerceptualDistance | None, dict[str, Teacher]]:
-    """The perceptual distance of a tokenizer's training (None without one) and its teachers by name, as
-    `load_perceptual` and `load_teachers` have them: all that use EfficientNet share one.
+    """The perceptual distance of a tokenizer's training (None without one) and its teachers and discriminator's
+    backbone by name, as `load_perceptual`, `load_teachers` and `load_backbone` have them: all that use EfficientNet
+    share one.
 
     Args:
         device: where they are going to run, as for `load_teachers`.
@@ -29,7 +30,8 @@ def blank_networks(
     shared: list[EfficientNetLite0] = []
     loss = config.loss
     perceptual = blank_perceptual(loss.perceptual, shared) if loss.perceptual_weight else None
-    names = dict.fromkeys(name for factor in config.model.factors for name in factor.teachers)
+    teachers = (name for factor in config.model.factors for name in factor.teachers)
+    names = dict.fromkeys(filter(None, (*teachers, config.discriminator.network)))
     return perceptual, {name: blank_teacher(name, config.train.precision, device, shared) for name in names}
 
 

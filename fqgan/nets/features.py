@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,12 @@ from torch.nn import functional as F
 from fqgan.nets.sharing import shared
 from fqgan.nets.weights import FrozenModule, converted
 
+T = TypeVar("T")
+
 
 class Teacher(FrozenModule):
     """A frozen model that turns images into one feature vector each, and into a map of such features. Subclasses give
-    `features`, and `feature_map` if `has_map`.
+    `features`, `feature_map` if `has_map`, and `depths`.
 
     It runs once for a batch, without gradient, and when training is in bf16, in bf16: networks of a model library
     hold their weights in it (half the memory), the packaged EfficientNet follows autocast. On a CPU networks with
@@ -42,8 +45,17 @@ class Teacher(FrozenModule):
         """(b, 3, H, W) in [-1, 1] -> (b, dim, h, w) float32 without gradient, as fine as the network gives it."""
         return self.feature_map(resize(images, self.size)).float()
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """(b, 3, H, W) in [-1, 1] -> a map (b, c, h, w) behind each stage or block, float32, with gradient to the
+        images. `UserError` for a network that has none."""
+        return [each.float() for each in self.depths(resize(images, self.size))]
+
     def features(self, images: Tensor) -> Tensor:
         """(b, 3, size, size) float32 in [-1, 1] -> (b, dim)."""
+        raise NotImplementedError
+
+    def depths(self, images: Tensor) -> list[Tensor]:
+        """(b, 3, size, size) float32 in [-1, 1] -> maps (b, c, h, w) of all depths, the first one first."""
         raise NotImplementedError
 
     def feature_map(self, images: Tensor) -> Tensor:
@@ -67,6 +79,7 @@ class NetworkTeacher(Teacher):
 
     Args:
         read: (network, normalised images) -> the feature (b, dim), and the map (b, dim, h, w) or None.
+        read_depths: the same -> the map (b, c, h, w) behind each block.
         mean, std: of the three channels, for pixels in [0, 1].
     """
 
@@ -78,6 +91,7 @@ class NetworkTeacher(Teacher):
         name: str,
         network: nn.Module,
         read: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor | None]],
+        read_depths: Callable[[nn.Module, Tensor], list[Tensor]],
         dim: int,
         size: int,
         mean: Sequence[float],
@@ -86,7 +100,7 @@ class NetworkTeacher(Teacher):
     ):
         super().__init__(name, dim, size)
         self.has_map = has_map
-        self.network, self.read = network, read
+        self.network, self.read, self.read_depths = network, read, read_depths
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
         self.freeze()
@@ -102,9 +116,15 @@ class NetworkTeacher(Teacher):
     @shared
     def outputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """(b, 3, size, size) -> feature and map, in one pass for both within `sharing`."""
+        return self._run(self.read, images)
+
+    def depths(self, images: Tensor) -> list[Tensor]:
+        return self._run(self.read_depths, images)
+
+    def _run(self, read: Callable[[nn.Module, Tensor], T], images: Tensor) -> T:
         pixels = ((images + 1) / 2 - self.mean) / self.std
         with torch.autocast(images.device.type, enabled=False):
-            return self.read(self.network, pixels.to(next(self.network.parameters()).dtype))
+            return read(self.network, pixels.to(next(self.network.parameters()).dtype))
 
 
 def held(network: nn.Module, precision: str, device: torch.device) -> nn.Module:

@@ -46,6 +46,9 @@ class EfficientNetTeacher(Teacher):
     def feature_map(self, images: Tensor) -> Tensor:
         return self.network.stages(images)[self.stage - 1] if self.stage else self.network.last(images)
 
+    def depths(self, images: Tensor) -> list[Tensor]:
+        return self.network.stages(images)
+
 
 def load_teachers(
     factors: Sequence[FactorConfig], precision: str = "float32", device: torch.device | None = None
@@ -67,6 +70,19 @@ def load_teachers(
             offline = f"train offline with {option} {OFFLINE}"
             raise UserError(f"factor {factor.name}: {error}; {folder}{offline}") from error
     return teachers
+
+
+def load_backbone(
+    name: str, teachers: dict[str, Teacher], precision: str = "float32", device: torch.device | None = None
+) -> dict[str, Teacher]:
+    """The teachers with the frozen network of a discriminator, which may be one of them; empty name: none. Problems
+    raise `UserError` that names the option."""
+    if not name or name in teachers:
+        return teachers
+    try:
+        return teachers | {name: load_teacher(name, precision, device)}
+    except UserError as error:
+        raise UserError(f"{error}; judge offline with --discriminator.backbone {OFFLINE}") from error
 
 
 def load_teacher(name: str, precision: str = "float32", device: torch.device | None = None) -> Teacher:

@@ -72,7 +72,7 @@ def _teacher(
     except Exception as error:
         raise UserError(f"timm's {architecture} gives no feature at {size} pixels: {in_one_line(error)}") from error
     dim = feature.shape[1]
-    return NetworkTeacher(name, network, _without_map, dim, size, config.mean, config.std, has_map=False)
+    return NetworkTeacher(name, network, _without_map, _read_depths, dim, size, config.mean, config.std, has_map=False)
 
 
 def _without_map(network: nn.Module, pixels: Tensor) -> tuple[Tensor, None]:
@@ -82,6 +82,13 @@ def _without_map(network: nn.Module, pixels: Tensor) -> tuple[Tensor, None]:
 def _read(network: nn.Module, pixels: Tensor) -> Tensor:
     features: Any = network
     return features.forward_head(features.forward_features(pixels), pre_logits=True)
+
+
+def _read_depths(network: Any, pixels: Tensor) -> list[Tensor]:
+    """What timm's intermediates are: of a ViT the tokens of each block, of a convolutional network each stage."""
+    if not hasattr(network, "forward_intermediates"):
+        raise UserError(f"timm's {type(network).__name__} gives no features of several depths")
+    return network.forward_intermediates(pixels, intermediates_only=True)
 
 
 def _nearest(architecture: str) -> str:

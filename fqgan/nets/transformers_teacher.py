@@ -123,7 +123,7 @@ def _teacher(
         raise UserError(f"the size {size} is no multiple of the model's patches of {patch} pixels")
     read = _read_clip if family == "clip" else _read_dinov2
     dim = network.config.hidden_size
-    return NetworkTeacher(name, held(network, precision, device), read, dim, size, mean, std)
+    return NetworkTeacher(name, held(network, precision, device), read, _read_depths, dim, size, mean, std)
 
 
 def _read_clip(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,6 +134,14 @@ def _read_clip(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def _read_dinov2(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     out = network(pixel_values=pixels)
     return out.pooler_output, _map(out.last_hidden_state[:, 1 + getattr(network.config, "num_register_tokens", 0) :])
+
+
+def _read_depths(network: Any, pixels: Tensor) -> list[Tensor]:
+    """Patch tokens behind each block."""
+    options = {"interpolate_pos_encoding": True} if network.config.model_type.startswith("clip") else {}
+    states = network(pixel_values=pixels, output_hidden_states=True, **options).hidden_states
+    first = 1 + getattr(network.config, "num_register_tokens", 0)
+    return [_map(state[:, first:]) for state in states[1:]]
 
 
 def _map(patches: Tensor) -> Tensor:

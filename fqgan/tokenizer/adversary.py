@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from fqgan.config import DiscriminatorConfig
 from fqgan.engine.distributed import all_reduce_mean
+from fqgan.nets.features import Teacher
+from fqgan.tokenizer.augment import augmented
 from fqgan.tokenizer.discriminator import PatchGAN, StyleGANDiscriminator, as_critic, statistics_kept
+from fqgan.tokenizer.frozen import FrozenDiscriminator
 from fqgan.tokenizer.losses import adaptive_weight, gan_discriminator_loss, gan_generator_loss, lecam_loss, r1_loss
 
 
@@ -20,12 +23,17 @@ class Adversary:
     its checkpoint, and every rank loads them.
     """
 
-    def __init__(self, config: DiscriminatorConfig, image_size: int):
+    def __init__(self, config: DiscriminatorConfig, image_size: int, backbone: Teacher | None = None):
         self.config = config
-        self.discriminator = build_discriminator(config, image_size)
+        self.discriminator = build_discriminator(config, image_size, backbone)
         if config.lecam_weight:
             self.discriminator.register_buffer("logit_means", torch.zeros(2))
         self._step_means: list[Tensor] = []
+
+    def seen(self, images: Tensor) -> Tensor:
+        """What the discriminator sees of images or reconstructions (b, 3, H, W): `discriminator.augment` changes them,
+        each in its own way. Draws come from torch's generator."""
+        return augmented(images, self.config.augment)
 
     def generator_term(self, reconstruction: Tensor, step: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """The generator's GAN loss on reconstructions (b, 3, H, W), judged at once, and its weight.
@@ -33,7 +41,7 @@ class Adversary:
         Returns a function of the image losses' weighted sum, which the adaptive weight compares with.
         """
         with as_critic(self.discriminator) as critic:
-            (logits,) = critic(reconstruction)
+            (logits,) = critic(self.seen(reconstruction))
         loss = gan_generator_loss(logits, self.config.loss)
 
         def term(image_loss: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +63,8 @@ class Adversary:
         """What the discriminator minimises at a step, and detached terms, unweighted.
 
         Args:
-            real: logits of `images` (b, 3, H, W), from the network as it is wrapped for several ranks.
+            real: logits of `images` (b, 3, H, W) as they are `seen`, from the network as it is wrapped for several
+                ranks.
             fake: logits of their reconstructions.
         """
         config, age = self.config, step - self.config.start
@@ -85,7 +94,7 @@ class Adversary:
         """
         images = images.detach().requires_grad_()
         with torch.autocast(images.device.type, enabled=False), statistics_kept(self.discriminator):
-            (logits,) = self.discriminator(images)
+            (logits,) = self.discriminator(self.seen(images))
             return r1_loss(logits, images)
 
     def abandon_step(self) -> None:
@@ -107,8 +116,11 @@ class Adversary:
         self.discriminator.get_buffer("logit_means").lerp_(means, 1 - min(self.config.lecam_decay, age / (9 + age)))
 
 
-def build_discriminator(config: DiscriminatorConfig, image_size: int) -> nn.Module:
-    """The discriminator of a config for images of `image_size` pixels a side."""
+def build_discriminator(config: DiscriminatorConfig, image_size: int, backbone: Teacher | None = None) -> nn.Module:
+    """The discriminator of a config for images of `image_size` pixels a side; of the kind `frozen` on a `backbone`."""
+    if config.kind == "frozen":
+        assert backbone is not None, "its frozen network comes with the teachers"
+        return FrozenDiscriminator(backbone, config.depths, config.channels, config.norm)
     if config.kind == "stylegan":
         return StyleGANDiscriminator(config.channels, image_size)
     return PatchGAN(config.channels, config.layers, config.norm)

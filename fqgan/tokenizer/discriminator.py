@@ -132,13 +132,20 @@ class LowPass(nn.Module):
 def minibatch_deviation(features: Tensor, group: int) -> Tensor:
     """Standard deviation over a group of images, mean over channels and positions: (b, c, h, w) -> (b, 1, h, w).
 
-    Groups are runs of successive images, of the largest size up to `group` that divides b.
+    Groups are those of `batch_groups`.
     """
     b, _, h, w = features.shape
-    size = next(n for n in range(min(b, group), 0, -1) if b % n == 0)
-    groups = features.float().unflatten(0, (b // size, size))
+    groups = batch_groups(features, group)
     deviation = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
-    return deviation[:, None].expand(-1, size).reshape(b, 1, 1, 1).expand(b, 1, h, w)
+    return deviation[:, None].expand(-1, groups.shape[1]).reshape(b, 1, 1, 1).expand(b, 1, h, w)
+
+
+def batch_groups(features: Tensor, most: int) -> Tensor:
+    """(b, ...) -> (b / n, n, ...) float32: runs of n successive images, n the largest number up to `most` that divides
+    b."""
+    b = len(features)
+    size = next(n for n in range(min(b, most), 0, -1) if b % n == 0)
+    return features.float().unflatten(0, (b // size, size))
 
 
 def _initialize_he(module: nn.Module) -> None:

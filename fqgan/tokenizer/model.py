@@ -244,12 +244,13 @@ def load_matching_tokenizer(
     precision: str = "float32",
     weights: str = "auto",
 ) -> FactorizedTokenizer | ForeignTokenizer:
-    """The tokenizer at `path`, as in `load_tokenizer`, which must be the one of this fingerprint; `UserError` names it
-    and `owner` otherwise. Without a fingerprint a warning says that nothing was compared."""
+    """The tokenizer at `path`, as in `load_tokenizer`, which must be the one of this fingerprint or have another
+    decoder of its codes; `UserError` names it and `owner` otherwise. Without a fingerprint a warning says that nothing
+    was compared."""
     tokenizer = load_tokenizer(path, device, weights, precision)
     if not fingerprint:
         say(f"fqgan: warning: {owner} does not say which tokenizer it belongs to; taking {path}", error=True)
-    elif tokenizer.fingerprint() != fingerprint:
+    elif fingerprint not in (getattr(tokenizer.config, "codes_of", ""), tokenizer.fingerprint()):
         raise UserError(f"the tokenizer {path} is not the one that {owner} was made with: its codes mean other things")
     return tokenizer
 

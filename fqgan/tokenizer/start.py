@@ -28,6 +28,8 @@ class Start:
     """Of the tokenizer; heads may be missing, and start at random then."""
     discriminator: Mapping[str, Tensor]
     """Empty where there is none."""
+    codes_of: str
+    """Fingerprint of the tokenizer whose codes these are."""
 
     @classmethod
     def of(cls, path: str, config: TokenizerConfig) -> Start:
@@ -37,7 +39,8 @@ class Start:
         `UserError` names the first one that doesn't fit.
         """
         source = find(path, "tokenizer")
-        tensors = dict(FactorizedTokenizer.of_source(source).state_dict())
+        found = FactorizedTokenizer.of_source(source)
+        tensors, codes_of = dict(found.state_dict()), found.config.codes_of or found.fingerprint()
         with torch.device("meta"):
             model = FactorizedTokenizer(config)
         own, heads = model.state_dict(), ""
@@ -53,7 +56,7 @@ class Start:
         check_fit(model, tensors, f"--init {path}")
         tensors = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
         summary = f"starting from {path}, {source.choose()} weights{heads}"
-        return cls(summary, tensors, source.discriminator() if source.discriminator else {})
+        return cls(summary, tensors, source.discriminator() if source.discriminator else {}, codes_of)
 
     def start(self, model: nn.Module) -> None:
         """Set a tokenizer's weights."""

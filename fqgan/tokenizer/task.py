@@ -17,7 +17,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar
-from fqgan.config import FactorConfig, TokenizerConfig, TokenizerRunConfig
+from fqgan.config import TokenizerRunConfig
 from fqgan.data.loader import check_ranks, evaluation_batches
 from fqgan.data.picture_task import PictureTask
 from fqgan.data.sources import ImageSource, announce, open_data
@@ -26,7 +26,7 @@ from fqgan.engine.distributed import World, all_reduce_sum
 from fqgan.engine.optim import make_optimizer
 from fqgan.engine.run import RunFolder
 from fqgan.engine.session import session, train
-from fqgan.engine.sizes import check_training, micro_batch, total_steps
+from fqgan.engine.sizes import micro_batch, total_steps
 from fqgan.engine.speed import autocast
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase, Watch
@@ -34,14 +34,14 @@ from fqgan.metrics.usage import CodeUsage
 from fqgan.nets.features import Teacher
 from fqgan.nets.perceptual import PerceptualDistance, load_perceptual
 from fqgan.nets.sharing import sharing
-from fqgan.nets.teachers import load_teachers
+from fqgan.nets.teachers import load_backbone, load_teachers
 from fqgan.tokenizer.adversary import Adversary
-from fqgan.tokenizer.compositions import make_composition
+from fqgan.tokenizer.checks import announce_factors, check_memory, check_quantizers, with_teacher_dims
 from fqgan.tokenizer.losses import tokenizer_loss
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.perturb import perturbation_at
 from fqgan.tokenizer.pictures import reconstruction_grid, save_picture
-from fqgan.tokenizer.quantizers import make_quantizer, names_where, quantizer_class
+from fqgan.tokenizer.posttraining import Decoded, StoredCodes, hold, numbered, without_codes
 from fqgan.tokenizer.quantizers.base import Keeper, Quantized, Quantizer, as_rows
 from fqgan.tokenizer.quantizers.keeper import FEATURES_PER_CODE, in_order
 from fqgan.tokenizer.speed import compile_tokenizer, memory_format, recompute_activations
@@ -56,6 +56,8 @@ class Batch:
     """One micro-batch; the generator's phase leaves its reconstruction for the discriminator's."""
 
     images: Tensor
+    codes: Tensor | None = None
+    """(b, k, h, w), where others than the images' own are decoded."""
     reconstruction: Tensor | None = None
 
 
@@ -75,6 +77,12 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
         init: Start | None = None,
     ):
         super().__init__(config, world, source, validation)
+        self.decoder_only = config.train.only == "decoder"
+        self.loss = without_codes(config.loss) if self.decoder_only else config.loss
+        self.stored = None
+        if config.latent.codes:
+            self.stored = StoredCodes(config.latent.codes, config.model, self.data_fingerprint(), config.data)
+            self.source = numbered(source)
         self.teachers = {name: teacher.to(world.device) for name, teacher in teachers.items()}
         self.perceptual = perceptual.to(world.device) if perceptual else None
         torch.manual_seed(config.train.seed)
@@ -82,6 +90,8 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
         self.model = FactorizedTokenizer(config.model, config.loss.entropy_temperature, options.gradient)
         if init:
             init.start(self.model)
+        if self.decoder_only:
+            hold(self.model)
         recompute_activations(self.model, config.train.activation_checkpointing)
         if config.train.compile:
             compile_tokenizer(self.model, world.device)
@@ -93,13 +103,13 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
             keeper = own and own.keeper(
                 self.phases[0].optimizer, options, (config.train.seed, i), interleaved=config.data.lanes > 1
             )
-            if keeper:
+            if keeper and not self.decoder_only:
                 self.keepers[i] = keeper
         kept = ("ema_decay", "restart_after", "kmeans_iterations")
         if not self.keepers and (option := next((name for name in kept if getattr(options, name)), "")):
             raise UserError(f"quantizer.{option} needs a codebook, and no factor's quantizer has one: set it to 0")
         gan = config.discriminator
-        self.adversary = Adversary(gan, config.model.image_size) if gan.weight else None
+        self.adversary = Adversary(gan, config.model.image_size, self.teachers.get(gan.network)) if gan.weight else None
         if self.adversary:
             if init:
                 init.start_discriminator(self.adversary.discriminator, note=print if world.is_main else None)
@@ -124,9 +134,12 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
         return autocast(self.world.device, self.config.train.precision)
 
     def _generator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.config.loss
-        gan = None
-        change = perturbation_at(self.config.latent, self.step / total_steps(self.config.train, len(self.source)))
+        loss, gan = self.loss, None
+        progress = self.step / total_steps(self.config.train, len(self.source))
+        redrawn = None if batch.codes is None else Decoded(batch.codes)
+        change = redrawn or perturbation_at(self.config.latent, progress)
+        if self.decoder_only:
+            hold(self.model)  # each step calls train()
         with self._autocast(), sharing():
             output = network(batch.images, entropy=bool(loss.entropy_weight), change=change)
             targets, maps = self._targets(batch.images)
@@ -135,7 +148,10 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
                 gan = self.adversary.generator_term(output.reconstruction, self.step)
         batch.reconstruction = output.reconstruction.detach()
         self._quantized.append([quantized.detached() for quantized in output.quantized])
-        return tokenizer_loss(output, batch.images, loss, perceptual=distance, targets=targets, maps=maps, gan=gan)
+        found = tokenizer_loss(output, batch.images, loss, perceptual=distance, targets=targets, maps=maps, gan=gan)
+        if redrawn:
+            found[1]["redrawn_share"] = redrawn.share(output.quantized)
+        return found
 
     def _targets(self, images: Tensor) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Teacher features and spatial teachers' maps of each factor; a teacher that several share runs once."""
@@ -148,12 +164,13 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
     def _discriminator_loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.adversary and batch.reconstruction is not None, "the generator's phase comes first"
         with self._autocast():
-            real, fake = network(batch.images, batch.reconstruction)
+            real, fake = network(*map(self.adversary.seen, (batch.images, batch.reconstruction)))
         return self.adversary.discriminator_loss(real, fake, batch.images, self.step)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        for raw, _ in self.raw_batches(start_step):
-            yield Batch(normalize(raw).contiguous(memory_format=self._memory_format))
+        for raw, places in self.raw_batches(start_step):
+            codes = self.stored and self.stored.of(places).to(self.world.device)
+            yield Batch(normalize(raw).contiguous(memory_format=self._memory_format), codes)
 
     def start(self, run: RunFolder, fresh: bool) -> None:
         if fresh:
@@ -261,72 +278,34 @@ class TokenizerTask(PictureTask[TokenizerRunConfig]):
 def train_tokenizer(config: TokenizerRunConfig, path: Path, watch: Watch | None = None) -> None:
     """Train, or go on training, the run in folder `path`. Bad settings and data raise `UserError` before it exists."""
     config.check()
-    _check_quantizers(config)
+    check_quantizers(config)
     with session(config.train) as world:
         if not config.data.source:
             raise UserError("--data.source is missing: photos, cifar10, a folder of images, parquet files or tars")
         source, validation = open_data(config.data)
         check_ranks(source, world.size)
-        teachers = load_teachers(config.model.factors, config.train.precision, world.device)
+        taught = () if config.train.only == "decoder" else config.model.factors
+        teachers = load_teachers(taught, config.train.precision, world.device)
+        teachers = load_backbone(config.discriminator.network, teachers, config.train.precision, world.device)
         config = with_teacher_dims(config, teachers)
         perceptual = load_perceptual(config.loss.perceptual) if config.loss.perceptual_weight else None
-        _check_memory(config, world)
+        check_memory(config, world)
         check_output(path, folder=True, option="--run", inputs=[config.data.source, config.data.validation])
+        init = None
+        if config.train.only == "decoder":  # whose codes they are is a part of the model
+            init = Start.of(config.init, config.model)
+            config = replace(config, model=replace(config.model, codes_of=init.codes_of))
+            if world.is_main:
+                say("only the decoder learns; of the losses, those that compare images count")
         run = RunFolder(path, config)
-        init = Start.of(config.init, config.model) if config.init and run.fresh else None
+        if config.init:
+            init = (init or Start.of(config.init, config.model)) if run.fresh else None
         if init and world.is_main:
             say(init.summary)
         if world.is_main:
             for each in filter(None, (source, validation)):
                 announce(each, config.model.image_size)
-            _announce_factors(config.model)
+            announce_factors(config.model)
         task = TokenizerTask(config, world, source, validation, teachers, perceptual, init)
         task.watch = watch
         train(task, run, world, len(source))
-
-
-def _announce_factors(config: TokenizerConfig) -> None:
-    """What was understood of factors that are not the paper's: sizes follow from levels and bits."""
-    if config.composition != TokenizerConfig.composition:
-        shared = ", one codebook for all" if config.shared_codebook else ""
-        say(f"composition of the factors: {config.composition}{shared}")
-    for factor in config.factors:
-        if factor.quantizer != FactorConfig.quantizer:
-            say(f"factor {factor.describe()}")
-
-
-def _check_quantizers(config: TokenizerRunConfig) -> None:
-    """`UserError` for quantizers that cannot be made or put together, before data and teachers are waited for."""
-    make_composition(config.model)
-    uneven = [factor for factor in config.model.factors if not quantizer_class(factor).unit_length]
-    if config.loss.disentangle_weight and len(config.model.factors) > 1 and uneven:
-        raise UserError(
-            f"loss.disentangle_weight needs codes of unit length ({names_where('unit_length')}; Eq. 7), and factor "
-            f"{uneven[0].name} has {uneven[0].quantizer}: set it to 0"
-        )
-    with torch.device("meta"):
-        for factor in config.model.factors:
-            make_quantizer(factor, gradient=config.quantizer.gradient)
-
-
-def _check_memory(config: TokenizerRunConfig, world: World) -> None:
-    """`UserError` where the machine is too small: by the model's size, and two maps of each picture at least."""
-    with torch.device("meta"):
-        model = FactorizedTokenizer(config.model)
-    shape, pixels = config.model, config.model.image_size**2
-    rows = 3 * pixels + (shape.channels + shape.decoder_shape[0]) * pixels // shape.stem**2
-    check_training(model, config.optimizer, config.train, world, rows)
-
-
-def with_teacher_dims(config: TokenizerRunConfig, teachers: dict[str, Teacher]) -> TokenizerRunConfig:
-    """The config with each teacher's dimension written in, so that checkpoints load without the teacher."""
-    factors = []
-    for factor in config.model.factors:
-        dims = {}
-        for field in ("teacher", "spatial_teacher"):
-            name, given = getattr(factor, field), getattr(factor, f"{field}_dim")
-            dim = dims[f"{field}_dim"] = teachers[name].dim if name else 0
-            if given not in (0, dim):
-                raise UserError(f"factor {factor.name}: teacher {name} has {dim} dims, not {given}")
-        factors.append(replace(factor, **dims))
-    return replace(config, model=replace(config.model, factors=tuple(factors)))

@@ -80,8 +80,8 @@ class PhotoSource(ImageSource):
         self.blocks = [len(self._crops)]
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        label, box = self._crops[index]
-        return _load(PHOTOS[label]).crop(box), label
+        photo, box = self._crops[index]
+        return _load(PHOTOS[photo]).crop(box), int(self.labels[index])
 
     def describe(self, index: int) -> str:
         label, (left, top, _, _) = self._crops[index]

@@ -24,8 +24,9 @@ from fqgan.generator.task import Batch, GeneratorTask
 from fqgan.lab.planning.stand_in import without_content
 from fqgan.lab.planning.tracking import FLOAT, TF32, Tracker
 from fqgan.nets.architectures import blank_networks
+from fqgan.tokenizer.checks import with_teacher_dims
 from fqgan.tokenizer.model import FactorizedTokenizer
-from fqgan.tokenizer.task import TokenizerTask, with_teacher_dims
+from fqgan.tokenizer.task import TokenizerTask
 
 RunConfig = TokenizerRunConfig | GeneratorRunConfig
 KINDS = ("weights", "gradients", "optimizer", "average", "teachers", "activations")
@@ -203,7 +204,7 @@ def _trainer(config: Any, world: World, gpu: bool, tracker: Tracker) -> _Trainer
 def _start_optimizers(task: Task) -> None:
     """Their state is there, as it is from the second step on."""
     for phase in task.phases:
-        for parameter in phase.module.parameters():
+        for parameter in filter(lambda each: each.requires_grad, phase.module.parameters()):
             parameter.grad = torch.zeros_like(parameter)
         phase.optimizer.step()
         phase.optimizer.zero_grad()

@@ -152,7 +152,9 @@ class Report:
         factors = self.config.model.factors
         taught = [f.name for f in factors if any(name.startswith("efficientnet-lite0") for name in f.teachers)]
         teacher = f"the teacher of the {listed(taught)} factor{'s' if len(taught) > 1 else ''}"
-        return ["the perceptual loss"] * self.trained_on_the_judge + [teacher] * bool(taught)
+        judged = self.config.discriminator.network.startswith("efficientnet-lite0")
+        roles = {"the perceptual loss": self.trained_on_the_judge, teacher: taught, "the discriminator's eye": judged}
+        return [role for role, held in roles.items() if held]
 
 
 @dataclass(frozen=True)

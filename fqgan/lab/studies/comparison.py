@@ -182,8 +182,8 @@ def _table(
     notes = "All but the paper's rows were measured under one protocol, which measured/*.json have in full."
     if any(MARK in column.label for column in shown):
         notes += (
-            f" {MARK} By a network that taught one of these tokenizers, or may have been its perceptual loss: it "
-            "favours them."
+            f" {MARK} By a network that taught or judged one of these tokenizers, or may have been its perceptual "
+            "loss: it favours them."
         )
     if paper:
         made = "ImageNet's 50,000 validation images" if subject == "tokenizers" else "50,000 samples of ImageNet"

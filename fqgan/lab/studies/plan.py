@@ -25,7 +25,9 @@ WATCHING = {
     *("train.device", "train.keep_last", "train.validation_images", "train.wandb", "train.sample_images"),
 }
 """Settings in which runs of one study may differ: how they are watched, nothing that they compute."""
-_LEFT_OPEN = re.compile(r"model\.(factors\.\d+\.(spatial_)?teacher_dim|codebook_sizes|grid|num_classes)(\.\d+)?")
+_LEFT_OPEN = re.compile(
+    r"model\.(codes_of|critic|factors\.\d+\.(spatial_)?teacher_dim|codebook_sizes|grid|num_classes)(\.\d+)?"
+)
 _PICTURES = "sampling."
 _LENGTH = {"train.steps", "train.epochs"}
 

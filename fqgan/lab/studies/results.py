@@ -27,7 +27,8 @@ PERCEPTUAL, PACKAGED = "perceptual", "efficientnet-lite0"
 DRAWN = ("psnr", "fid/", "frechet/")
 """How the metrics begin that figures show, and that decide on orderings."""
 MARK = "†"
-"""Of a network that is a teacher or the perceptual loss of a row: its distance is contaminated."""
+"""Of a network that is a teacher, the perceptual loss or the discriminator's backbone of a row: its distance is
+contaminated."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +161,12 @@ def _labels(job: Job) -> npt.NDArray[np.int64]:
 
 
 def contaminated(network: str, jobs: Sequence[Job]) -> bool:
-    """Whether a network of `--features` teaches a row, or is its perceptual loss; of generators' rows, their
-    tokenizers."""
+    """Whether a network of `--features` teaches a row, or is its perceptual loss or its discriminator's backbone; of
+    generators' rows, their tokenizers."""
     for job in jobs:
         if isinstance(job.config, TokenizerRunConfig):
-            loss = job.config.loss
-            if loss.perceptual_weight and family(network) == family(loss.perceptual):
+            loss, judge = job.config.loss, job.config.discriminator.network
+            if family(network) in {family(loss.perceptual) if loss.perceptual_weight else "", family(judge)}:
                 return True
             if is_teacher(network, job.config.model):
                 return True
@@ -175,14 +176,15 @@ def contaminated(network: str, jobs: Sequence[Job]) -> bool:
 
 
 def may_have_taught(network: str, tokenizers: Iterable[Layout]) -> bool:
-    """Whether a network of `--features` taught one of some tokenizers. Which perceptual loss they were trained with
-    their files don't say: it may have been the packaged network."""
+    """Whether a network of `--features` taught or judged one of some tokenizers. Which perceptual loss they were
+    trained with their files don't say: it may have been the packaged network."""
     return family(network) == PACKAGED or any(is_teacher(network, each) for each in tokenizers)
 
 
 def is_teacher(network: str, tokenizer: Layout) -> bool:
-    """Whether a network of `--features` is a teacher of a tokenizer: the same one, or one of its kind."""
-    return family(network) in {family(name) for factor in tokenizer.factors for name in factor.teachers}
+    """Whether a network of `--features` is a teacher of a tokenizer, or judged it: the same one, or one of its kind."""
+    names = [getattr(tokenizer, "critic", ""), *(name for factor in tokenizer.factors for name in factor.teachers)]
+    return family(network) in map(family, names)
 
 
 def family(network: str) -> str:

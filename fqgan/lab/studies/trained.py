@@ -157,8 +157,8 @@ def _notes(study: Study, jobs: Sequence[Job], orderings: Sequence[str], shown: S
     parts = ["Mean ± standard deviation over the seeds; all lines of a seed share data, their order and the seed."]
     if any(MARK in column.label for column in shown):
         parts.append(
-            f"{MARK} By a network that teaches a row, or is or may have been its perceptual loss: no ground for a "
-            "conclusion."
+            f"{MARK} By a network that teaches a row, stands behind its discriminator, or is or may have been its "
+            "perceptual loss: no ground for a conclusion."
         )
     parts.append(f"Measured on {_protocol(jobs[0])}.")
     if study.paper:
