@@ -159,7 +159,7 @@ LIMITS = {
     "study curves": _STUDY,
     "study disentangle": _LOOK,
     "study tsne": f"{_LOOK} --perplexity 2 --neighbours 1",
-    "study probe": f"{_LOOK} --test-limit 6 --points mean",
+    "study probe": "--workers 0 --limit 3 --test-limit 3 --points mean",
     "study views": f"{_LOOK} --shown 2",
     "study tokenizers": _MEASURE,
     "study generators": f"{_MEASURE} --num 4",
@@ -196,6 +196,12 @@ LEFT_OUT = {
     "result.": "the same",
 }
 """What a line of a Python block holds -> why it is left out."""
+
+REPLACED = {
+    'fqgan.evaluate("runs/first", ': f'fqgan.evaluate("runs/first", features="{NETWORK}", workers=0, kept=0, ',
+    "num=100": "num=2",
+}
+"""What Python blocks hold -> what takes less time."""
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -219,7 +219,9 @@ def test_the_python_blocks_of_a_page_run(page: str, world: World) -> None:
     text = "\n".join(blocks_of(page, "python"))
     lines = [line for line in text.splitlines() if not any(part in line for part in blocks.LEFT_OUT)]
     with served_on(page) as address:
-        code = "\n".join(lines).replace("localhost:8000", address)
+        code = "\n".join(lines)
+        for before, after in {**blocks.REPLACED, "localhost:8000": address}.items():
+            code = code.replace(before, after)
         told = wrong_with(lambda: exec(compile(code, page, "exec"), {"__name__": page}))
     assert not told, f"{told}\n{HELP}"
 
