@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,12 +24,8 @@ HOME = Path(fqgan.__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def reference() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(HOME / "tools"))
-    import reference  # pyright: ignore[reportMissingImports]
-
-    yield reference
-    sys.path.remove(str(HOME / "tools"))
+def reference(tool: Callable[[str], ModuleType]) -> ModuleType:
+    return tool("reference")
 
 
 @pytest.fixture(scope="module")
