@@ -159,7 +159,7 @@ LIMITS = {
     "study curves": _STUDY,
     "study disentangle": _LOOK,
     "study tsne": f"{_LOOK} --perplexity 2 --neighbours 1",
-    "study probe": "--workers 0 --limit 3 --test-limit 3 --points mean",
+    "study probe": "--workers 0 --limit 5 --test-limit 5 --points mean",
     "study views": f"{_LOOK} --shown 2",
     "study tokenizers": _MEASURE,
     "study generators": f"{_MEASURE} --num 4",
