@@ -11,7 +11,7 @@ CONSTRAINTS := $(wildcard constraints/py$(VERSION).txt)
 # options of the measurements on a GPU; a dry run without one: make gpu GPU='--device cpu --small'
 GPU ?=
 
-.PHONY: quickstart test lint gpu docs clean
+.PHONY: quickstart test lint gpu docs notebooks clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/fqgan quickstart $(QUICKSTART)
@@ -29,6 +29,9 @@ gpu: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(BIN)/mkdocs build --strict
+
+notebooks: $(VENV)/installed
+	$(BIN)/python tools/notebooks.py
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

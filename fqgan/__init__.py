@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fqgan.generator.model import load_generator, save_generator
     from fqgan.tokenizer.model import load_tokenizer, save_tokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "UserError",
     "evaluate",

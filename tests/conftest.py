@@ -8,8 +8,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of processes too, whatever starts them: m
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub: a missing model costs 23 s of retries otherwise
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -167,6 +170,15 @@ def toys(here: Path) -> Path:
     (here / "toys.py").write_text(TOY)
     write_pictures(here / "small", 6, 2, size=16)
     return here
+
+
+@pytest.fixture(scope="session")
+def tool() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a file of tools/ by its name."""
+    folder = str(Path(fqgan.__file__).parent.parent / "tools")
+    sys.path.insert(0, folder)
+    yield import_module
+    sys.path.remove(folder)
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from string import Template
 from types import ModuleType
 from typing import Any
 
@@ -18,20 +16,16 @@ import pytest
 
 import fqgan
 from fqgan import config
-from fqgan.cli import COMMANDS, main
-from fqgan.commands import arguments, evaluate, study
+from fqgan.cli import COMMANDS
+from fqgan.commands import evaluate, study
 from fqgan.config import presets
 
 HOME = Path(fqgan.__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def reference() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(HOME / "tools"))
-    import reference  # pyright: ignore[reportMissingImports]
-
-    yield reference
-    sys.path.remove(str(HOME / "tools"))
+def reference(tool: Callable[[str], ModuleType]) -> ModuleType:
+    return tool("reference")
 
 
 @pytest.fixture(scope="module")
@@ -106,47 +100,3 @@ def test_every_setting_says_what_it_is(reference: ModuleType) -> None:
         options = reference.options_of(kind, value)
         silent += [f"{kind.__name__} {each.name}" for each in options if not each.text and each.group is None]
     assert not silent
-
-
-def written_commands() -> list[tuple[str, list[str]]]:
-    """(file, words behind `fqgan`) of every command in the shell blocks of the documentation, with their variables;
-    lines that say how a command is called, with PRESET, are none."""
-    found = []
-    for path in [HOME / "README.md", *sorted((HOME / "docs").rglob("*.md"))]:
-        blocks = re.findall(r"^```bash\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
-        values: dict[str, str] = {}
-        for block in blocks:
-            set_ = re.findall(r'\b([A-Z]+)=("[^"]*"|\S+)', block) + re.findall(r"\bfor (\w+) in (\S+)", block)
-            values |= {name: " ".join(value.strip('"').split()) for name, value in set_}
-            text = Template(Template(block).safe_substitute(values)).safe_substitute(values)
-            for line in text.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True) if re.search(r"(^| )fqgan ", line) else []
-                if "fqgan" in words and "PRESET" not in words and "install" not in words:
-                    behind = words[words.index("fqgan") + 1 :]
-                    found.append((path.name, behind[behind[:1] == ["--"] :]))
-    return found
-
-
-def test_every_command_in_the_documentation_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is parsed as its command parses it, and goes no further."""
-
-    class Understood(Exception):
-        pass
-
-    def parse(*words: Any, **options: Any) -> None:
-        understand(*words, **options)
-        raise Understood
-
-    understand = arguments.tyro.cli
-    monkeypatch.setattr(arguments.tyro, "cli", parse)
-    commands = written_commands()
-    assert len(commands) > 80
-    wrong = []
-    for name, words in commands:
-        try:
-            status = main(words)
-        except Understood:
-            continue
-        if status or words[:1] not in (["--version"], ["--help"]):
-            wrong.append(f"{name}: fqgan {' '.join(words)}")
-    assert not wrong, "\n".join(wrong)

@@ -1,4 +1,4 @@
-"""A hook of MkDocs: the pages of the site that lie outside docs/ or are made from the code."""
+"""A hook of MkDocs: the pages of the site that lie outside docs/ or are made from notebooks and the code."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parent))
+import notebooks
 import reference
 
 OUTSIDE = {
@@ -31,15 +32,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=_relinked(text, "")))
     for page, text in reference.pages().items():
         files.append(File.generated(config, page, content=text))
+    for path in notebooks.NOTEBOOKS.glob("*.ipynb"):
+        page, pictures = notebooks.page(path)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
+        for name, content in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links of docs/ to the repository's root lead to its pages."""
+    """Links of docs/ to the repository's root and to notebooks lead to their pages."""
     return _relinked(markdown, "../")
 
 
 def _relinked(text: str, before: str) -> str:
     for name, page in OUTSIDE.items():
         text = text.replace(f"]({before}{name}", f"]({page}")
-    return text
+    return text.replace(".ipynb)", ".md)")
