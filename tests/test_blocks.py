@@ -28,7 +28,7 @@ HOME = Path(fqgan.__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((HOME / "docs").glob("*.md")))]
 GROUPS = {"data": data.SUBJECTS, "evaluate": evaluate.SUBJECTS, "study": study.SUBJECTS}
 PRESETS = ("train-tokenizer", "train-generator", "train-classifier", "study ablation", "study scaling")
-PRESETS += ("study quantizers", "study heads", "study curves")
+PRESETS += ("study quantizers", "study recipe", "study generator-recipe", "study heads", "study curves")
 PROGRAMS = ("fqgan", "torchrun", "srun", "curl", "pip", "make", "docker", "serve", "scontrol", "openssl")
 SHIM = '#!/bin/sh\nprintf \'%s\\0\' "${0##*/}" "$@" >> "$LOG"\nprintf \'\\n\\0\' >> "$LOG"\n'
 """Stands for a program: notes its arguments, and a line feed after the last."""
