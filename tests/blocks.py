@@ -188,6 +188,8 @@ NOT_RUN = {
     "s3://": "needs an object store; tests/test_data_remote.py has one",
     "hf:": "needs the hub; tests/test_hub.py has one on this machine",
     "openssl": "makes a token for a server",
+    "stores/redrawn": "a chain of commands; tests/test_redrawn.py and tests/test_posttraining.py run it",
+    "runs/post": "the same",
     "--lm microsoft/phi-2": "needs the weights of Phi-2; tests/test_understanding.py has a small Phi",
     "--lm /models/Phi-3-mini": "needs the weights of Phi-3-mini; as above",
 }
