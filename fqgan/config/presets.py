@@ -106,6 +106,14 @@ CIFAR10_DUAL = child(
     data={"source": "", "crop_min": 1.0, "turn": False},
     train={"batch": 64, "steps": 0, "epochs": 20.0},
 )
+# More updates, paid for by a teacher that shares the perceptual distance's pass (docs/results.md)
+CIFAR10_DUAL_NEXT = child(
+    CIFAR10_DUAL,
+    model={
+        "factors": (PHOTOS_DUAL.model.factors[0], but(PHOTOS_DUAL.model.factors[1], teacher="efficientnet-lite0@32"))
+    },
+    train={"batch": 32},
+)
 CIFAR10_TRIPLE = child(CIFAR10_DUAL, model={"factors": PHOTOS_TRIPLE.model.factors})
 CIFAR10_VQGAN = child(CIFAR10_DUAL, model={"factors": PHOTOS_VQGAN.model.factors})
 
@@ -115,6 +123,7 @@ PRESETS = {
     "photos-triple": PHOTOS_TRIPLE,
     "photos-vqgan": PHOTOS_VQGAN,
     "cifar10-dual": CIFAR10_DUAL,
+    "cifar10-dual-next": CIFAR10_DUAL_NEXT,
     "cifar10-triple": CIFAR10_TRIPLE,
     "cifar10-vqgan": CIFAR10_VQGAN,
     "dual-ds16": DUAL_DS16,
