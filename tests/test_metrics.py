@@ -261,7 +261,13 @@ def test_frechet_equals_scipys_sqrtm():
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
 
 
-def test_frechet_of_rank_deficient_covariances():
+@pytest.mark.parametrize("converges", [True, False])
+def test_frechet_of_rank_deficient_covariances(converges: bool, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object) -> None:
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    if not converges:
+        monkeypatch.setattr(torch.linalg, "eigh", fails)
     # 5 features in 40 dimensions; the closed form holds in the 4 dimensions that they span
     features = random_features(5, 40, 7)
     a = statistics(features).compute()

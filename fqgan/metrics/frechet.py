@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,9 +93,18 @@ def _root(covariance: Tensor) -> Tensor:
     pivots = root.diagonal().square()
     if not failed and pivots.min() > _round_off(pivots):
         return root
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = _eigh(covariance)
     kept = values > _round_off(values)
     return vectors[:, kept] * values[kept].sqrt()
+
+
+def _eigh(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors; by numpy's LAPACK where torch's does not converge, as once for four images."""
+    try:
+        return torch.linalg.eigh(covariance)
+    except torch.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance.cpu().numpy())
+        return torch.from_numpy(values).to(covariance), torch.from_numpy(vectors).to(covariance)
 
 
 def _round_off(values: Tensor) -> Tensor:
