@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from processes import start, wait_for
 from sets import write_pictures
 from stores import make_store
+from studied import table
 
 import fqgan
 from fqgan.base import schema
@@ -54,11 +54,6 @@ def home(tokenizer: FactorizedTokenizer, tiny: TokenizerRunConfig, tmp_path: Pat
 def call(home: Path, name: str, *rest: object, out: str = "out") -> list[str]:
     argv = ["study", name, "cifar10-cpu", "--config", home / "base.json", "--data", home / "dual"]
     return [str(a) for a in (*argv, "--measure.data", home / "real", *MEASURE, "--out", home / out, *rest)]
-
-
-def table(out: Path) -> list[dict[str, str]]:
-    with (out / "table.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_heads_differ_in_the_head_alone_and_each_is_sampled_twice(
