@@ -33,12 +33,12 @@ TOKENIZER_PRESETS = {
 }
 _REGULARISERS = ("disentangle", "representation")
 TOKENIZER_LEVERS = (
-    Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}),
     Lever("muon", "Muon", {"optimizer.kind": "muon", "optimizer.lr": 3e-3}),
     Lever("weights", "regularisers' weights 0.02", {f"loss.{each}_weight": 0.02 for each in _REGULARISERS}),
     # pays for the smaller batch: the teacher then shares the perceptual distance's pass
     Lever("teacher", "teacher at 32 pixels", {"model.factors.1.teacher": "efficientnet-lite0@32"}),
     Lever("batch", "half of the batch", {"train.batch": 32}),
+    Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}, kept=False),
 )
 GENERATOR_PRESETS = {
     "cifar10": child(HEADS_CIFAR10, model={"dropout": 0.1}, optimizer=_ADAM),
