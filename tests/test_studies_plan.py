@@ -304,7 +304,7 @@ def test_a_lever_that_the_base_has_is_left_out_and_generators_are_drawn_from_twi
     has = change(base, {"optimizer.schedule": "cosine"})
     study = recipe(base, GENERATOR_LEVERS)
     together = schema.diff(base, settings_of(study, change(base, {"data": "store"}))["next"])
-    assert {"optimizer.kind", "train.batch"} <= together.keys() and "optimizer.schedule" not in together
+    assert {"optimizer.kind", "model.qk_norm"} <= together.keys() and "optimizer.schedule" not in together
     names = [row.name for row in recipe(has, GENERATOR_LEVERS).rows]
     assert names == [row.name for row in recipe(base, GENERATOR_LEVERS).rows if row.name != "cosine"]
     lines = {line.name: line.sampling["cfg_scale"] for line in recipe(base, GENERATOR_LEVERS).lines}
