@@ -188,6 +188,7 @@ NOT_RUN = {
     "s3://": "needs an object store; tests/test_data_remote.py has one",
     "hf:": "needs the hub; tests/test_hub.py has one on this machine",
     "openssl": "makes a token for a server",
+    "train20k.parquet": "a part of CIFAR-10 that one page alone speaks of",
     "stores/redrawn": "a chain of commands; tests/test_redrawn.py and tests/test_posttraining.py run it",
     "runs/post": "the same",
     "--lm microsoft/phi-2": "needs the weights of Phi-2; tests/test_understanding.py has a small Phi",
@@ -263,6 +264,7 @@ def write_world(mine: str) -> None:
     link("stores/photos", "stores/imagenet", "stores/imagenet-val", "stores/held-out", "stores/dual", "stores/flat")
     link("stores/photos", "stores/mine", "codes/dual", "codes/dual-test")
     link("codes/triple", "codes/triple-test", "stores/triple")
+    link("stores/photos", *(f"stores/{name}-{seed}" for name in ("paper", "next") for seed in range(3)))
     link("samples/all/samples.npz", "samples.npz", "VIRTUAL_imagenet256_labeled.npz")
     for name in ("vqgan-2k", "factorized", "disentangled", "represented", "both", "represented-0.02"):
         for seed in range(3):

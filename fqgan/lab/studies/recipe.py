@@ -46,8 +46,9 @@ GENERATOR_PRESETS = {
 }
 GENERATOR_LEVERS = (
     Lever("muon", "Muon", {"optimizer.kind": "muon", "optimizer.lr": 3e-3}),
-    Lever("qk-norm", "QK-norm", {"model.qk_norm": True}),
-    Lever("batch", "half of the batch", {"train.batch": 32}, kept=False),  # 40 % more processor time
+    # a third more processor time each, and no gain alone
+    Lever("qk-norm", "QK-norm", {"model.qk_norm": True}, kept=False),
+    Lever("batch", "half of the batch", {"train.batch": 32}, kept=False),
     Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}, kept=False),
     Lever("dropout", "no dropout", {"model.dropout": 0.0}, kept=False),
     Lever(
@@ -64,8 +65,10 @@ def recipe(base: Run, levers: Sequence[Lever]) -> Study:
     levers = [lever for lever in levers if any(value_at(base, key) != value for key, value in lever.changes.items())]
     rows = [Row("paper", label="the paper's recipe")]
     rows += [Row(lever.name, "paper", lever.changes, label=f"+ {lever.label}") for lever in levers]
-    together = {key: value for lever in levers if lever.kept for key, value in lever.changes.items()}
-    rows.append(Row("next", "paper", together, label="together"))
+    kept = [lever for lever in levers if lever.kept]
+    if len(kept) > 1:
+        together = {key: value for lever in kept for key, value in lever.changes.items()}
+        rows.append(Row("next", "paper", together, label="together"))
     orderings, lines = [], []
     kind, samplings = "tokenizer", [("", "", dict[str, Any]())]
     if not isinstance(base, TokenizerRunConfig):
