@@ -102,7 +102,7 @@ def _eigh(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and vectors; by numpy's LAPACK where torch's does not converge, as once for four images."""
     try:
         return torch.linalg.eigh(covariance)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
         values, vectors = np.linalg.eigh(covariance.cpu().numpy())
         return torch.from_numpy(values).to(covariance), torch.from_numpy(vectors).to(covariance)
 
