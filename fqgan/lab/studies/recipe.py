@@ -25,7 +25,7 @@ class Lever:
     """Whether it is among those that make up the last row: it gained alone (docs/results.md)."""
 
 
-# The paper's optimizer (section 4.1: Adam, a constant rate), at the best of three rates on CIFAR-10 (docs/results.md).
+# The paper's optimizer (section 4.1: Adam, a constant rate), at the best of four rates on CIFAR-10 (docs/results.md).
 _ADAM: dict[str, Any] = {"kind": "adam", "lr": 4e-3, "schedule": "constant"}
 TOKENIZER_PRESETS = {
     "cifar10": child(ABLATION_CIFAR10, optimizer=_ADAM),
