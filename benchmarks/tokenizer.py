@@ -37,7 +37,8 @@ from fqgan.engine.speed import keep_freed_memory
 from fqgan.metrics.psnr import psnr
 from fqgan.nets.perceptual import load_perceptual
 from fqgan.nets.teachers import load_teacher
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
+from fqgan.tokenizer.load import load_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.quantizers.base import Quantized
 from fqgan.tokenizer.quantizers.vector import VectorQuantizer
 

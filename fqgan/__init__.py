@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fqgan.data.loader import load_images
     from fqgan.face import evaluate, extract, generate, train_generator, train_tokenizer
     from fqgan.generator.model import load_generator, save_generator
-    from fqgan.tokenizer.model import load_tokenizer, save_tokenizer
+    from fqgan.tokenizer.load import load_tokenizer, save_tokenizer
 
 __version__ = "0.2.0"
 __all__ = [
@@ -34,9 +34,9 @@ _HOMES = {
     "generate": "fqgan.face",
     "load_generator": "fqgan.generator.model",
     "load_images": "fqgan.data.loader",
-    "load_tokenizer": "fqgan.tokenizer.model",
+    "load_tokenizer": "fqgan.tokenizer.load",
     "save_generator": "fqgan.generator.model",
-    "save_tokenizer": "fqgan.tokenizer.model",
+    "save_tokenizer": "fqgan.tokenizer.load",
     "train_generator": "fqgan.face",
     "train_tokenizer": "fqgan.face",
 }

@@ -257,7 +257,7 @@ def write_world(mine: str) -> None:
     run("reconstruct runs/first photo.jpg --whole --workers 0 --out reconstructions")
     run("generate runs/far --num 10 --npz --out samples/all")
     run(f"evaluate generator runs/far --data imagenet --num 4 --features {NETWORK} --kept 0 --workers 0")
-    link("runs/first", *(f"runs/{name}" for name in ("dual", "mine", "dual-ds16", "quickstart/tokenizer")))
+    link("runs/first", *(f"runs/{name}" for name in ("dual", "mine", "large", "dual-ds16", "quickstart/tokenizer")))
     link("runs/far", *(f"runs/{name}" for name in ("other", "far-base", "far-large", "flat", "quickstart/generator")))
     link("runs/far", "runs/a", "runs/b", "runs/mine-far")
     link("runs/classifier", "runs/classifier-6")
@@ -278,6 +278,7 @@ def write_world(mine: str) -> None:
     link("codes.npz", "given.npz")
     Path("mine.py").write_text(mine)
     run("extract py:mine.py:tokenizer --data imagenet --size 64 --workers 0 --out stores/grey")
+    run("extract split:256:runs/large --data imagenet --workers 0 --out stores/large")
     run(f"{far} stores/grey --tokenizer py:mine.py:tokenizer --run runs/grey")
     Path("mine.json").write_text('{"rows": [{"name": "mine", "parent": "both", "label": "m", "changes": {}}]}')
 

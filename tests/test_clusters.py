@@ -96,5 +96,5 @@ def test_clusters_that_cannot_be_made_are_refused(tokenizer: FactorizedTokenizer
     ):
         with pytest.raises(UserError, match=message):
             code_clusters(tokenizer, counts, "store")
-    with pytest.raises(UserError, match="store was made with a tokenizer of others, whose vectors are not known"):
+    with pytest.raises(UserError, match="store was made with a tokenizer by address, whose vectors are not known"):
         code_clusters(ForeignTokenizer.__new__(ForeignTokenizer), (4,), "store")

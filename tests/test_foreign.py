@@ -84,7 +84,7 @@ def test_its_codes_are_extracted(toys: Path, refused: Refused) -> None:
     codes, _ = store.take(range(6), [store.center_crop] * 6)
     assert torch.equal(codes, tokenizer.encode(images))
     # the store is data: it says whose code made it, and does not run that
-    assert "store was made with py:toys.py:two, a tokenizer of others, and does not hold it" in refused(
+    assert "store was made with py:toys.py:two, a tokenizer by address, and does not hold it" in refused(
         "reconstruct", "store", "small", "--out", "again"
     )
 
@@ -144,7 +144,7 @@ def test_what_is_no_tokenizer_is_told_in_one_line(address: str, message: str, to
 
 def test_what_needs_a_model_of_this_package_refuses_others(toys: Path, refused: Refused) -> None:
     argv = ("study", "disentangle", "py:toys.py:grey", "--data", "small", "--out", "study")
-    assert "py:toys.py:grey is a tokenizer of others: reconstruct, extract" in refused(*argv)
+    assert "py:toys.py:grey is a tokenizer by address: reconstruct, extract" in refused(*argv)
     with pytest.raises(UserError, match="there are no ema weights"):
         fqgan.load_tokenizer("py:toys.py:grey", weights="ema")
     tokenizer = fqgan.load_tokenizer("py:toys.py:two")

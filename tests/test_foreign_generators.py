@@ -46,14 +46,14 @@ def test_a_generator_learns_codes_of_others_and_they_decode_its_pictures(
     toys: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = "py:toys.py:two"
-    assert f"store was made with {own}, a tokenizer of others: add --tokenizer {own}" in refused(*run_generator(toys))
+    assert f"store was made with {own}, a tokenizer by address: add --tokenizer {own}" in refused(*run_generator(toys))
     assert not Path("run").exists()
     wrong = refused(*run_generator(toys), "--tokenizer", "py:toys.py:grey")
     assert "py:toys.py:grey is not the one that token store store was made with" in wrong
     assert main([*run_generator(toys), "--tokenizer", own]) == 0
     assert len(list(Path("run/images").glob("*.png"))) == 2, "decoded on the way"
     draw = ["generate", "run", "--num", "3", "--batch", "2", "--device", "cpu"]
-    assert f"are those of {own}, a tokenizer of others: name it as the tokenizer" in refused(*draw, "--out", "drawn")
+    assert f"are those of {own}, a tokenizer by address: name it as the tokenizer" in refused(*draw, "--out", "drawn")
     wrong = refused(*draw, "--out", "drawn", "--tokenizer", "py:toys.py:grey")
     assert "is not the one that" in wrong and not Path("drawn").exists()
     assert main([*draw, "--out", "drawn", "--tokenizer", own]) == 0
@@ -83,7 +83,7 @@ def test_an_exported_generator_says_whose_codes_it_makes(toys: Path, refused: Re
         assert f'tokenizer="{own}"' in Path(folder, "README.md").read_text()
         assert f"are those of {own}" in refused("generate", folder, "--out", "drawn")
         assert fqgan.load_generator(folder, tokenizer=own).tokenizer.fingerprint() == fingerprint
-    assert "makes codes of py:toys.py:two: no tokenizer of others is served" in refused("serve", "bare")
+    assert "makes codes of py:toys.py:two: no tokenizer by address is served" in refused("serve", "bare")
     # code that has changed since may mean other things by its codes
     Path("toys.py").write_text(TOY.replace("/ 4 - 1", "/ 3 - 1"))
     with pytest.raises(UserError, match=r"py:toys\.py:two is not the one that"):

@@ -23,8 +23,9 @@ from fqgan.tokenizer import augment
 from fqgan.tokenizer.adversary import Adversary
 from fqgan.tokenizer.augment import augmented, cut_out, recoloured, translated
 from fqgan.tokenizer.frozen import FrozenDiscriminator, VirtualBatchNorm, _Head
+from fqgan.tokenizer.load import load_tokenizer
 from fqgan.tokenizer.losses import gan_discriminator_loss
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.task import train_tokenizer
 
 PACKAGED = "efficientnet-lite0@32"

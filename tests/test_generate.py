@@ -25,7 +25,8 @@ from fqgan.base.files import lock
 from fqgan.cli import main
 from fqgan.data.transforms import to_uint8
 from fqgan.generator.model import FAR, load_generator, save_generator
-from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
+from fqgan.tokenizer.load import save_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 Refused = Callable[..., str]
 

@@ -24,7 +24,8 @@ from fqgan.lab.studies.features import factor_features, pick
 from fqgan.lab.studies.measures import linear_probe, mean_squared_cosine, neighbour_purity, within_share
 from fqgan.metrics.information import entropy, mutual_information
 from fqgan.metrics.psnr import psnr
-from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
+from fqgan.tokenizer.load import save_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 Refused = Callable[..., str]
 RNG = np.random.default_rng(0)

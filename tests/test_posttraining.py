@@ -18,7 +18,7 @@ from fqgan.data.tokens import TokenStore
 from fqgan.engine.distributed import World
 from fqgan.tokenizer import posttraining
 from fqgan.tokenizer.extraction import extract
-from fqgan.tokenizer.model import load_matching_tokenizer, load_tokenizer
+from fqgan.tokenizer.load import load_matching_tokenizer, load_tokenizer
 from fqgan.tokenizer.start import Start
 from fqgan.tokenizer.task import train_tokenizer
 

@@ -21,7 +21,8 @@ from fqgan.evaluation.robustness import any_other, near_other
 from fqgan.generator.draw import uniforms
 from fqgan.metrics.information import code_statistics
 from fqgan.metrics.psnr import psnr
-from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
+from fqgan.tokenizer.load import save_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 
 Refused = Callable[..., str]
 FAST = (

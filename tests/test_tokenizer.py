@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.config import FactorConfig, TokenizerConfig
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer, save_tokenizer
+from fqgan.tokenizer.load import load_tokenizer, save_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.pictures import reconstruction_grid, reconstruction_rows
 
 

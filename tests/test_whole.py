@@ -19,7 +19,8 @@ from fqgan.data.sources.photos import _load as photograph
 from fqgan.data.transforms import resize_shorter, to_tensor
 from fqgan.lab.planning.tracking import Tracker
 from fqgan.metrics.pixels import eight_bit
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
+from fqgan.tokenizer.load import load_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.task import train_tokenizer
 from fqgan.tokenizer.whole import decode_strips, decode_tiled, encode_tiled, fit, spans, tiles
 

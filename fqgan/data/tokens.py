@@ -127,7 +127,7 @@ class TokenStore:
         is one of others, which it does not hold."""
         if (address := self.tokenizer_address) and not given:
             raise UserError(
-                f"{self.name} was made with {address}, a tokenizer of others: add --tokenizer {address}, which runs "
+                f"{self.name} was made with {address}, a tokenizer by address: add --tokenizer {address}, which runs "
                 "its code"
             )
         return given or self.tokenizer_path

@@ -27,7 +27,7 @@ from fqgan.evaluation.sets import content_of, describe
 from fqgan.generator.model import FAR, load_generator
 from fqgan.models.find import find
 from fqgan.tokenizer.extraction import crops_per_pass
-from fqgan.tokenizer.model import load_matching_tokenizer
+from fqgan.tokenizer.load import load_matching_tokenizer
 from fqgan.tokenizer.passes import Passes, exact_convolutions
 
 Coded = tuple[Tensor, Tensor, Tensor]

@@ -18,7 +18,7 @@ from fqgan.evaluation.scores import compare_features, rows_of
 from fqgan.evaluation.sets import content_of, describe
 from fqgan.nets.measuring import load_network
 from fqgan.nets.perceptual import load_perceptual
-from fqgan.tokenizer.model import load_tokenizer
+from fqgan.tokenizer.load import load_tokenizer
 from fqgan.tokenizer.validation import Scores, score_reconstructions
 
 

@@ -24,7 +24,8 @@ from fqgan.generator.draw import uniforms
 from fqgan.metrics.information import code_statistics
 from fqgan.nets.measuring import load_network
 from fqgan.nets.perceptual import load_perceptual
-from fqgan.tokenizer.model import FactorizedTokenizer, load_tokenizer
+from fqgan.tokenizer.load import load_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.protocol import Tokenizer, needed_codes
 from fqgan.tokenizer.validation import Distance, Scores
 

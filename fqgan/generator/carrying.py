@@ -16,7 +16,8 @@ from fqgan.config import GeneratorConfig
 from fqgan.models.find import CARRIED, Source
 from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.foreign import ForeignTokenizer, made_by
-from fqgan.tokenizer.model import FactorizedTokenizer, load_matching_tokenizer
+from fqgan.tokenizer.load import load_matching_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.protocol import Tokenizer, own_grid
 
 
@@ -37,8 +38,8 @@ class Carrying(Pretrained):
         """The tokenizer whose codes these are; `UserError` if there is none."""
         if not self._carried and (address := self._made_by.get("tokenizer_address")):
             raise UserError(
-                f"the codes of this generator are those of {address}, a tokenizer of others: name it as the tokenizer, "
-                f"--tokenizer {address}, which runs its code"
+                f"the codes of this generator are those of {address}, a tokenizer by address: name it as the "
+                f"tokenizer, --tokenizer {address}, which runs its code"
             )
         if not self._carried:
             raise UserError("this generator carries no tokenizer: give load_generator one")

@@ -31,7 +31,7 @@ def code_clusters(tokenizer: Tokenizer, counts: Sequence[int], name: str) -> lis
     """
     if not isinstance(tokenizer, FactorizedTokenizer):
         raise UserError(
-            f"train.cluster_weight needs the vectors of the codes, and {name} was made with a tokenizer of others, "
+            f"train.cluster_weight needs the vectors of the codes, and {name} was made with a tokenizer by address, "
             "whose vectors are not known: leave it out"
         )
     k = len(tokenizer.codebook_sizes)

@@ -40,7 +40,7 @@ from fqgan.generator.sampler import Sampler
 from fqgan.generator.transformer import Block
 from fqgan.models.find import CARRIED
 from fqgan.tokenizer.foreign import is_foreign
-from fqgan.tokenizer.model import load_matching_tokenizer, load_tokenizer
+from fqgan.tokenizer.load import load_matching_tokenizer, load_tokenizer
 from fqgan.tokenizer.pictures import save_picture
 from fqgan.tokenizer.protocol import Tokenizer
 

@@ -34,7 +34,8 @@ from fqgan.generator.sampler import Sampler
 from fqgan.generator.task import GeneratorTask
 from fqgan.lab.facts import without_home
 from fqgan.tokenizer.extraction import extract
-from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
+from fqgan.tokenizer.load import save_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.task import TokenizerTask
 
 _CPU = torch.device("cpu")

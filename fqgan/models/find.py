@@ -90,7 +90,7 @@ def find(path: str | Path, kind: Kind | None = None) -> Source:
     """What is at a path or address on the hub. `UserError`: nothing, or nothing whole, or another `kind` of model."""
     if str(as_path(path)).startswith(hub.FOREIGN):
         raise UserError(
-            f"{path} is a tokenizer of others: reconstruct, extract, evaluate tokenizer and study tokenizers take it; "
+            f"{path} is a tokenizer by address: reconstruct, extract, evaluate tokenizer and study tokenizers take it; "
             "what is asked for here is a model of this package"
         )
     local = hub.local(as_path(path))
@@ -221,7 +221,7 @@ def _kind(path: Path, wanted: Kind | None) -> tuple[Kind, str]:
         for home in (path, path / CARRIED):
             known = schema.load_json(home / "config.json") if (home / "config.json").is_file() else {}
             if address := known.get("address"):
-                raise UserError(f"{path} was made with {address}, a tokenizer of others, and does not hold it")
+                raise UserError(f"{path} was made with {address}, a tokenizer by address, and does not hold it")
         raise UserError(f"{path} is no run, checkpoint or exported {wanted or 'model'}: it has no {MODEL}")
     kind = schema.load_json(path / "config.json").get("kind")
     if kind not in KINDS:

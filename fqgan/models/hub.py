@@ -14,7 +14,7 @@ from fqgan.base.errors import UserError, in_one_line
 from fqgan.base.printing import say
 
 PREFIX = "hf:"
-PYTHON, DIFFUSERS = FOREIGN = ("py:", "diffusers:")
+PYTHON, DIFFUSERS, SPLIT = FOREIGN = ("py:", "diffusers:", "split:")
 """How the addresses of tokenizers of others begin, which are no models of ours (`fqgan.tokenizer.foreign`)."""
 DATASETS = "hf:datasets/"
 SECONDS = 1.5

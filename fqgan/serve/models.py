@@ -194,7 +194,7 @@ def _tokenizer_of(place: Place, generator: FAR, tokenizers: list[FactorizedToken
     """Of the served tokenizers the one that a generator without its own belongs to."""
     known = place.source.facts.get("tokenizer", "")
     if address := place.source.facts.get("tokenizer_address"):
-        raise UserError(f"the generator {place.name} makes codes of {address}: no tokenizer of others is served")
+        raise UserError(f"the generator {place.name} makes codes of {address}: no tokenizer by address is served")
     sizes = generator.config.codebook_sizes
     fitting = [each for each in tokenizers if (each.fingerprint() == known if known else each.codebook_sizes == sizes)]
     if len(fitting) != 1:

@@ -26,7 +26,7 @@ from fqgan.data.workers import load
 from fqgan.engine.distributed import World, barrier, from_main
 from fqgan.engine.sizes import check_pictures
 from fqgan.engine.stops import Stop, stop_requests
-from fqgan.tokenizer.model import load_tokenizer
+from fqgan.tokenizer.load import load_tokenizer
 from fqgan.tokenizer.passes import Passes, exact_convolutions
 from fqgan.tokenizer.protocol import Tokenizer, needed_codes
 

@@ -84,8 +84,7 @@ class ForeignTokenizer(nn.Module):
 
     def decode(self, codes: Numbers, keep: Any = None, *, values: bool = True) -> Tensor:
         """Images (b, 3, H, W), not clipped, of what `encode` gives. `UserError` where factors are asked for alone."""
-        if keep is not None:
-            raise UserError(f"{self.address} decodes all of its factors together, none of them alone")
+        self._refuse_alone(keep)
         codes = self.check_codes(codes)
         with torch.no_grad(), self._autocast():
             images = self._called("decode", self._parts.decode, codes)
@@ -94,6 +93,10 @@ class ForeignTokenizer(nn.Module):
         if tuple(images.shape) != wanted or not images.is_floating_point():
             raise UserError(f"{self.address}: decode gave {_shown(images)}, images {wanted} of floating point are due")
         return images.to(self.device).float().clone(memory_format=torch.contiguous_format)  # callers write into theirs
+
+    def _refuse_alone(self, keep: Any) -> None:
+        if keep is not None:
+            raise UserError(f"{self.address} decodes all of its factors together, none of them alone")
 
     def check_codes(self, codes: Numbers) -> Tensor:
         """What `decode` takes, on the device; `UserError` for anything else."""

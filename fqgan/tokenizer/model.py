@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from fqgan.base.errors import UserError
-from fqgan.base.inputs import Numbers, as_codes, as_factors, as_images, as_kind, as_path
-from fqgan.base.printing import say
+from fqgan.base.inputs import Numbers, as_codes, as_factors, as_images
 from fqgan.config import FactorConfig, TokenizerConfig, teacher_dim
-from fqgan.engine.devices import pick_device
 from fqgan.models.pretrained import Pretrained
 from fqgan.tokenizer.backbone import Decoder, Encoder
 from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead, SpatialHead
 from fqgan.tokenizer.compositions import Composition, make_composition
-from fqgan.tokenizer.foreign import ForeignTokenizer, is_foreign
 from fqgan.tokenizer.protocol import check_sides
 from fqgan.tokenizer.quantizers import make_quantizer
 from fqgan.tokenizer.quantizers.base import Quantized, Quantizer
@@ -234,58 +229,3 @@ def _branch(
         spatial = SpatialHead(factor.code_dim, teacher_dim(factor, "spatial_teacher"), config.feature_head_width)
     quantizer = None if i and config.shared_codebook else make_quantizer(factor, entropy_temperature, gradient)
     return Branch(adapter, width, config.z_channels, channels, quantizer, head, spatial)
-
-
-def load_matching_tokenizer(
-    path: str | Path,
-    fingerprint: str,
-    owner: str,
-    device: str | torch.device = "cpu",
-    precision: str = "float32",
-    weights: str = "auto",
-) -> FactorizedTokenizer | ForeignTokenizer:
-    """The tokenizer at `path`, as in `load_tokenizer`, which must be the one of this fingerprint or have another
-    decoder of its codes; `UserError` names it and `owner` otherwise. Without a fingerprint a warning says that nothing
-    was compared."""
-    tokenizer = load_tokenizer(path, device, weights, precision)
-    if not fingerprint:
-        say(f"fqgan: warning: {owner} does not say which tokenizer it belongs to; taking {path}", error=True)
-    elif fingerprint not in (getattr(tokenizer.config, "codes_of", ""), tokenizer.fingerprint()):
-        raise UserError(f"the tokenizer {path} is not the one that {owner} was made with: its codes mean other things")
-    return tokenizer
-
-
-def load_tokenizer(
-    path: str | Path, device: str | torch.device = "cpu", weights: str = "auto", precision: str = "float32"
-) -> FactorizedTokenizer | ForeignTokenizer:
-    """A tokenizer in eval mode.
-
-    Args:
-        path: a run folder (its newest whole checkpoint), one of its checkpoints, an exported folder, a released file of
-            FQGAN, LlamaGen, VQGAN or latent diffusion, `hf:org/name[@revision]` or
-            `hf:org/name/file.pt[@revision]`. Of a generator or a token store: the tokenizer that it carries. Also a
-            tokenizer of others, which pictures pass through, without features of factors (`ForeignTokenizer`):
-            `diffusers:folder-or-id`, `py:module:function` or `py:file.py:function` (an object with `encode` and
-            `decode`, whose code is run).
-        weights: `auto` (the moving average where there is one), `ema` or `raw`.
-        device: `cpu`, `cuda`, `cuda:1`, ..., `mps`, or `auto` (`fqgan.engine.devices.pick_device`).
-        precision: `float32`, or `bf16` for speed (`FactorizedTokenizer.set_precision`).
-
-    On a CPU weights are mapped into memory: they are read when they are used, and pages that several processes read are
-    there once.
-
-    Raises:
-        UserError: nothing there, truncated files, or files of something else; no such device, weights or precision.
-    """
-    if not is_foreign(as_path(path)):
-        return FactorizedTokenizer.from_pretrained(path, device, weights, precision)
-    if weights != "auto":
-        raise UserError(f"{path} has one set of weights, which is auto: there are no {weights} weights")
-    return ForeignTokenizer(str(path), pick_device(device), precision)
-
-
-def save_tokenizer(tokenizer: FactorizedTokenizer, folder: str | Path) -> Path:
-    """Export a tokenizer: `config.json` and `model.safetensors`, all that `load_tokenizer` needs. `UserError` where
-    it cannot be written."""
-    as_kind(tokenizer, FactorizedTokenizer, "tokenizer")
-    return tokenizer.export(folder)

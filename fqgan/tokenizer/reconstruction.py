@@ -28,7 +28,7 @@ from fqgan.data.workers import load
 from fqgan.engine.distributed import World
 from fqgan.engine.sizes import check_memory
 from fqgan.metrics.psnr import PSNR
-from fqgan.tokenizer.model import load_tokenizer
+from fqgan.tokenizer.load import load_tokenizer
 from fqgan.tokenizer.pictures import to_image
 from fqgan.tokenizer.protocol import Tokenizer
 from fqgan.tokenizer.whole import decode_strips, encode_tiled, fit, tiles

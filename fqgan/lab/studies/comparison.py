@@ -23,7 +23,7 @@ from fqgan.lab.studies.results import DRAWN, MARK, PERCEPTUAL, Column, known_col
 from fqgan.lab.studies.settings import ComparisonOptions, GeneratorsOptions, TokenizersOptions
 from fqgan.lab.studies.tables import Table, file_stem
 from fqgan.models.fingerprint import weights_fingerprint
-from fqgan.tokenizer.model import load_tokenizer
+from fqgan.tokenizer.load import load_tokenizer
 from fqgan.tokenizer.protocol import Layout
 
 

@@ -36,7 +36,8 @@ from fqgan.lab.studies.plan import Line, undeclared
 from fqgan.models.find import model_config
 from fqgan.nets.measuring import load_network
 from fqgan.tokenizer.foreign import is_foreign
-from fqgan.tokenizer.model import FactorizedTokenizer, save_tokenizer
+from fqgan.tokenizer.load import save_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.task import train_tokenizer
 
 POINT = "study.json"
