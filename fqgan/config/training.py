@@ -24,12 +24,15 @@ class OptimizerConfig:
     beta2: float = setting(0.95, below=1)
     momentum: float = setting(0.95, below=1)
     """Nesterov momentum of the matrices that Muon updates."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or falling along half a cosine to `final_lr`."""
+    schedule: Literal["constant", "cosine", "cooldown"] = "constant"
+    """Learning rate after the warm-up: constant; falling to `final_lr` along half a cosine; or constant and, in the last
+    steps, falling there along a line (Hu et al. 2024, Haegele et al. 2024)."""
+    cooldown: float = setting(0.2, most=1)
+    """Share of the steps in which the learning rate falls, for the schedule `cooldown`."""
     warmup_steps: int = 0
     """Number of steps in which the learning rate rises linearly to `lr`."""
     final_lr: float = 0.0
-    """Learning rate at the end of the cosine schedule, as a fraction of `lr`."""
+    """Learning rate at the end of a schedule that falls, as a fraction of `lr`."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW) of all tensors with two or more dimensions, embedding tables included. Biases and
     norms are not decayed."""

@@ -42,13 +42,16 @@ def align_gradients(module: nn.Module) -> None:
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Rate of optimizer step `step` in [0, steps): linear warm-up, then constant or half a cosine."""
+    """Rate of optimizer step `step` in [0, steps): linear warm-up, then as `OptimizerConfig.schedule` says."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    cooldown = config.schedule == "cooldown"
+    start = max(config.warmup_steps, steps * (1 - config.cooldown)) if cooldown else config.warmup_steps
+    progress = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
+    height = 1 - progress if cooldown else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr * (config.final_lr + (1 - config.final_lr) * height)
 
 
 class Ema:

@@ -39,6 +39,7 @@ TOKENIZER_LEVERS = (
     Lever("teacher", "teacher at 32 pixels", {"model.factors.1.teacher": "efficientnet-lite0@32"}),
     Lever("batch", "half of the batch", {"train.batch": 32}),
     Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}, kept=False),
+    Lever("cooldown", "rate that falls in the last fifth", {"optimizer.schedule": "cooldown"}, kept=False),
 )
 GENERATOR_PRESETS = {
     "cifar10": child(HEADS_CIFAR10, model={"dropout": 0.1}, optimizer=_ADAM),
@@ -50,6 +51,7 @@ GENERATOR_LEVERS = (
     Lever("qk-norm", "QK-norm", {"model.qk_norm": True}, kept=False),
     Lever("batch", "half of the batch", {"train.batch": 32}, kept=False),
     Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}, kept=False),
+    Lever("cooldown", "rate that falls in the last fifth", {"optimizer.schedule": "cooldown"}, kept=False),
     Lever("dropout", "no dropout", {"model.dropout": 0.0}, kept=False),
     Lever(
         "orders", "random orders first", {"train.random_order": (0.5, 0.75), "model.target_positions": True}, kept=False
