@@ -50,7 +50,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("data.flip", 1, "key data.flip must be bool, got 1"),
         ("data.source", None, "key data.source must be str, got None"),
         ("optimizer.lr", "1e-4", "key optimizer.lr must be float, got '1e-4'"),
-        ("optimizer.schedule", "linear", "key optimizer.schedule must be one of constant, cosine, cooldown; got 'linear'"),
+        (
+            "optimizer.schedule",
+            "linear",
+            "key optimizer.schedule must be one of constant, cosine, cooldown; got 'linear'",
+        ),
         ("model.channel_multipliers", 4, "key model.channel_multipliers must be a list, got 4"),
         ("model.channel_multipliers", [1, "2"], "key model.channel_multipliers.1 must be int, got '2'"),
         ("model.factors", ["visual"], "key model.factors.0 must be an object, got 'visual'"),

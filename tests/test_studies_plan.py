@@ -296,13 +296,20 @@ def test_the_recipes_levers_cost_no_parameters_and_no_images(name: str) -> None:
     assert all(changed) and settings["paper"] == base
     kept = [each for each, lever in zip(changed, TOKENIZER_LEVERS, strict=True) if lever.kept]
     assert schema.diff(base, settings["next"]) == {key: value for each in kept for key, value in each.items()}
-    assert [o.better for o in study.orderings] == [*(lever.name for lever in TOKENIZER_LEVERS), "next"]
+    others = [lever.name for lever in TOKENIZER_LEVERS if not lever.kept]
+    names = [*(lever.name for lever in TOKENIZER_LEVERS), "next", *(f"next-{name}" for name in others)]
+    assert [o.better for o in study.orderings] == names
+    assert {o.worse for o in study.orderings} == {"paper", "next"}
+    for name in others:  # a lever that lost alone is tried on top of those that did not
+        lever = next(each for each in TOKENIZER_LEVERS if each.name == name)
+        assert set(schema.diff(settings["next"], settings[f"next-{name}"])) <= set(lever.changes)
 
 
 def test_a_lever_that_the_base_has_is_left_out_and_generators_are_drawn_from_twice() -> None:
     base = GENERATOR_PRESETS["cifar10-cpu"]
     has = change(base, {"optimizer.schedule": "cosine"})
     names = [row.name for row in recipe(has, GENERATOR_LEVERS).rows]
-    assert names == [row.name for row in recipe(base, GENERATOR_LEVERS).rows if row.name != "cosine"]
+    rows = [row.name for row in recipe(base, GENERATOR_LEVERS).rows]
+    assert names == [name for name in rows if "cosine" not in name] and "muon-cooldown" in names
     lines = {line.name: line.sampling["cfg_scale"] for line in recipe(base, GENERATOR_LEVERS).lines}
     assert lines["muon-unguided"] == (1.0,) and lines["muon-guided"] == base.sampling.cfg_scale

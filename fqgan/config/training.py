@@ -25,8 +25,8 @@ class OptimizerConfig:
     momentum: float = setting(0.95, below=1)
     """Nesterov momentum of the matrices that Muon updates."""
     schedule: Literal["constant", "cosine", "cooldown"] = "constant"
-    """Learning rate after the warm-up: constant; falling to `final_lr` along half a cosine; or constant and, in the last
-    steps, falling there along a line (Hu et al. 2024, Haegele et al. 2024)."""
+    """Learning rate after the warm-up: constant; falling to `final_lr` along half a cosine; or constant and in the last
+    steps falling there along a line (Hu et al. 2024, Hägele et al. 2024)."""
     cooldown: float = setting(0.2, most=1)
     """Share of the steps in which the learning rate falls, for the schedule `cooldown`."""
     warmup_steps: int = 0

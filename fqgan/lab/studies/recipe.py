@@ -32,6 +32,16 @@ TOKENIZER_PRESETS = {
     "cifar10-cpu": child(ABLATION_CPU, optimizer=_ADAM),
 }
 _REGULARISERS = ("disentangle", "representation")
+_FROZEN: dict[str, Any] = {
+    "discriminator.kind": "frozen",
+    "discriminator.backbone": "efficientnet-lite0@32",
+    "discriminator.augment": ("colour", "translation", "cutout"),
+    "discriminator.weight": 0.2,
+    "discriminator.adaptive": True,
+    "discriminator.start": 100,
+    "discriminator.warmup_steps": 100,
+    "discriminator.channels": 32,
+}
 TOKENIZER_LEVERS = (
     Lever("muon", "Muon", {"optimizer.kind": "muon", "optimizer.lr": 3e-3}),
     Lever("weights", "regularisers' weights 0.02", {f"loss.{each}_weight": 0.02 for each in _REGULARISERS}),
@@ -40,6 +50,23 @@ TOKENIZER_LEVERS = (
     Lever("batch", "half of the batch", {"train.batch": 32}),
     Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}, kept=False),
     Lever("cooldown", "rate that falls in the last fifth", {"optimizer.schedule": "cooldown"}, kept=False),
+    Lever("rotation", "rotation trick", {"quantizer.gradient": "rotation"}, kept=False),
+    Lever("perturb", "a tenth of the codes decoded as near ones", {"latent.perturb_share": 0.1}, kept=False),
+    Lever("mask", "a fifth of the images decoded from their first factor", {"latent.mask_share": 0.2}, kept=False),
+    Lever(
+        "independence",
+        "independence (HSIC) in place of Eq. 7",
+        {"loss.independence_weight": 0.1, "loss.disentangle_weight": 0.0},
+        kept=False,
+    ),
+    Lever(
+        "spatial",
+        "spatial teacher",
+        {"model.factors.1.spatial_teacher": "efficientnet-lite0:stage4@32", "loss.spatial_weight": 0.1},
+        kept=False,
+    ),
+    Lever("ema", "moving average of the weights", {"train.ema_decay": 0.98}, kept=False),
+    Lever("frozen", "discriminator on frozen features, DiffAug", _FROZEN, kept=False),
 )
 GENERATOR_PRESETS = {
     "cifar10": child(HEADS_CIFAR10, model={"dropout": 0.1}, optimizer=_ADAM),
@@ -56,21 +83,34 @@ GENERATOR_LEVERS = (
     Lever(
         "orders", "random orders first", {"train.random_order": (0.5, 0.75), "model.target_positions": True}, kept=False
     ),
+    Lever(
+        "clusters", "cross-entropy over 64 clusters", {"train.cluster_weight": 0.3, "train.clusters": (64,)}, kept=False
+    ),
+    Lever("masked", "masked head", {"model.head": "masked"}, kept=False),
+    Lever("ema", "moving average of the weights", {"train.ema_decay": 0.98}, kept=False),
 )
 
 
 def recipe(base: Run, levers: Sequence[Lever]) -> Study:
-    """The base, each lever alone, and those that are kept together; levers that the base has already are left out.
+    """The base, each lever alone, those that are kept together, and each other one on top of these; levers that the
+    base has already are left out.
 
     A generator's rows are drawn from without guidance and at the base's scale.
     """
     levers = [lever for lever in levers if any(value_at(base, key) != value for key, value in lever.changes.items())]
     rows = [Row("paper", label="the paper's recipe")]
     rows += [Row(lever.name, "paper", lever.changes, label=f"+ {lever.label}") for lever in levers]
-    kept = [lever for lever in levers if lever.kept]
+    kept, others = ([lever for lever in levers if lever.kept is each] for each in (True, False))
     if len(kept) > 1:
         together = {key: value for lever in kept for key, value in lever.changes.items()}
         rows.append(Row("next", "paper", together, label="together"))
+    if kept:
+        best = rows[-1] if len(kept) > 1 else next(row for row in rows if row.name == kept[0].name)
+        rows += [
+            Row(f"{best.name}-{each.name}", best.name, each.changes, label=f"{best.label} + {each.label}")
+            for each in others
+        ]
+    labels = {row.name: row.label for row in rows}
     orderings, lines = [], []
     kind, samplings = "tokenizer", [("", "", dict[str, Any]())]
     if not isinstance(base, TokenizerRunConfig):
@@ -81,6 +121,6 @@ def recipe(base: Run, levers: Sequence[Lever]) -> Study:
         for row in rows:
             lines.append(Line(row.name + suffix, row.name, row.label, at, sampling=sampling))
             if row.parent:
-                claim = f"{row.label} over the paper's recipe{', ' if at else ''}{at}"
-                orderings.append(Ordering(claim, row.name + suffix, f"paper{suffix}"))
+                claim = f"{row.label} over {labels[row.parent]}{', ' if at else ''}{at}"
+                orderings.append(Ordering(claim, row.name + suffix, row.parent + suffix))
     return Study("recipe", f"The recipe of a {kind}", kind, tuple(rows), tuple(lines), tuple(orderings))
