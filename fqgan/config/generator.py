@@ -180,6 +180,11 @@ class SamplingConfig:
     """Draw from the smallest set of most probable codes whose probabilities add up to at least this sum; 1: draw from
     all codes."""
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """How codes are drawn, by name; of settings that hold more, too."""
+        return {each.name: getattr(self, each.name) for each in fields(SamplingConfig)}
+
     @classmethod
     def of(cls, **values: Any) -> SamplingConfig:
         """From plain numbers or any sequences of them, also numpy's and torch's. `UserError` for unknown names."""

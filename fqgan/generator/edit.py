@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from fqgan.base.folder import ResumableFolder
 from fqgan.base.inputs import Numbers, as_codes, as_count, as_factors
 from fqgan.base.printing import say
 from fqgan.base.schema import FORMAT_VERSION, load_json, to_dict
-from fqgan.config import SamplingConfig
 from fqgan.config.editing import EditingSettings
 from fqgan.data.loader import load_images
 from fqgan.engine.distributed import World
@@ -207,9 +206,8 @@ def edit(settings: EditingSettings, world: World) -> Edited:
     folder = _begun(settings, generator, mask, label)
     try:
         if settings.draws:
-            sampling = {each.name: getattr(settings, each.name) for each in fields(SamplingConfig)}
             some = {"num": settings.num, "seed": settings.seed, "best_of": settings.best_of, "batch": settings.batch}
-            drawn = redraw(generator, codes, mask, label, **some, **sampling).cpu()
+            drawn = redraw(generator, codes, mask, label, **some, **settings.values).cpu()
         _write(settings.out, tokenizer, images, found, drawn, mask)
     finally:
         folder.release(finished=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -134,7 +134,7 @@ def plan(options: Drawing, generator: FAR, world: World) -> SampleSettings:
     if bound and not find(options.checkpoint, "generator").facts.get("tokenizer") and model.grid != grid:
         own, other = ("x".join(map(str, each)) for each in (model.grid, grid))
         raise UserError(f"the generator's token grid is {own}, the tokenizer's {other}: they don't belong together")
-    sampling = SamplingConfig(**{each.name: getattr(options, each.name) for each in fields(SamplingConfig)})
+    sampling = SamplingConfig(**options.values)
     sampling.check(model.codebook_sizes)
     classes = drawn_classes(options.classes, model.num_classes, generator.label_names)
     return SampleSettings(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from fqgan.base.errors import UserError
 from fqgan.base.files import UnwritableError
 from fqgan.base.printing import say
 from fqgan.base.progress import image_bar
-from fqgan.config import SamplingConfig
 from fqgan.config.verbs import RedrawingSettings
 from fqgan.data.token_manifest import StoreManifest
 from fqgan.data.token_writer import TokenWriter
@@ -90,8 +89,7 @@ def _check(generator: FAR, store: TokenStore, settings: RedrawingSettings) -> No
 
 def _plan(generator: FAR, store: TokenStore, settings: RedrawingSettings) -> StoreManifest:
     """What the new store says of itself: all that the old one does, and how its codes were drawn."""
-    sampling = {each.name: getattr(settings, each.name) for each in fields(SamplingConfig)}
-    how = {"keep": settings.keep, "seed": settings.seed, "precision": settings.precision, **sampling}
+    how = {"keep": settings.keep, "seed": settings.seed, "precision": settings.precision, **settings.values}
     told = {"generator": weights_fingerprint(generator.state_dict()), **how}
     options = replace(store.manifest.options, redrawn=json.dumps(told, sort_keys=True))
     return replace(store.manifest, options=options, count=0, tokenizer_files=(), shards=())
@@ -106,8 +104,7 @@ def _draw(
     settings: RedrawingSettings,
     advance: Callable[[int], None],
 ) -> None:
-    sampling = {each.name: getattr(settings, each.name) for each in fields(SamplingConfig)}
-    sampler = generator.sampler(settings.batch, **sampling) if numbers else None
+    sampler = generator.sampler(settings.batch, **settings.values) if numbers else None
     count, grid = generator.config.num_positions, store.grid
     with stop_requests() as stop:
         for number in numbers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from fqgan.base.errors import UserError
@@ -71,7 +70,7 @@ def heads(base: GeneratorRunConfig) -> Study:
     lines, orderings = [], []
     for name, label in labels.items():
         for i, top_k in enumerate((first, 2 * first)):
-            sampling = {**_sampling(base), "top_k": (top_k,)}
+            sampling = {**base.sampling.values, "top_k": (top_k,)}
             paper = {"top_k": (4096, 8192)[i], "gfid": _TABLE_4[name][i]}
             lines.append(Line(f"{name}-{top_k}", name, label, f"top-k {top_k:,}", 1.0, sampling, paper))
     for top_k in (first, 2 * first):
@@ -81,7 +80,7 @@ def heads(base: GeneratorRunConfig) -> Study:
     paper_columns = {"top_k": "top-k", "gfid": "gFID ↓"}
     title = "Heads of the generator (Table 4)"
     return Study(
-        "heads", title, "generator", tuple(rows), tuple(lines), tuple(orderings), paper_columns, _sampling(base)
+        "heads", title, "generator", tuple(rows), tuple(lines), tuple(orderings), paper_columns, base.sampling.values
     )
 
 
@@ -98,7 +97,7 @@ def curves(base: GeneratorRunConfig, larger: dict[str, int], triple: str, triple
     if not triple:
         raise UserError("--triple is missing: the token store of a tokenizer with three factors")
     codes = {"data": triple, "validation": triple_validation}
-    scale = {**_sampling(base), "cfg_scale": (TRIPLE_SCALE,)}
+    scale = {**base.sampling.values, "cfg_scale": (TRIPLE_SCALE,)}
     rows = (
         Row("dual-base", label="dual, smaller"),
         Row("dual-large", "dual-base", larger, label="dual, larger"),
@@ -107,7 +106,7 @@ def curves(base: GeneratorRunConfig, larger: dict[str, int], triple: str, triple
     )
     lines = []
     for row in rows:
-        sampling = scale if row.name.startswith("triple") else _sampling(base)
+        sampling = scale if row.name.startswith("triple") else base.sampling.values
         for i in range(1, POINTS + 1):
             paper: dict[str, float | str] = {"gfid": _FIG_8[row.name]} if i == POINTS else {}
             lines.append(Line(f"{row.name}-{i}", row.name, row.label, f"{i}/{POINTS}", i / POINTS, sampling, paper))
@@ -125,8 +124,6 @@ def curves(base: GeneratorRunConfig, larger: dict[str, int], triple: str, triple
     ]
     title = "Training of the generator (Fig. 8)"
     paper_columns = {"gfid": "best gFID ↓"}
-    return Study("curves", title, "generator", rows, tuple(lines), tuple(orderings), paper_columns, _sampling(base))
-
-
-def _sampling(base: GeneratorRunConfig) -> dict[str, Any]:
-    return {field.name: getattr(base.sampling, field.name) for field in dataclasses.fields(base.sampling)}
+    return Study(
+        "curves", title, "generator", rows, tuple(lines), tuple(orderings), paper_columns, base.sampling.values
+    )

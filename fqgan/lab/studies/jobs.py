@@ -221,16 +221,16 @@ def _train(job: Job, fraction: float, lines: Sequence[Line]) -> None:
         config = replace(config, train=replace(config.train, steps=_steps(job, fraction)))
     point = job.point(fraction)
     earlier = [each for each in job.fractions if each < fraction]
-    before = cost_of(job, earlier[-1]) if earlier else Cost(0, 0.0)
+    before = cpu_seconds(job, earlier[-1]) if earlier else 0.0
     begun = checkpoint.latest(job.folder / "checkpoints")
     if begun and (not earlier or schema.load_json(begun / "state.json")["step"] > _steps(job, earlier[-1])):
-        before = Cost(0, math.nan)  # an interrupted run: what it took before is not known
+        before = math.nan  # an interrupted run: what it took before is not known
     began = time.process_time()
     if isinstance(config, TokenizerRunConfig):
         train_tokenizer(config, job.folder)
     else:
         train_generator(config, job.folder)
-    seconds = before.cpu_seconds + time.process_time() - began
+    seconds = before + time.process_time() - began
     newest = checkpoint.latest(job.folder / "checkpoints")
     assert newest is not None, "training ends with a checkpoint"
     state = schema.load_json(newest / "state.json")
@@ -261,27 +261,22 @@ def point_of(job: Job, fraction: float) -> dict[str, Any]:
     return schema.load_json(job.point(fraction) / POINT)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a row takes."""
+def cpu_seconds(job: Job, fraction: float) -> float:
+    """Processor time of a row's training to a fraction of it on a CPU, on all threads of the training process; NaN
+    where another device trained it, or a run was interrupted."""
+    seconds = point_of(job, fraction).get("cpu_seconds")
+    return math.nan if seconds is None else seconds
 
-    parameters: int
+
+def parameters_of(job: Job) -> int:
     """Of the model that is trained, feature heads included."""
-    cpu_seconds: float
-    """Processor time of its training on a CPU, on all threads of the training process; NaN where another device trained
-    it, or a run was interrupted."""
-
-
-def cost_of(job: Job, fraction: float) -> Cost:
-    """What the training of a row to a fraction took."""
-    point = job.point(fraction)
+    point = job.point(job.fractions[-1])
     with torch.device("meta"):
         if isinstance(job.config, TokenizerRunConfig):
             model: torch.nn.Module = FactorizedTokenizer(model_config(point, "tokenizer"))
         else:
             model = FAR(model_config(point, "generator"))
-    seconds = point_of(job, fraction).get("cpu_seconds")
-    return Cost(num_parameters(model), math.nan if seconds is None else seconds)
+    return num_parameters(model)
 
 
 def measurement_of(job: Job, line: Line, network: str) -> Measurement:

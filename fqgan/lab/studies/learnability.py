@@ -26,7 +26,7 @@ from fqgan.evaluation.likelihood import evaluate_likelihood
 from fqgan.evaluation.protocol import Evaluation, read_result
 from fqgan.evaluation.robustness import evaluate_codes
 from fqgan.lab.report.figures import require_matplotlib
-from fqgan.lab.studies.jobs import Job, cost_of, labelled
+from fqgan.lab.studies.jobs import Job, labelled, parameters_of
 from fqgan.lab.studies.learned import FEWEST, Codes, Learned, write
 from fqgan.lab.studies.plan import Line, Row, Study
 from fqgan.lab.studies.results import collect, known_columns
@@ -222,7 +222,7 @@ def _learned(
             scale = min(options.scales, key=lambda each: sum(distances[each]))
             job = next(job for job in jobs if job.row == row)
             found[name, width] = Learned(
-                cost_of(job, 1.0).parameters,
+                parameters_of(job),
                 [bits[row, seed] for seed in seeds],
                 distances[_UNGUIDED],
                 distances[scale],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +113,7 @@ def recipe(base: Run, levers: Sequence[Lever]) -> Study:
     orderings, lines = [], []
     kind, samplings = "tokenizer", [("", "", dict[str, Any]())]
     if not isinstance(base, TokenizerRunConfig):
-        own = {field.name: getattr(base.sampling, field.name) for field in dataclasses.fields(base.sampling)}
+        own = base.sampling.values
         kind = "generator"
         samplings = [("-unguided", "no guidance", {**own, "cfg_scale": (1.0,)}), ("-guided", "guidance", own)]
     for suffix, at, sampling in samplings:

@@ -18,7 +18,7 @@ from fqgan.evaluation.protocol import read_result
 from fqgan.lab.report.figures import require_matplotlib
 from fqgan.lab.studies import jobs as work
 from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
-from fqgan.lab.studies.jobs import Job, Protocol, check_measuring, cost_of, labelled, point_of
+from fqgan.lab.studies.jobs import Job, Protocol, check_measuring, cpu_seconds, labelled, parameters_of, point_of
 from fqgan.lab.studies.measurements import input_fingerprints, study_folder
 from fqgan.lab.studies.plan import Row, Run, Study, has_setting, load_rows, settings_of, value_at
 from fqgan.lab.studies.results import (
@@ -126,20 +126,20 @@ def report(study: Study, jobs: Sequence[Job], out: Path) -> list[Path]:
     shown = known_columns(networks, numbers.values(), marked)
     deciding = [column for column in shown if column.key.startswith(DRAWN)]
     seen = {line.name: point_of(job, line.fraction)["images_seen"] for job in jobs for line in job.lines}
-    costs = {(line.name, job.seed): cost_of(job, line.fraction) for job in jobs for line in job.lines}
+    took = {(line.name, job.seed): cpu_seconds(job, line.fraction) for job in jobs for line in job.lines}
+    sizes = {row: parameters_of(job) for row, job in {job.row: job for job in jobs}.items()}
     keys = sorted({key for scores in numbers.values() for key in scores})
     rows, data = [], list[list[object]]()
     for line in study.lines:
         scores = {seed: scores for (name, seed), scores in sorted(numbers.items()) if name == line.name}
         cells = [cell(column, [each.get(column.key, float("nan")) for each in scores.values()]) for column in shown]
         paper = [str(line.paper.get(key, "–")) for key in study.paper]
-        own = {seed: costs[line.name, seed] for seed in scores}
-        size = f"{next(iter(own.values())).parameters / 1e6:.2f}M"
-        seconds = cell(_SECONDS, [each.cpu_seconds for each in own.values()])
+        seconds = cell(_SECONDS, [took[line.name, seed] for seed in scores])
+        size = f"{sizes[line.row] / 1e6:.2f}M"
         rows.append([line.label, f"{seen[line.name]:,}", size, seconds, str(len(scores)), *cells, *paper])
         given = [line.paper.get(key, "") for key in study.paper]
         for seed, each in scores.items():
-            cost = [own[seed].parameters, own[seed].cpu_seconds]
+            cost = [sizes[line.row], took[line.name, seed]]
             data.append([line.name, seed, *cost, *(each.get(key, "") for key in keys), *given])
     headings = [*(column.heading for column in shown), *(f"paper: {heading}" for heading in study.paper.values())]
     table = Table(
