@@ -11,8 +11,8 @@ import tyro
 from fqgan.base.errors import UserError
 from fqgan.base.outputs import check_output
 from fqgan.config.devices import Device
-from fqgan.config.generator import SamplingConfig
 from fqgan.config.ranges import at_least
+from fqgan.config.sampling import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

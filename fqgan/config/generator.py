@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from fqgan.base.errors import UserError, brief
-from fqgan.base.schema import plain
+from fqgan.base.errors import UserError
 from fqgan.config.ranges import check_ranges, setting
+from fqgan.config.sampling import SamplingConfig
 from fqgan.config.training import OptimizerConfig, TrainConfig, check_run
 
 _LEVERS = (
@@ -16,12 +15,8 @@ _LEVERS = (
     "factor_order",
     "adaln",
     "target_positions",
+    "code_vectors",
 )  # settings that the released models don't know, and no file of theirs can hold
-Schedule = Literal["constant", "linear", "power-cosine"]
-"""How guidance grows over the positions."""
-_SCHEDULES = "constant, linear or power-cosine"
-_KINDS: dict[str, tuple[type, str]] = {"top_k": (numbers.Integral, "whole numbers"), "cfg_schedule": (str, _SCHEDULES)}
-_MOST = 1e6  # of scales, powers and temperatures: far above, products of float32 are infinite
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,11 @@ class GeneratorConfig:
     target_positions: bool = setting(False, rare=True)
     """Add to each input a learned embedding of the position whose codes are predicted from it, as other orders than
     raster need it (RAR, Yu et al. 2024)."""
+    code_vectors: bool = setting(False, rare=True)
+    """Add to the input and output rows of each code a learned linear map of its vector in the tokenizer, so that near
+    codes share what is learned (inputs as in RQ-Transformer, Lee et al. 2022)."""
+    code_dims: tuple[int, ...] = setting((), least=1, rare=True)
+    """Dimensions of these vectors. Empty: taken from the token store."""
     mlp_multiple: int = setting(256, least=1, most=2**24)
     """The hidden width of SwiGLU is 8/3 `width`, rounded up to a multiple of this number."""
     aggregation: bool = setting(True, rare=True)
@@ -85,6 +85,11 @@ class GeneratorConfig:
         return len(self.codebook_sizes)
 
     @property
+    def tables(self) -> list[tuple[int, int]]:
+        """Of each factor: number of codes, and dimension of the vectors by which they share rows, or 0."""
+        return list(zip(self.codebook_sizes, self.code_dims or [0] * self.num_factors, strict=True))
+
+    @property
     def order(self) -> tuple[int, ...]:
         """Numbers of the factors in the order in which the head predicts them."""
         return self.factor_order or tuple(range(self.num_factors))
@@ -107,11 +112,19 @@ class GeneratorConfig:
         """Hidden width of SwiGLU."""
         return -(-(8 * self.width // 3) // self.mlp_multiple) * self.mlp_multiple
 
-    def resolved(self, codebook_sizes: tuple[int, ...], grid: tuple[int, ...], num_classes: int) -> GeneratorConfig:
+    def resolved(
+        self, codebook_sizes: tuple[int, ...], grid: tuple[int, ...], num_classes: int, code_dims: tuple[int, ...] = ()
+    ) -> GeneratorConfig:
         """With what a token store says in place of what is left open; `UserError` where the two disagree. Without
         classes the generator is unconditional: it knows the null class only."""
-        for name, own, given in (("codebook_sizes", self.codebook_sizes, codebook_sizes), ("grid", self.grid, grid)):
-            if own and own != given:
+        code_dims = code_dims if self.code_vectors else ()
+        if self.code_vectors and not all(code_dims or (0,)):
+            raise UserError(
+                "model.code_vectors needs vectors of the codes, which a tokenizer by address lacks: leave it out"
+            )
+        known = {"codebook_sizes": codebook_sizes, "grid": grid, "code_dims": code_dims}
+        for name, given in known.items():
+            if (own := getattr(self, name)) and own != given:
                 values = " ".join(map(str, given))
                 raise UserError(
                     f"model.{name} is {' '.join(map(str, own))}, but the token store has {values}: leave it out, or "
@@ -122,7 +135,7 @@ class GeneratorConfig:
         if self.num_classes and self.num_classes < num_classes:
             raise UserError(f"model.num_classes is {self.num_classes}, but the token store has {num_classes} classes")
         classes = self.num_classes or num_classes
-        return replace(self, codebook_sizes=tuple(codebook_sizes), grid=tuple(grid), num_classes=classes)
+        return replace(self, **{name: tuple(given) for name, given in known.items()}, num_classes=classes)
 
     def check(self) -> None:
         """Raise `UserError` for an architecture that cannot be built. What is left open passes."""
@@ -153,108 +166,6 @@ class GeneratorConfig:
             raise UserError(f"model.legacy computes as the released models do, which have no model.{own[0]}: drop one")
         if self.kv_heads and self.heads % self.kv_heads:
             raise UserError(f"model.kv_heads {self.kv_heads} does not divide model.heads {self.heads}")
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How codes are drawn. A tuple has one value for all factors, or one for each."""
-
-    CHANGEABLE = True
-
-    cfg_scale: tuple[float, ...] = (2.0,)
-    """Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: none, at most
-    1,000,000. Without a class to guide towards, the default counts as 1."""
-    cfg_schedule: tuple[Schedule, ...] = ("constant",)
-    """How guidance grows over the positions: not at all, linearly from 1 to the scale (MUSE, Chang et al. 2023), or as
-    1 + (scale - 1) * (1 - cos(pi * progress^power)) / 2 (MDTv2, Gao et al. 2023)."""
-    cfg_power: tuple[float, ...] = (1.0,)
-    """Power of the power-cosine schedule; with a larger one guidance sets in later."""
-    cfg_interval: tuple[float, ...] = (0.0, 1.0)
-    """Interval of positions in which guidance acts, as two fractions of all positions, or two for each factor; outside
-    of it the scale is 1 (Kynkäänniemi et al. 2024, of diffusion models)."""
-    temperature: tuple[float, ...] = (1.0,)
-    """Number by which the logits are divided; below 1e-20 the most probable code is taken (greedy)."""
-    top_k: tuple[int, ...] = (0,)
-    """Draw from this many of the most probable codes only; 0: draw from all codes."""
-    top_p: tuple[float, ...] = (1.0,)
-    """Draw from the smallest set of most probable codes whose probabilities add up to at least this sum; 1: draw from
-    all codes."""
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """How codes are drawn, by name; of settings that hold more, too."""
-        return {each.name: getattr(self, each.name) for each in fields(SamplingConfig)}
-
-    @classmethod
-    def of(cls, **values: Any) -> SamplingConfig:
-        """From plain numbers or any sequences of them, also numpy's and torch's. `UserError` for unknown names."""
-        names = {each.name for each in fields(cls)}
-        for name in values.keys() - names:
-            raise UserError(f"unknown setting {name!r}: there are {', '.join(sorted(names))}")
-        return cls(**{name: plain(value, name in cls._tuples()) for name, value in values.items()})
-
-    @classmethod
-    def from_older(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """`schema`'s reading of files in which one schedule and one power were for all factors."""
-        single = [name for name in ("cfg_schedule", "cfg_power") if not isinstance(values.get(name, []), list | tuple)]
-        return {**values, **{name: [values[name]] for name in single}}
-
-    @classmethod
-    def _tuples(cls) -> set[str]:
-        return {each.name for each in fields(SamplingConfig) if str(each.type).startswith("tuple")}
-
-    def resolved(self, conditional: bool) -> SamplingConfig:
-        """As it is for images of classes. For images of none the default guidance becomes none, and any other raises
-        `UserError`."""
-        if conditional:
-            return self
-        if self.cfg_scale != SamplingConfig.cfg_scale and any(scale != 1 for scale in self.cfg_scale):
-            raise UserError("cfg_scale guides towards a class, and there is none here: leave it out")
-        return replace(self, cfg_scale=(1.0,))
-
-    def each(self, name: str, factors: int) -> tuple[Any, ...]:
-        """The values of a field, one for each factor."""
-        values = getattr(self, name)
-        return values * factors if len(values) == 1 else values
-
-    def intervals(self, factors: int) -> list[tuple[float, float]]:
-        """`cfg_interval` of each factor."""
-        bounds = self.cfg_interval * (1 if len(self.cfg_interval) > 2 else factors)
-        return list(zip(bounds[::2], bounds[1::2], strict=False))
-
-    def check(self, codebook_sizes: tuple[int, ...]) -> None:
-        """`UserError` for values that are impossible for these codebooks, or of another type."""
-        k = len(codebook_sizes)
-        for name in sorted(self._tuples()):
-            kind, word = _KINDS.get(name, (numbers.Real, "numbers"))
-            values = getattr(self, name)
-            if not isinstance(values, tuple) or any(isinstance(v, bool) or not isinstance(v, kind) for v in values):
-                raise UserError(f"{name} must be {word}, got {brief(values)}")
-        for schedule in self.cfg_schedule:
-            if schedule not in get_args(Schedule):
-                raise UserError(f"cfg_schedule must be {_SCHEDULES}, got {brief(schedule)}")
-        for name in sorted(self._tuples() - {"cfg_interval"}):
-            values = getattr(self, name)
-            if len(values) not in (1, k):
-                raise UserError(f"{name} needs one value, or one for each of the {k} factors, got {len(values)}")
-        for name, low, high in (
-            ("cfg_scale", 0, _MOST),
-            ("cfg_power", 0, _MOST),
-            ("temperature", 0, _MOST),
-            ("top_p", 0, 1),
-        ):
-            for value in getattr(self, name):
-                if not low <= value <= high or (name == "top_p" and not value):
-                    rule = "above 0 and at most 1" if name == "top_p" else f"at least 0 and at most {high:,.0f}"
-                    raise UserError(f"{name} must be {rule}, got {brief(value)}")
-        for i, size in enumerate(codebook_sizes):
-            top = self.each("top_k", k)[i]
-            if not 0 <= top <= size:
-                raise UserError(f"top_k {brief(top)} is impossible: factor {i} has {size} codes (0: all of them)")
-        bounds = self.cfg_interval
-        if len(bounds) not in (2, 2 * k) or any(not 0 <= a <= b <= 1 for a, b in self.intervals(k)):
-            rule = "two fractions 0 <= from <= to <= 1" + (f", or two for each of the {k} factors" if k > 1 else "")
-            raise UserError(f"cfg_interval must be {rule}, got {brief(bounds)}")
 
 
 @dataclass(frozen=True)
@@ -313,10 +224,12 @@ class GeneratorRunConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.05))
     train: GeneratorTrainConfig = field(default_factory=GeneratorTrainConfig)
 
-    def resolved(self, codebook_sizes: tuple[int, ...], grid: tuple[int, ...], num_classes: int) -> GeneratorRunConfig:
+    def resolved(
+        self, codebook_sizes: tuple[int, ...], grid: tuple[int, ...], num_classes: int, code_dims: tuple[int, ...] = ()
+    ) -> GeneratorRunConfig:
         """With what a token store says in place of what is left open, `unconditional` among it; `UserError` where the
         two disagree, and for sample grids that cannot be drawn."""
-        model = self.model.resolved(codebook_sizes, grid, 0 if self.unconditional else num_classes)
+        model = self.model.resolved(codebook_sizes, grid, 0 if self.unconditional else num_classes, code_dims)
         self.sampling.check(codebook_sizes)
         sampling = self.sampling.resolved(conditional=model.num_classes > 0)
         return replace(self, model=model, sampling=sampling, unconditional=not model.num_classes)

@@ -13,8 +13,8 @@ from fqgan.base.files import check_file
 from fqgan.base.outputs import check_output
 from fqgan.config.data import PictureOptions, SourceOptions
 from fqgan.config.devices import Device
-from fqgan.config.generator import SamplingConfig
 from fqgan.config.ranges import at_least
+from fqgan.config.sampling import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,6 +138,11 @@ class TokenStore:
         return [factor.name for factor in self._tokenizer_config.factors]
 
     @property
+    def code_dims(self) -> tuple[int, ...]:
+        """Dimensions of the codes' vectors; 0 where they are not known."""
+        return tuple(factor.code_dim for factor in self._tokenizer_config.factors)
+
+    @property
     def tokenizer_address(self) -> str:
         """Of the tokenizer of others that encoded, which no store carries; empty of one of this package."""
         config = self._tokenizer_config

@@ -10,7 +10,6 @@ from torch import Tensor
 from fqgan.base.errors import UserError
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.protocol import Tokenizer
-from fqgan.tokenizer.quantizers.base import as_rows
 from fqgan.tokenizer.quantizers.keeper import kmeans
 from fqgan.tokenizer.quantizers.nearest import nearest_codes
 
@@ -38,15 +37,17 @@ def code_clusters(tokenizer: Tokenizer, counts: Sequence[int], name: str) -> lis
     if len(counts) not in (1, k):
         raise UserError(f"train.clusters needs one number, or one for each of the {k} factors, got {len(counts)}")
     found = []
-    for factor, quantizer, count in zip(tokenizer.config.factors, tokenizer.quantizers, [*counts] * k, strict=False):
+    vectors = tokenizer.code_vectors()
+    for factor, quantizer, own, count in zip(
+        tokenizer.config.factors, tokenizer.quantizers, vectors, [*counts] * k, strict=False
+    ):
         if count > quantizer.codebook_size:
             raise UserError(
                 f"train.clusters {count} is impossible: factor {factor.name} of {name} has {quantizer.codebook_size} "
                 "codes"
             )
-        vectors = as_rows(quantizer.embed(torch.arange(quantizer.codebook_size)[None, None])).float()
         unit_length = quantizer.unit_length
         seed = torch.Generator().manual_seed(0)
-        centres = kmeans(vectors, count, _ITERATIONS, seed, unit_length=unit_length)
-        found.append(nearest_codes(vectors, centres, None if unit_length else -centres.square().sum(1) / 2))
+        centres = kmeans(own, count, _ITERATIONS, seed, unit_length=unit_length)
+        found.append(nearest_codes(own, centres, None if unit_length else -centres.square().sum(1) / 2))
     return found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fqgan.config import GeneratorConfig
 from fqgan.generator.cache import together
 from fqgan.generator.step import BlockStep, Norm, Product
+from fqgan.generator.tables import make_output
 from fqgan.generator.transformer import Block, RMSNorm, rotary_table
 
 Stepper = Callable[[int, Tensor, Mapping[int, Tensor]], Sequence[Tensor]]
@@ -25,7 +26,7 @@ class Head(nn.Module):
         super().__init__()
         self.config = config
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in config.codebook_sizes)
+        self.outputs = nn.ModuleList(make_output(*table, width) for table in config.tables)
         self.unknown: nn.Embedding | None = None
         """What stands for each factor's embedding while its code is not known, in heads that need it."""
 

@@ -13,7 +13,8 @@ from fqgan.config import GeneratorRunConfig
 from fqgan.data.tokens import TokenStore
 from fqgan.engine.checkpoint import check_fit
 from fqgan.engine.distributed import World
-from fqgan.generator.model import FAR, INITIAL_STD, load_generator
+from fqgan.generator.model import FAR, load_generator
+from fqgan.generator.tables import INITIAL_STD
 from fqgan.models.find import find
 
 

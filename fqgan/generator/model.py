@@ -19,11 +19,9 @@ from fqgan.generator.carrying import Carrying
 from fqgan.generator.cross_entropy import linear_cross_entropy, linear_log_likelihood
 from fqgan.generator.heads import HEADS, Head
 from fqgan.generator.sampler import Sampler
+from fqgan.generator.tables import INITIAL_STD, SharedRows, make_embedding, standardised
 from fqgan.generator.transformer import Block, Modulation, rotary_table
 from fqgan.models.find import Source
-
-INITIAL_STD = 0.02
-"""Standard deviation of the weights before training."""
 
 
 class GeneratorLoss(NamedTuple):
@@ -55,17 +53,26 @@ class FAR(Carrying):
             raise UserError("model.codebook_sizes and model.grid must be set: a token store has them")
         d = config.width
         self.class_embedding = nn.Embedding(config.num_classes + 1, d)
-        self.code_embeddings = nn.ModuleList(nn.Embedding(size, d) for size in config.codebook_sizes)
+        self.code_embeddings = nn.ModuleList(make_embedding(*table, d) for table in config.tables)
         self.target_embedding = nn.Embedding(config.num_positions, d) if config.target_positions else None
         self.aggregate = nn.Linear(config.num_factors * d, d) if config.aggregation else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, config.adaln) for _ in range(config.depth))
         self.head: Head = HEADS[config.head](config)
         self.apply(_initialize)
         for output in self.head.outputs:
-            nn.init.zeros_(output.weight)  # pyright: ignore[reportArgumentType]
+            if isinstance(output, nn.Linear):
+                nn.init.zeros_(output.weight)
         for module in self.modules():
             if isinstance(module, Modulation):
                 module.reset()
+
+    @torch.no_grad()
+    def set_code_vectors(self, vectors: Sequence[Tensor]) -> None:
+        """Take the vectors (K, D) of each factor's codes (`model.code_vectors`), standardised; none without them."""
+        for own, *tables in zip(vectors, self.code_embeddings, self.head.outputs, strict=bool(vectors)):
+            for table in tables:
+                assert isinstance(table, SharedRows)
+                table.vectors.copy_(standardised(own))
 
     @property
     def null_class(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fqgan.engine.speed import allow_forms
 from fqgan.generator.cache import KeyValueCache, Places
+from fqgan.generator.tables import SharedOutput
 from fqgan.generator.transformer import Block, modulated, rotate
 
 _PACK_ROWS = 4
@@ -35,8 +36,8 @@ class Product:
     @classmethod
     def of(cls, linear: nn.Module, dtype: torch.dtype) -> Product:
         """A linear layer's."""
-        assert isinstance(linear, nn.Linear)
-        return cls(linear.weight, linear.bias, dtype)
+        assert isinstance(linear, nn.Linear | SharedOutput)
+        return cls(linear.weight, getattr(linear, "bias", None), dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""

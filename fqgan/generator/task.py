@@ -41,6 +41,7 @@ from fqgan.generator.transformer import Block
 from fqgan.models.find import CARRIED
 from fqgan.tokenizer.foreign import is_foreign
 from fqgan.tokenizer.load import load_matching_tokenizer, load_tokenizer
+from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.pictures import save_picture
 from fqgan.tokenizer.protocol import Tokenizer
 
@@ -67,7 +68,8 @@ class LossFace(nn.Module):
 
 class GeneratorTask(Task):
     """One phase: the mean over factors of the cross-entropy, and with `train.cluster_weight` of that of clusters
-    (`clusters`: of each factor's codes, (K,) int64)."""
+    (`clusters`: of each factor's codes, (K,) int64). `vectors`: of each factor's codes, (K, D), for
+    `model.code_vectors`."""
 
     def __init__(
         self,
@@ -77,12 +79,14 @@ class GeneratorTask(Task):
         validation: TokenStore | None,
         init: FAR | None = None,
         clusters: Sequence[Tensor] = (),
+        vectors: Sequence[Tensor] = (),
     ):
         self.clusters = [each.to(world.device) for each in clusters]
         self.config, self.world, self.store, self.validation = config, world, store, validation
         self.names = store.factor_names
         torch.manual_seed(config.train.seed)
         model = FAR(config.model)
+        model.set_code_vectors(vectors)
         if init:
             model.load_state_dict(init.state_dict())
         self.blocks = [module for module in model.modules() if isinstance(module, Block)]
@@ -260,7 +264,7 @@ def train_generator(config: GeneratorRunConfig, path: Path, watch: Watch | None 
     with session(config.train) as world:
         store = _open(config.data, world)
         validation = TokenStore.open(config.validation) if config.validation else None
-        config = config.resolved(store.codebook_sizes, store.grid, store.num_classes)
+        config = config.resolved(store.codebook_sizes, store.grid, store.num_classes, store.code_dims)
         model = config.model
         if validation:
             _check_validation(store, validation, conditional=model.num_classes > 0)
@@ -269,12 +273,12 @@ def train_generator(config: GeneratorRunConfig, path: Path, watch: Watch | None 
         rows = model.num_positions * model.width * (1 if config.train.activation_checkpointing else model.depth)
         check_training(shape, config.optimizer, config.train, world, rows)
         run = RunFolder(path, config)
-        clusters = from_main(lambda: _clusters(config, store))
+        clusters, vectors = from_main(lambda: _of_codes(config, store))
         if config.unconditional and world.is_main:
             why = f"{store.name} has {store.num_classes} classes, left aside" if store.num_classes else "there are none"
             say(f"without classes ({why}): an unconditional generator")
         init = initial(config, store, _names(config, store), world) if config.init and run.fresh else None
-        task = GeneratorTask(config, world, store, validation, init, clusters)
+        task = GeneratorTask(config, world, store, validation, init, clusters, vectors)
         task.watch = watch
         train(task, run, world, len(store))
 
@@ -311,10 +315,14 @@ def _check_validation(store: TokenStore, validation: TokenStore, conditional: bo
         raise UserError(f"{validation.name} has other classes than {store.name}: labels would mean other things")
 
 
-def _clusters(config: GeneratorRunConfig, store: TokenStore) -> list[Tensor]:
-    """Of each factor's codes, where the loss needs them. The tokenizer is looked at in any case."""
+def _of_codes(config: GeneratorRunConfig, store: TokenStore) -> tuple[list[Tensor], list[Tensor]]:
+    """Clusters and vectors of each factor's codes, where they are needed. The tokenizer is looked at in any case."""
     tokenizer = _tokenizer_of(config, store)
-    return code_clusters(tokenizer, config.train.clusters, store.name) if config.train.cluster_weight else []
+    clusters = code_clusters(tokenizer, config.train.clusters, store.name) if config.train.cluster_weight else []
+    if not config.model.code_vectors:
+        return clusters, []
+    assert isinstance(tokenizer, FactorizedTokenizer), "others have no vectors, which `resolved` refuses"
+    return clusters, tokenizer.code_vectors()
 
 
 def _tokenizer_of(config: GeneratorRunConfig, store: TokenStore) -> Tokenizer:

@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from fqgan.base.errors import UserError, brief
 from fqgan.base.schema import did_you_mean
 from fqgan.config import SamplingConfig
-from fqgan.config.generator import Schedule
+from fqgan.config.sampling import Schedule
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is none
 

@@ -17,7 +17,6 @@ from fqgan.models.hub import SPLIT
 from fqgan.tokenizer.foreign import ForeignTokenizer
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.protocol import needed_codes
-from fqgan.tokenizer.quantizers.base import as_rows
 
 
 class SplitTokenizer(ForeignTokenizer):
@@ -45,7 +44,7 @@ class SplitTokenizer(ForeignTokenizer):
         self.codebook_sizes = tuple(each for factor in digits for each in factor)
         if len(self.codebook_sizes) > MOST_FACTORS:
             raise UserError(f"{address} would make {len(self.codebook_sizes)} factors, more than {MOST_FACTORS}")
-        self._digits, self._orders = digits, [_order(tokenizer, i) for i in range(len(digits))]
+        self._digits, self._orders = digits, _orders(tokenizer)
         layout, factors = tokenizer.config, list[FactorConfig]()
         for factor, sizes in zip(layout.factors, digits, strict=True):
             names = [factor.name] if len(sizes) == 1 else [f"{factor.name} {i}" for i in range(len(sizes))]
@@ -125,11 +124,9 @@ def _digits(codes: int, size: int, address: str) -> tuple[int, ...]:
     return (rest, *digits) if rest > 1 or not digits else tuple(digits)
 
 
-def _order(tokenizer: FactorizedTokenizer | ForeignTokenizer, factor: int) -> Tensor:
-    """(K,) codes of a factor as they are counted."""
-    codes = torch.arange(tokenizer.codebook_sizes[factor], device=tokenizer.device)
-    if not isinstance(tokenizer, FactorizedTokenizer):
-        return codes  # their vectors are not known
-    with torch.no_grad():
-        vectors = as_rows(tokenizer.quantizers[factor].embed(codes[None, None]))
-    return codes[torch.from_numpy(near_order(vectors.float().cpu().numpy())).to(codes.device)]
+def _orders(tokenizer: FactorizedTokenizer | ForeignTokenizer) -> list[Tensor]:
+    """(K,) codes of each factor as they are counted."""
+    if isinstance(tokenizer, FactorizedTokenizer):
+        orders = (near_order(vectors.cpu().numpy()) for vectors in tokenizer.code_vectors())
+        return [torch.from_numpy(order).to(tokenizer.device) for order in orders]
+    return [torch.arange(size, device=tokenizer.device) for size in tokenizer.codebook_sizes]  # no vectors are known

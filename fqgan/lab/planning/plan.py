@@ -195,12 +195,13 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, int]:
     named_set = _known(config.data)
     if named_set is None:
         store = TokenStore.open(config.data)
-        return config.resolved(store.codebook_sizes, store.grid, store.num_classes), len(store)
+        return config.resolved(store.codebook_sizes, store.grid, store.num_classes, store.code_dims), len(store)
     images, classes = named_set
     tokenizer = named(PRESETS, config.tokenizer or "dual-ds16").model
     sizes = config.model.codebook_sizes or tuple(factor.codebook_size for factor in tokenizer.factors)
     grid = config.model.grid or (tokenizer.grid, tokenizer.grid)
-    return config.resolved(sizes, grid, config.model.num_classes or classes), images
+    dims = tuple(factor.code_dim for factor in tokenizer.factors)
+    return config.resolved(sizes, grid, config.model.num_classes or classes, dims), images
 
 
 def _known(name: str) -> tuple[int, int] | None:

@@ -64,7 +64,6 @@ TOKENIZER_LEVERS = (
         {"model.factors.1.spatial_teacher": "efficientnet-lite0:stage4@32", "loss.spatial_weight": 0.1},
         kept=False,
     ),
-    Lever("ema", "moving average of the weights", {"train.ema_decay": 0.98}, kept=False),
     Lever("frozen", "discriminator on frozen features, DiffAug", _FROZEN, kept=False),
 )
 GENERATOR_PRESETS = {
@@ -73,6 +72,7 @@ GENERATOR_PRESETS = {
 }
 GENERATOR_LEVERS = (
     Lever("muon", "Muon", {"optimizer.kind": "muon", "optimizer.lr": 3e-3}),
+    Lever("vectors", "rows that near codes share", {"model.code_vectors": True}),
     # a third more processor time each, and no gain alone
     Lever("qk-norm", "QK-norm", {"model.qk_norm": True}, kept=False),
     Lever("batch", "half of the batch", {"train.batch": 32}, kept=False),
@@ -86,7 +86,6 @@ GENERATOR_LEVERS = (
         "clusters", "cross-entropy over 64 clusters", {"train.cluster_weight": 0.3, "train.clusters": (64,)}, kept=False
     ),
     Lever("masked", "masked head", {"model.head": "masked"}, kept=False),
-    Lever("ema", "moving average of the weights", {"train.ema_decay": 0.98}, kept=False),
 )
 
 
