@@ -1,5 +1,8 @@
 """Small tokenizers of others, the text of a module."""
 
+LEARNER = """train-generator far-tiny --data store --run run --train.steps 2 --train.batch 2 --train.device cpu
+    --model.width 32 --model.depth 1 --model.heads 2 --model.mlp-multiple 16 --model.head-depth 1"""
+"""The command of a tiny generator on the codes of a store."""
 TOY = '''
 import torch
 import torch.nn.functional as F

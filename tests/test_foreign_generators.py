@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from foreign import TOY
+from foreign import LEARNER, TOY
 from sets import write_pictures
 
 import fqgan
@@ -24,22 +24,8 @@ def run_generator(home: Path, *more: str) -> list[str]:
     """A tiny one on the codes of `two`."""
     if not (home / "store").exists():
         assert main(["extract", "py:toys.py:two", "--data", "small", "--out", "store", "--workers", "0"]) == 0
-    argv = [
-        "train-generator",
-        "far-tiny",
-        "--data",
-        "store",
-        "--run",
-        "run",
-        "--train.steps",
-        "2",
-        "--train.batch",
-        "2",
-    ]
-    shape = {"width": 32, "depth": 1, "heads": 2, "mlp_multiple": 16, "head_depth": 1}
-    argv += [word for name, value in shape.items() for word in (f"--model.{name}", str(value))]
-    argv += ["--train.batch", "2"]
-    return [*argv, "--train.image-every", "1", "--train.sample-images", "4", "--train.device", "cpu", *more]
+    argv = LEARNER.split()
+    return [*argv, "--train.image-every", "1", "--train.sample-images", "4", *more]
 
 
 def test_a_generator_learns_codes_of_others_and_they_decode_its_pictures(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreign import LEARNER
 
 import fqgan
 from fqgan.base.errors import UserError
@@ -132,21 +133,7 @@ def test_codes_of_others_are_split_as_they_are_counted(toys: Path) -> None:
 def test_a_generator_learns_and_draws_sub_codes(toys: Path, refused: Refused) -> None:
     address = "split:4:py:toys.py:grey"
     assert main(["extract", address, "--data", "small", "--out", "store", "--workers", "0"]) == 0
-    argv = [
-        "train-generator",
-        "far-tiny",
-        "--data",
-        "store",
-        "--run",
-        "run",
-        "--train.steps",
-        "1",
-        "--train.batch",
-        "2",
-        "--train.device",
-        "cpu",
-    ]
-    argv += ["--model.width", "32", "--model.depth", "1", "--model.heads", "2"]
+    argv = LEARNER.split()
     assert f"add --tokenizer {address}" in refused(*argv)
     assert main([*argv, "--tokenizer", address]) == 0
     generator = fqgan.load_generator("run", tokenizer=address)
