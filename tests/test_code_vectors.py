@@ -126,7 +126,7 @@ def test_codes_without_known_vectors_are_refused(toys: Path, refused: Refused) -
     assert main(["extract", "py:toys.py:two", "--data", "small", "--out", "store", "--workers", "0"]) == 0
     argv = ["train-generator", "far-tiny", "--data", "store", "--tokenizer", "py:toys.py:two", "--run", "run"]
     argv.append("--model.code-vectors")
-    assert "model.code_vectors needs vectors of the codes, which a tokenizer by address lacks" in refused(*argv)
+    assert "which a tokenizer by address lacks: add --model.no-code-vectors" in refused(*argv)
     assert not Path("run").exists()
     with pytest.raises(UserError, match=r"model\.code_vectors needs"):
         replace(TINY, code_vectors=True).resolved(TINY.codebook_sizes, (3, 4), 6)

@@ -94,7 +94,7 @@ def test_an_unknown_preset_names_the_nearest() -> None:
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", GENERATOR_PRESETS)
 def test_a_generator_preset_builds_for_any_number_of_factors(name: str, k: int) -> None:
-    config = get_generator(name).model.resolved((64,) * k, (4, 8), 10)
+    config = get_generator(name).model.resolved((64,) * k, (4, 8), 10, (4,) * k)
     with torch.device("meta"):
         assert FAR(config).config.num_factors == k
 

@@ -120,7 +120,8 @@ class GeneratorConfig:
         code_dims = code_dims if self.code_vectors else ()
         if self.code_vectors and not all(code_dims or (0,)):
             raise UserError(
-                "model.code_vectors needs vectors of the codes, which a tokenizer by address lacks: leave it out"
+                "model.code_vectors needs vectors of the codes, which a tokenizer by address lacks: add "
+                "--model.no-code-vectors"
             )
         known = {"codebook_sizes": codebook_sizes, "grid": grid, "code_dims": code_dims}
         for name, given in known.items():

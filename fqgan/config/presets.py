@@ -146,11 +146,11 @@ FAR_SMALL = child(
     train={"batch": 64, "ema_decay": 0.99},
 )
 FAR_TINY = child(FAR_SMALL, model={"width": 128, "depth": 4, "heads": 2})
+# what gained in docs/results.md (the recipe of a generator)
+FAR_TINY_NEXT = child(FAR_TINY, model={"dropout": 0.0, "code_vectors": True}, optimizer={"kind": "muon", "lr": 3e-3})
 # For the codes of `photos-dual`: minutes on two CPU cores (LOG.md).
 FAR_PHOTOS = child(
-    FAR_TINY,
-    model={"dropout": 0.0},
-    optimizer={"kind": "muon", "lr": 3e-3},
+    FAR_TINY_NEXT,
     sampling={"temperature": (0.8,)},
     train={
         "steps": 1300,
@@ -165,6 +165,7 @@ FAR_PHOTOS = child(
 GENERATOR_PRESETS = {
     "far-photos": FAR_PHOTOS,
     "far-tiny": FAR_TINY,
+    "far-tiny-next": FAR_TINY_NEXT,
     "far-small": FAR_SMALL,
     "far-base": FAR_BASE,
     "far-large": FAR_LARGE,

@@ -73,12 +73,12 @@ GENERATOR_PRESETS = {
 GENERATOR_LEVERS = (
     Lever("muon", "Muon", {"optimizer.kind": "muon", "optimizer.lr": 3e-3}),
     Lever("vectors", "rows that near codes share", {"model.code_vectors": True}),
+    Lever("dropout", "no dropout", {"model.dropout": 0.0}),
     # a third more processor time each, and no gain alone
     Lever("qk-norm", "QK-norm", {"model.qk_norm": True}, kept=False),
     Lever("batch", "half of the batch", {"train.batch": 32}, kept=False),
     Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}, kept=False),
     Lever("cooldown", "rate that falls in the last fifth", {"optimizer.schedule": "cooldown"}, kept=False),
-    Lever("dropout", "no dropout", {"model.dropout": 0.0}, kept=False),
     Lever(
         "orders", "random orders first", {"train.random_order": (0.5, 0.75), "model.target_positions": True}, kept=False
     ),
