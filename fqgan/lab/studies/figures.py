@@ -22,6 +22,7 @@ PANEL = (3.3, 2.5)
 """Inches of a chart."""
 LABELS, WIDEST = 1.6, 38
 """Inches left for the names of rows, and their characters in a line."""
+_LEGEND_INSIDE = 5  # lines whose names still leave room for the lines
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ def write_curves(folder: Path, panels: Sequence[Panel], x_label: str) -> list[Pa
             place.set_ylabel(panel.title.replace(", ", ",\n", 1))
             place.set_xlabel(x_label)
             place.locator_params(axis="x", nbins=5)  # numbers of images are wide
-        axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+        if max(len(panel.series) for panel in panels) > _LEGEND_INSIDE:
+            axes[-1].legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5))
+        else:
+            axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
     return files
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, linear_regression
 
-from fqgan.lab.studies.figures import Panel, Series, write_curves
+from fqgan.lab.studies.figures import Panel, Series, write_curves, write_dots
 from fqgan.lab.studies.results import Column, cell
 from fqgan.lab.studies.settings import LearnabilityOptions
 from fqgan.lab.studies.tables import Table, markdown
@@ -84,6 +84,8 @@ def write(
         for title, field in (("bits an image", "bits"), (f"{label}, unguided", "unguided"))
     ]
     table = Table("Learnability of codes", head, rows, keys, data, notes)
+    if len(options.widths) < _FEWEST_SIZES:
+        return [*table.write(options.out), *write_dots(options.out, panels)]
     return [*table.write(options.out), *write_curves(options.out, panels, "parameters (million)")]
 
 
