@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import Any
 
@@ -17,6 +18,7 @@ from fqgan.models.hub import SPLIT
 from fqgan.tokenizer.foreign import ForeignTokenizer
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.protocol import needed_codes
+from fqgan.tokenizer.quantizers.base import as_rows
 
 
 class SplitTokenizer(ForeignTokenizer):
@@ -44,7 +46,8 @@ class SplitTokenizer(ForeignTokenizer):
         self.codebook_sizes = tuple(each for factor in digits for each in factor)
         if len(self.codebook_sizes) > MOST_FACTORS:
             raise UserError(f"{address} would make {len(self.codebook_sizes)} factors, more than {MOST_FACTORS}")
-        self._digits, self._orders = digits, _orders(tokenizer)
+        self._digits, self._orders = digits, [_order(tokenizer, i, len(sizes) > 1) for i, sizes in enumerate(digits)]
+        self._places = [order.argsort() for order in self._orders]
         layout, factors = tokenizer.config, list[FactorConfig]()
         for factor, sizes in zip(layout.factors, digits, strict=True):
             names = [factor.name] if len(sizes) == 1 else [f"{factor.name} {i}" for i in range(len(sizes))]
@@ -57,11 +60,9 @@ class SplitTokenizer(ForeignTokenizer):
     def encode(self, images: Numbers, *, values: bool = True) -> Tensor:
         """Sub-codes (b, k', H/f, W/f) int64 of images (b, 3, H, W)."""
         found = list[Tensor]()
-        for codes, sizes, order in zip(
-            self.inner.encode(images, values=values).unbind(1), self._digits, self._orders, strict=True
-        ):
-            places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-            rest, digits = places[codes], list[Tensor]()
+        codes = self.inner.encode(images, values=values)
+        for own, sizes, places in zip(codes.unbind(1), self._digits, self._places, strict=True):
+            rest, digits = places[own], list[Tensor]()
             for size in reversed(sizes):
                 digits.append(rest % size)
                 rest = rest // size
@@ -69,8 +70,8 @@ class SplitTokenizer(ForeignTokenizer):
         return torch.stack(found, 1)
 
     def decode(self, codes: Numbers, keep: Any = None, *, values: bool = True) -> Tensor:
-        """Images (b, 3, H, W), not clipped, of sub-codes (b, k', h, w). `UserError` where factors
-        are asked for alone."""
+        """Images (b, 3, H, W), not clipped, of sub-codes (b, k', h, w). `UserError` where factors are
+        asked for alone."""
         self._refuse_alone(keep)
         digits, found = list(self.check_codes(codes).unbind(1)), list[Tensor]()
         for sizes, order in zip(self._digits, self._orders, strict=True):
@@ -124,9 +125,13 @@ def _digits(codes: int, size: int, address: str) -> tuple[int, ...]:
     return (rest, *digits) if rest > 1 or not digits else tuple(digits)
 
 
-def _orders(tokenizer: FactorizedTokenizer | ForeignTokenizer) -> list[Tensor]:
-    """(K,) codes of each factor as they are counted."""
-    if isinstance(tokenizer, FactorizedTokenizer):
-        orders = (near_order(vectors.cpu().numpy()) for vectors in tokenizer.code_vectors())
-        return [torch.from_numpy(order).to(tokenizer.device) for order in orders]
-    return [torch.arange(size, device=tokenizer.device) for size in tokenizer.codebook_sizes]  # no vectors are known
+def _order(tokenizer: FactorizedTokenizer | ForeignTokenizer, factor: int, split: bool) -> Tensor:
+    """(K,) codes of a factor as they are counted."""
+    codes = torch.arange(tokenizer.codebook_sizes[factor], device=tokenizer.device)
+    if not split or not isinstance(tokenizer, FactorizedTokenizer):
+        return codes  # as they are, and others have no vectors that are known
+    # in float64, which tells near values apart alike on all machines
+    quantizer = copy.deepcopy(tokenizer.quantizers[factor]).double()
+    with torch.no_grad():
+        vectors = as_rows(quantizer.embed(codes[None, None]))
+    return torch.from_numpy(near_order(vectors.cpu().numpy())).to(codes.device)
