@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -178,9 +179,35 @@ def test_evaluation_limit_and_ranks(limit: int, world: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+STREAM: dict[str, Any] = {
+    "size": 32,
+    "seed": 0,
+    "batch": 2,
+    "micro_batch": 2,
+    "rank": 0,
+    "world": 1,
+    "start_step": 0,
+}
+
+
+def test_batches_that_go_as_garbage_end_their_workers() -> None:
+    """A cycle of references goes by the garbage collector, which may close the queues first."""
+    cycle: list[Any] = [training_batches(Noise([20]), DataConfig(workers=2), **STREAM)]
+    next(cycle[0])
+    cycle.append(cycle)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    del cycle
+    began = time.monotonic()
+    gc.collect()
+    for worker in workers:
+        worker.join(5)
+        assert not worker.is_alive()
+    assert time.monotonic() - began < 4, "at once, not after the loader's patience of 5 seconds"
+
+
 def test_closing_ends_the_workers() -> None:
-    arguments = {"size": 32, "seed": 0, "batch": 2, "micro_batch": 2, "rank": 0, "world": 1, "start_step": 0}
-    stream = training_batches(Noise([20]), DataConfig(workers=2), **arguments)
+    stream = training_batches(Noise([20]), DataConfig(workers=2), **STREAM)
     next(stream)
     assert len(multiprocessing.active_children()) == 2
     stream.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import threading
@@ -43,7 +42,10 @@ class Batches(Iterator[T]):
 
     def __init__(self, batches: Iterator[Loaded]) -> None:
         self._batches = batches
-        _open_batches.add(self)
+        # Not left to the loader's iterator: where it goes in a cycle of garbage, the queues to its workers are closed
+        # before its last word to them, and at exit multiprocessing would send SIGTERM, which they block, and wait for
+        # them without end. This holds the iterator until it has ended them, at the latest at exit.
+        self._end = weakref.finalize(self, _end_workers, batches, os.getpid())
 
     def __next__(self) -> T:
         while True:
@@ -67,13 +69,16 @@ class Batches(Iterator[T]):
                 return batch
 
     def close(self) -> None:
-        batches, self._batches = self._batches, iter(())
-        # the loader's iterator would do so when it goes, but the traceback of an error of a worker holds it
-        getattr(batches, "_shutdown_workers", lambda: None)()
+        self._batches = iter(())
+        self._end()
 
 
-_open_batches: weakref.WeakSet[Batches[Any]] = weakref.WeakSet()
 _named: set[str] = set()
+
+
+def _end_workers(batches: Iterator[Loaded], owner: int) -> None:
+    if os.getpid() == owner:  # a worker of another loader has a copy, whose processes are not its own
+        getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 def load(read: Read, keys: Iterable[list[Any]], workers: int, pin_memory: bool) -> Batches[Any]:
@@ -171,10 +176,3 @@ def _tells_of_a_dead_worker(error: Exception) -> bool:
     if "Caught" in str(error):
         return False
     return "DataLoader worker" in str(error) or isinstance(error, ConnectionError | EOFError | FileNotFoundError)
-
-
-@atexit.register
-def _close_all() -> None:
-    # at exit, multiprocessing would send SIGTERM to workers still running and wait for them without end
-    for batches in list(_open_batches):
-        batches.close()

@@ -83,6 +83,12 @@ class Trainer:
         if start >= self.steps:
             return
         batches = self.task.batches(start)
+        try:
+            self._steps(start, batches, log)
+        finally:  # worker processes end now, not when the last reference goes
+            getattr(batches, "close", lambda: None)()
+
+    def _steps(self, start: int, batches: Iterator[Any], log: Log) -> None:
         for step in range(start, self.steps):
             self.optimize(step, batches)
             self.done = done = step + 1
