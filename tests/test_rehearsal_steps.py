@@ -6,6 +6,7 @@ one, is seen; and on fake tensors of `cuda`, where copies are seen too, gradient
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from stores import make_store
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fqgan
 from fqgan.classifier.training import ClassifierTask
 from fqgan.config import ClassifierRunConfig, DataConfig, GeneratorRunConfig, TokenizerRunConfig, presets
 from fqgan.config.presets import child
@@ -37,6 +39,8 @@ from fqgan.generator.task import GeneratorTask, train_generator
 from fqgan.nets.architectures import blank_networks
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.task import TokenizerTask, train_tokenizer
+
+HOME = f"{Path(fqgan.__file__).parent}{os.sep}"  # a clone may lie in a folder of the same name
 
 pytest.importorskip("timm")
 
@@ -70,7 +74,7 @@ class ValuesAsked(TorchDispatchMode):
             else []
         )
         if func in WAITING or any(each.dtype in (torch.bool, torch.uint8) for each in indices):
-            own = [frame.name for frame in traceback.extract_stack() if "/fqgan/" in frame.filename]
+            own = [frame.name for frame in traceback.extract_stack() if frame.filename.startswith(HOME)]
             self.by.append(own[-1] if own else "torch")
         return func(*args, **(kwargs or {}))
 

@@ -33,6 +33,7 @@ TOKENIZER_PRESETS = {
 _REGULARISERS = ("disentangle", "representation")
 _FROZEN: dict[str, Any] = {
     "discriminator.kind": "frozen",
+    "discriminator.layers": 3,
     "discriminator.backbone": "efficientnet-lite0@32",
     "discriminator.augment": ("colour", "translation", "cutout"),
     "discriminator.weight": 0.2,
