@@ -14,7 +14,7 @@ class ForeignConfig:
     of the tokenizer."""
 
     address: str
-    """`py:module:function`, `py:file.py:function` or `diffusers:folder-or-id`."""
+    """`py:module:function`, `py:file.py:function`, `diffusers:folder-or-id` or `split:SIZE:TOKENIZER`."""
     image_size: int = 256
     downsampling: int = 1
     factors: tuple[FactorConfig, ...] = ()

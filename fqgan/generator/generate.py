@@ -176,7 +176,7 @@ def _pictures(generator: FAR, folder: SampleFolder, batches: Iterable[range], gi
     with ThreadPoolExecutor(1) as pool:
         for batch in batches:
             sampler = sampler or generator.sampler(
-                settings.batch, grid=settings.grid or None, **vars(settings.sampling)
+                settings.batch, grid=settings.grid or None, **settings.sampling.values
             )
             rows = None if given is None else given[[i % len(given) for i in batch]]
             mask = None if rows is None else rows >= 0

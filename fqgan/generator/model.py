@@ -68,8 +68,8 @@ class FAR(Carrying):
 
     @torch.no_grad()
     def set_code_vectors(self, vectors: Sequence[Tensor]) -> None:
-        """Take the vectors (K, D) of each factor's codes (`model.code_vectors`), standardised; none without them."""
-        for own, *tables in zip(vectors, self.code_embeddings, self.head.outputs, strict=bool(vectors)):
+        """Take the vectors (K, D) of each factor's codes (`model.code_vectors`), standardised."""
+        for own, *tables in zip(vectors, self.code_embeddings, self.head.outputs, strict=True):
             for table in tables:
                 assert isinstance(table, SharedRows)
                 table.vectors.copy_(standardised(own))

@@ -86,7 +86,8 @@ class GeneratorTask(Task):
         self.names = store.factor_names
         torch.manual_seed(config.train.seed)
         model = FAR(config.model)
-        model.set_code_vectors(vectors)
+        if vectors:
+            model.set_code_vectors(vectors)
         if init:
             model.load_state_dict(init.state_dict())
         self.blocks = [module for module in model.modules() if isinstance(module, Block)]

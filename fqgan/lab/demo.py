@@ -74,7 +74,7 @@ def demo(settings: DemoSettings, world: World) -> Demo:
     labels = torch.arange(classes).repeat_interleave(settings.num)
     sampling = schema.load(GeneratorRunConfig, settings.generator / "config.json").sampling
     with torch.inference_mode():
-        samples = tokenizer.decode(generator.sampler(len(labels), **vars(sampling))(labels, settings.seed))
+        samples = tokenizer.decode(generator.sampler(len(labels), **sampling.values)(labels, settings.seed))
     seconds = time.monotonic() - began
     made = Demo(
         reconstructions=pictures[0],
@@ -85,7 +85,7 @@ def demo(settings: DemoSettings, world: World) -> Demo:
         seconds=seconds,
     )
     make_folder(settings.out)
-    known = {"run": str(settings.run), "seed": settings.seed, "sampling": vars(sampling), "psnr": made.psnr}
+    known = {"run": str(settings.run), "seed": settings.seed, "sampling": sampling.values, "psnr": made.psnr}
     write_text(facts, json.dumps({"demo": known}, indent=2) + "\n")
     save_picture(labelled_rows([images, *reconstructed], made.rows), pictures[0])
     save_picture(labelled_rows(list(samples.split(settings.num)), generator.label_names), pictures[1])

@@ -262,7 +262,7 @@ def score_generator(
     }
     evaluation = {
         "reference": f"{len(chosen)} training crops of {size} pixels",
-        "sampling": vars(config.sampling),
+        "sampling": config.sampling.values,
         **score_sets(sets, reference, network, classes, device),
     }
     shown = [normalize(samples[label::classes][:SHOWN_SAMPLES]) for label in range(classes)]

@@ -18,7 +18,7 @@ from fqgan.tokenizer.branch import Adapter, Branch, FeaturePredictionHead, Spati
 from fqgan.tokenizer.compositions import Composition, make_composition
 from fqgan.tokenizer.protocol import check_sides
 from fqgan.tokenizer.quantizers import make_quantizer
-from fqgan.tokenizer.quantizers.base import Quantized, Quantizer, as_rows
+from fqgan.tokenizer.quantizers.base import Quantized, Quantizer
 
 Change = Callable[[list[Tensor], list[Quantized], list[Quantizer]], list[Tensor]]
 """What training changes of the k vectors (b, d, h, w) before they are decoded (`fqgan.tokenizer.perturb`)."""
@@ -93,8 +93,7 @@ class FactorizedTokenizer(Pretrained):
     @torch.no_grad()
     def code_vectors(self) -> list[Tensor]:
         """(K, D) float32 vectors of each factor's codes, those that the decoder gets."""
-        every = (torch.arange(size, device=self.device)[None, None] for size in self.codebook_sizes)
-        return [as_rows(q.embed(codes)).float() for q, codes in zip(self.quantizers, every, strict=True)]
+        return [quantizer.vectors(self.device).float() for quantizer in self.quantizers]
 
     @property
     def quantizers(self) -> list[Quantizer]:

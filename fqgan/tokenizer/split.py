@@ -18,7 +18,6 @@ from fqgan.models.hub import SPLIT
 from fqgan.tokenizer.foreign import ForeignTokenizer
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.protocol import needed_codes
-from fqgan.tokenizer.quantizers.base import as_rows
 
 
 class SplitTokenizer(ForeignTokenizer):
@@ -127,11 +126,10 @@ def _digits(codes: int, size: int, address: str) -> tuple[int, ...]:
 
 def _order(tokenizer: FactorizedTokenizer | ForeignTokenizer, factor: int, split: bool) -> Tensor:
     """(K,) codes of a factor as they are counted."""
-    codes = torch.arange(tokenizer.codebook_sizes[factor], device=tokenizer.device)
-    if not split or not isinstance(tokenizer, FactorizedTokenizer):
-        return codes  # as they are, and others have no vectors that are known
+    if not split or not isinstance(tokenizer, FactorizedTokenizer):  # others have no vectors that are known
+        return torch.arange(tokenizer.codebook_sizes[factor], device=tokenizer.device)
     # in float64, which tells near values apart alike on all machines
     quantizer = copy.deepcopy(tokenizer.quantizers[factor]).double()
     with torch.no_grad():
-        vectors = as_rows(quantizer.embed(codes[None, None]))
-    return torch.from_numpy(near_order(vectors.cpu().numpy())).to(codes.device)
+        vectors = quantizer.vectors(tokenizer.device)
+    return torch.from_numpy(near_order(vectors.cpu().numpy())).to(tokenizer.device)

@@ -42,14 +42,17 @@ _FROZEN: dict[str, Any] = {
     "discriminator.warmup_steps": 100,
     "discriminator.channels": 32,
 }
+_RATES = (
+    Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}, kept=False),
+    Lever("cooldown", "rate that falls in the last fifth", {"optimizer.schedule": "cooldown"}, kept=False),
+)
 TOKENIZER_LEVERS = (
     Lever("muon", "Muon", {"optimizer.kind": "muon", "optimizer.lr": 3e-3}),
     Lever("weights", "regularisers' weights 0.02", {f"loss.{each}_weight": 0.02 for each in _REGULARISERS}),
     # pays for the smaller batch: the teacher then shares the perceptual distance's pass
     Lever("teacher", "teacher at 32 pixels", {"model.factors.1.teacher": "efficientnet-lite0@32"}),
     Lever("batch", "half of the batch", {"train.batch": 32}),
-    Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}, kept=False),
-    Lever("cooldown", "rate that falls in the last fifth", {"optimizer.schedule": "cooldown"}, kept=False),
+    *_RATES,
     Lever("rotation", "rotation trick", {"quantizer.gradient": "rotation"}, kept=False),
     Lever("perturb", "a tenth of the codes decoded as near ones", {"latent.perturb_share": 0.1}, kept=False),
     Lever("mask", "a fifth of the images decoded from their first factor", {"latent.mask_share": 0.2}, kept=False),
@@ -78,8 +81,7 @@ GENERATOR_LEVERS = (
     # a third more processor time each, and no gain alone
     Lever("qk-norm", "QK-norm", {"model.qk_norm": True}, kept=False),
     Lever("batch", "half of the batch", {"train.batch": 32}, kept=False),
-    Lever("cosine", "cosine rate", {"optimizer.schedule": "cosine"}, kept=False),
-    Lever("cooldown", "rate that falls in the last fifth", {"optimizer.schedule": "cooldown"}, kept=False),
+    *_RATES,
     Lever(
         "orders", "random orders first", {"train.random_order": (0.5, 0.75), "model.target_positions": True}, kept=False
     ),
@@ -104,7 +106,8 @@ def recipe(base: Run, levers: Sequence[Lever]) -> Study:
         together = {key: value for lever in kept for key, value in lever.changes.items()}
         rows.append(Row("next", "paper", together, label="together"))
     if kept:
-        best = rows[-1] if len(kept) > 1 else next(row for row in rows if row.name == kept[0].name)
+        named = {row.name: row for row in rows}
+        best = named.get("next") or named[kept[0].name]
         rows += [
             Row(f"{best.name}-{each.name}", best.name, each.changes, label=f"{best.label} + {each.label}")
             for each in others

@@ -143,6 +143,10 @@ class Quantizer(nn.Module):
     def embed(self, codes: Tensor) -> Tensor:
         """(b, D, h, w) vectors of (b, h, w) codes: those that `forward` decodes."""
 
+    def vectors(self, device: torch.device) -> Tensor:
+        """(K, D) vectors of all codes."""
+        return as_rows(self.embed(torch.arange(self.codebook_size, device=device)[None, None]))
+
     def encode(self, z: Tensor) -> Tensor:
         """Codes (b, h, w) of (b, D, h, w) features."""
         return self(z).codes
@@ -151,8 +155,7 @@ class Quantizer(nn.Module):
         """One of the nearest `neighbours` other codes for each of (N,) codes, by Euclidean distance of their vectors.
 
         Drawn from torch's generator, which training seeds by (seed, rank, step)."""
-        every = torch.arange(self.codebook_size, device=codes.device)
-        return draw_near(codes, as_rows(self.embed(every[None, None])), neighbours)
+        return draw_near(codes, self.vectors(codes.device), neighbours)
 
     def keeper(
         self, optimizer: Optimizer, options: QuantizerConfig, seed: tuple[int, int], interleaved: bool
