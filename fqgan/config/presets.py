@@ -151,7 +151,7 @@ FAR_TINY_NEXT = child(FAR_TINY, model={"dropout": 0.0, "code_vectors": True}, op
 # For the codes of `photos-dual`: minutes on two CPU cores (LOG.md).
 FAR_PHOTOS = child(
     FAR_TINY_NEXT,
-    model={"code_vectors": False},  # ten photographs are learned by heart with it or without (LOG.md)
+    model={"code_vectors": False},  # its gain is open here (LOG.md)
     sampling={"temperature": (0.8,)},
     train={
         "steps": 1300,
