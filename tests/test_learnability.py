@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -54,6 +55,8 @@ def call(home: Path, *rest: object, count: int = 2) -> list[str]:
         0,
         "--device",
         "cpu",
+        "--train-precision",
+        "float32",
     ]
     return [str(each) for each in (*argv, *rest)]
 
@@ -80,7 +83,13 @@ def test_each_tokenizer_gets_the_same_generators_and_what_is_there_is_used_again
     for row, factors in zip(rows, (1, 1, 2, 2), strict=True):
         assert 0.5 < float(row["bits_per_image"]) / (64 * 4 * factors) < 2
     text = (home / "out/table.md").read_text()
-    assert "trained for 3 steps of 4" in text and "With fewer than 4 tokenizers no rank correlation" in text
+    runs = sorted((home / "out/generators").rglob("config.json"))
+    assert runs and all(json.loads(run.read_text())["train"]["precision"] == "float32" for run in runs)
+    assert (
+        "trained for 3 steps of 4" in text
+        and "in float32" in text
+        and "With fewer than 4 tokenizers no rank correlation" in text
+    )
     doublings = math.log2(int(rows[1]["parameters"]) / int(rows[0]["parameters"]))
     bits, unguided = (((float(rows[0][key]), float(rows[1][key]))) for key in ("bits_per_image", "unguided"))
     change = (unguided[1] / unguided[0]) ** (1 / doublings) - 1

@@ -90,7 +90,14 @@ def study_of(options: LearnabilityOptions, stores: Mapping[str, Path]) -> tuple[
     base = replace(base, data=str(next(iter(stores.values()))))
     base = child(
         base,
-        train={**_QUIET, "steps": options.steps, "epochs": 0.0, "batch": options.train_batch, "device": options.device},
+        train={
+            **_QUIET,
+            "steps": options.steps,
+            "epochs": 0.0,
+            "batch": options.train_batch,
+            "precision": options.train_precision,
+            "device": options.device,
+        },
     )
     rows, lines = [], list[Line]()
     for name, store in stores.items():

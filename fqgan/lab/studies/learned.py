@@ -72,7 +72,8 @@ def write(
     keys += [each.replace(" ", "_") for each in measures]
     notes = (
         f"All generators were trained for {options.steps:,} steps of {options.train_batch} with the same pictures, "
-        "classes and seeds. Bits an image: of held-out images' codes under the generator. Entropy: of the codes of a "
+        f"classes and seeds, in {options.train_precision}. Bits an image: of held-out images' codes under the "
+        "generator. Entropy: of the codes of a "
         "position, summed over the factors; left, upper, other factors: what the code of the left or upper neighbour, "
         "or the other codes of the position, tell of a code, above chance, summed over the factors. They are counted, "
         "which needs many more positions than codes. Reconstruction, wrong, near: the same distance of reconstructions "
