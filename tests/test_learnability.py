@@ -83,8 +83,8 @@ def test_each_tokenizer_gets_the_same_generators_and_what_is_there_is_used_again
     for row, factors in zip(rows, (1, 1, 2, 2), strict=True):
         assert 0.5 < float(row["bits_per_image"]) / (64 * 4 * factors) < 2
     text = (home / "out/table.md").read_text()
-    runs = sorted((home / "out/generators").rglob("config.json"))
-    assert runs and all(json.loads(run.read_text())["train"]["precision"] == "float32" for run in runs)
+    runs = sorted((home / "out/generators/rows").glob("*/seed-0/config.json"))
+    assert len(runs) == 4 and all(json.loads(run.read_text())["train"]["precision"] == "float32" for run in runs)
     assert (
         "trained for 3 steps of 4" in text
         and "in float32" in text
