@@ -17,7 +17,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/fqgan quickstart $(QUICKSTART)
 
 test: lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -58,7 +58,7 @@ def measured_peak(config: Any, micro_batch: int) -> int:
     ("config", "micro_batch"),
     [
         (tokenizer("photos-dual"), 4),
-        (tokenizer("cifar10-triple", discriminator={"weight": 0.5}, train={"precision": "bf16"}), 16),
+        (tokenizer("cifar10-triple", discriminator={"weight": 0.5}, train={"precision": "bf16"}), 4),
         (tokenizer("cifar10-vqgan", optimizer={"kind": "adam"}), 32),
         (generator("far-photos"), 16),
         (generator("far-small", k=3, size=4096, activation_checkpointing=True), 4),
