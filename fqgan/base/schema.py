@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import os
@@ -64,13 +65,19 @@ def from_values(cls: type[T], values: dict[str, Any], source: str) -> T:
         raise UserError(f"{source}: {error}") from None
 
 
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """Field -> its type; Python compiles all of them anew at each call."""
+    return typing.get_type_hints(cls)
+
+
 def _build(cls: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(cls), typing.get_args(cls)
     if hasattr(cls, "__dataclass_fields__"):
         if not isinstance(value, dict):
             raise UserError(f"key {where.rstrip('.') or 'root'} must be an object, got {brief(value)}")
         value = getattr(cls, "from_older", dict)(value)
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)
         for key in value:
             if key not in hints:
                 raise UserError(f"unknown key {where + key!r}{did_you_mean(key, hints)}")
