@@ -100,7 +100,7 @@ class Step:
     def loss(self) -> Tensor:
         with autocast(self.device, self.precision):
             if not self.plain:
-                return torch.stack(self.model.loss(self.codes, self.labels).cross_entropy).mean()
+                return torch.stack(self.model.loss(self.codes, self.labels).loss).mean()
             targets = self.codes.flatten(2).unbind(1)
             logits = self.model(self.codes, self.labels)
             pairs = zip(logits, targets, strict=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.generator.clusters import code_clusters
-from fqgan.generator.cross_entropy import linear_cross_entropy
+from fqgan.generator.cross_entropy import Clusters, linear_cross_entropy
 from fqgan.tokenizer.foreign import ForeignTokenizer
 from fqgan.tokenizer.model import FactorizedTokenizer
 
@@ -18,45 +18,55 @@ CODES = 13
 Result = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def computed(clusters: Tensor | None, chunk: int = 0) -> Result:
-    """Loss, share of hits, and both gradients; two rows do not count."""
+def computed(of: Tensor | None, weighs: float = 0.7, chunk: int = 0) -> Result:
+    """Loss, that of clusters, and the loss's gradients; two rows do not count."""
     torch.manual_seed(0)
     x, weight = torch.randn(50, 8, dtype=torch.float64), torch.randn(CODES, 8, dtype=torch.float64)
     targets = torch.randint(CODES, (50,))
     targets[[3, 40]] = -1
     x.requires_grad_(), weight.requires_grad_()
-    loss, hits = linear_cross_entropy(x, weight, targets, chunk, clusters)
-    (3 * loss).backward()
+    clusters = None if of is None else Clusters.grouped(of)
+    found = linear_cross_entropy(x, weight, targets, chunk, clusters, weighs)
+    plain = linear_cross_entropy(x, weight, targets)
+    assert found.accuracy == plain.accuracy
+    torch.testing.assert_close(found.cross_entropy, plain.loss.detach().float())
+    (3 * found.loss).backward()
     assert x.grad is not None and weight.grad is not None and not x.grad[[3, 40]].any()
-    return loss.detach(), hits, x.grad, weight.grad
+    return found.loss.detach(), found.clusters, x.grad, weight.grad
 
 
 @pytest.mark.parametrize("chunk", [0, 7])
 def test_clusters_of_one_code_are_the_plain_cross_entropy(chunk: int) -> None:
-    for own, plain in zip(computed(torch.randperm(CODES), chunk), computed(None, chunk), strict=True):
-        torch.testing.assert_close(own, plain, atol=1e-6, rtol=1e-6)
+    loss, of_clusters, *gradients = computed(torch.randperm(CODES), 0.7, chunk)
+    plain, none, *expected = computed(None, 0.0, chunk)
+    assert none == 0
+    torch.testing.assert_close(of_clusters, plain, atol=1e-6, rtol=1e-6)
+    for own, other in zip((loss, *gradients), (plain, *expected), strict=True):
+        torch.testing.assert_close(own, 1.7 * other, atol=1e-6, rtol=1e-6)
 
 
 def test_one_cluster_costs_nothing() -> None:
-    loss, hits, *gradients = computed(torch.zeros(CODES, dtype=torch.int64))
-    assert loss == 0 and hits == 1
-    assert max(each.abs().max() for each in gradients) < 1e-9
+    loss, of_clusters, *gradients = computed(torch.zeros(CODES, dtype=torch.int64))
+    plain, _, *expected = computed(None)
+    assert of_clusters.abs() < 1e-6
+    for own, other in zip((loss, *gradients), (plain, *expected), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [0, 7])
 def test_a_clusters_probability_is_the_sum_of_its_codes(chunk: int) -> None:
     clusters = torch.arange(CODES) % 4
-    found = computed(clusters, chunk)
+    found = computed(clusters, 0.7, chunk)
     torch.manual_seed(0)
     x, weight = torch.randn(50, 8, dtype=torch.float64), torch.randn(CODES, 8, dtype=torch.float64)
     targets = torch.randint(CODES, (50,))
     x.requires_grad_(), weight.requires_grad_()
     p = (x @ weight.T).softmax(1) @ F.one_hot(clusters).double()
     counts = torch.tensor([i not in (3, 40) for i in range(50)])
-    loss = F.nll_loss(p.log()[counts], clusters[targets][counts])
+    of_clusters = F.nll_loss(p.log()[counts], clusters[targets][counts])
+    loss = F.cross_entropy((x @ weight.T)[counts], targets[counts]) + 0.7 * of_clusters
     (3 * loss).backward()
-    right = (clusters[(x @ weight.T).argmax(1)] == clusters[targets])[counts].float().mean()
-    for own, plain in zip(found, (loss.detach(), right, x.grad, weight.grad), strict=True):
+    for own, plain in zip(found, (loss.detach(), of_clusters.detach(), x.grad, weight.grad), strict=True):
         torch.testing.assert_close(own.double(), plain.double(), atol=1e-6, rtol=1e-6)  # pyright: ignore
 
 
@@ -64,12 +74,14 @@ def test_the_generators_loss_has_that_of_each_factors_clusters(in_float64: None)
     model = tiny()
     codes = torch.randint(5, (2, 3, 3, 4))
     clusters = [torch.arange(size) % 3 for size in model.config.codebook_sizes]
-    result = model.loss(codes, [0, 4], clusters=clusters)
-    assert not model.loss(codes, [0, 4]).clusters
+    result = model.loss(codes, [0, 4], clusters=[Clusters.grouped(each) for each in clusters], cluster_weight=0.5)
+    assert not any(model.loss(codes, [0, 4]).clusters)
     for i, logits in enumerate(model(codes, [0, 4])):
         p = logits.softmax(-1) @ F.one_hot(clusters[i]).double()
         wanted = F.nll_loss(p.log().flatten(0, 1), clusters[i][codes[:, i].flatten()])
         torch.testing.assert_close(result.clusters[i].double(), wanted, atol=1e-5, rtol=1e-5)
+        plain = F.cross_entropy(logits.flatten(0, 1), codes[:, i].flatten())
+        torch.testing.assert_close(result.loss[i].double(), plain + 0.5 * wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_clusters_are_the_groups_of_the_codes_vectors(tokenizer: FactorizedTokenizer) -> None:

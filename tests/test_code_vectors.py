@@ -74,7 +74,7 @@ def test_what_is_learned_of_a_code_holds_for_one_with_the_same_vector() -> None:
     before = model.eval()(codes, [0] * 4)[0].softmax(-1).mean((0, 1))
     assert torch.allclose(before, torch.full((8,), 1 / 8)), "untrained: all codes alike"
     optimizer = torch.optim.SGD(model.head.outputs.parameters(), 1e-3)
-    torch.stack(model.loss(codes, [0] * 4).cross_entropy).mean().backward()
+    torch.stack(model.loss(codes, [0] * 4).loss).mean().backward()
     optimizer.step()
     after = model(codes, [0] * 4)[0].softmax(-1).mean((0, 1))
     assert after[0] > after[1] > 1 / 8 and after[2:].max() < 1 / 8

@@ -251,7 +251,7 @@ def test_a_model_that_was_used_in_inference_mode_first_can_be_trained() -> None:
     model = tiny()
     with torch.inference_mode():
         model(*inputs(model.config))
-    torch.stack(model.loss(*inputs(model.config)).cross_entropy).sum().backward()
+    torch.stack(model.loss(*inputs(model.config)).loss).sum().backward()
 
 
 def test_untrained_every_code_is_equally_likely() -> None:

@@ -153,7 +153,7 @@ def test_training_looks_at_shapes_alone(tokenizer: FactorizedTokenizer) -> None:
 
 def test_training_waits_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without values would raise as soon as one is asked for."""
-    monkeypatch.setattr("fqgan.generator.model.linear_cross_entropy", lambda x, weight, targets: (x.sum(), targets))
+    monkeypatch.setattr("fqgan.generator.model.linear_cross_entropy", lambda x, *rest, **options: (x.sum(),) * 4)
     codes = torch.zeros(2, 3, 3, 4, dtype=torch.int64, device="meta")
     assert len(tiny().to("meta").train().loss(codes, codes[:, 0, 0, 0]).cross_entropy) == 3
     pictures = torch.zeros(2, 3, 32, 32, device="meta")

@@ -39,7 +39,7 @@ def learn(generator: FAR, images: int = 4) -> None:
     codes, labels = torch.zeros(images, 2, *generator.config.grid, dtype=torch.int64), torch.zeros(images).long()
     with torch.autocast("cpu", torch.bfloat16):
         found = generator.train().loss(codes, labels)
-    torch.stack(found.cross_entropy).mean().backward()
+    torch.stack(found.loss).mean().backward()
     assert all(parameter.grad is not None for parameter in generator.parameters())
 
 

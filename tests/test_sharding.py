@@ -69,8 +69,8 @@ def step(precision: str, micro_batches: int = 2) -> tuple[FAR, Counter[tuple[str
                 part.set_requires_gradient_sync(i == micro_batches - 1)
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 found = LossFace(model)(torch.zeros(2, 3, 3, 4, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
-            assert {each.dtype for each in found.cross_entropy} == {torch.float32}
-            torch.stack(found.cross_entropy).mean().backward()
+            assert {each.dtype for each in found.loss} == {torch.float32}
+            torch.stack(found.loss).mean().backward()
     return model, sent.bytes, seen
 
 
@@ -102,7 +102,7 @@ def test_sharded_blocks_share_what_is_compiled_once(two_ranks: None, recompute: 
             graphs.clear()
             with torch.autocast("cpu", torch.bfloat16):
                 found = LossFace(model)(torch.zeros(2, 3, 3, 4, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
-            torch.stack(found.cross_entropy).mean().backward()
+            torch.stack(found.loss).mean().backward()
             counts.append(len(graphs))
     assert counts == [2, 0]
 

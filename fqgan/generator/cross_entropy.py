@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,48 @@ from torch import Tensor
 _CHUNK_ELEMENTS = 1 << 24  # logits at a time: 64 MiB in float32
 
 
+@dataclass
+class Clusters:
+    """Groups of a factor's codes."""
+
+    of: Tensor
+    """(K,) int64, the cluster of each code."""
+    members: Tensor
+    """(clusters, codes of the largest) int64: the codes of each, and -1 where it has no more."""
+
+    @classmethod
+    def grouped(cls, of: Tensor) -> Clusters:
+        """From the cluster of each code, (K,) int64."""
+        sizes, order = of.bincount(), of.argsort(stable=True)
+        place = torch.arange(len(of), device=of.device) - (sizes.cumsum(0) - sizes)[of[order]]
+        members = of.new_full((len(sizes), int(sizes.max())), -1)
+        members[of[order], place] = order
+        return cls(of, members)
+
+
+class LinearLoss(NamedTuple):
+    """What `linear_cross_entropy` says, each a scalar."""
+
+    loss: Tensor
+    """Cross-entropy, plus `cluster_weight` times that of clusters; with gradient."""
+    cross_entropy: Tensor
+    """Nats a row."""
+    accuracy: Tensor
+    """Share of rows whose largest logit is the target's."""
+    clusters: Tensor
+    """Nats a row's cluster; 0 without clusters."""
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 0, clusters: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of the logits `hidden @ weight.T`, and the share of rows whose largest logit is the target's.
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk: int = 0,
+    clusters: Clusters | None = None,
+    cluster_weight: float = 0.0,
+) -> LinearLoss:
+    """Mean cross-entropy of the logits `hidden @ weight.T`, and with clusters of the probabilities of these: a
+    cluster's is the sum of its codes' (IAR, Hu et al. 2025).
 
     Logits are made chunk by chunk, in autocast's type where it is on, and turned into gradients on the spot: N x K
     numbers never exist, and the backward pass has nothing left to do but to scale.
@@ -25,10 +64,9 @@ def linear_cross_entropy(
         weight: (K, d).
         targets: (N,) int64 in [0, K); -1: a row that does not count.
         chunk: rows at a time; 0: 2^24 / K of them.
-        clusters: (K,) int64, the cluster of each code: both numbers are those of the targets' clusters, whose
-            probability is the sum of their codes' (IAR, Hu et al. 2025). None: of the targets themselves.
+        clusters: of the K codes.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk, clusters)  # pyright: ignore[reportReturnType]
+    return LinearLoss(*_LinearCrossEntropy.apply(hidden, weight, targets, chunk, clusters, cluster_weight))  # pyright: ignore
 
 
 @torch.no_grad()
@@ -57,43 +95,51 @@ def _logits(rows: Tensor, matrix: Tensor, chunk: int) -> Iterator[tuple[slice, T
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, clusters: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        chunk: int,
+        clusters: Clusters | None,
+        cluster_weight: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # what needs a gradient is asked of the context: gradients are off in here
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         rows, matrix = _as_computed(hidden, weight)
-        loss, hits = (torch.zeros((), device=hidden.device) for _ in range(2))
+        entropy, hits, of_clusters = (torch.zeros((), device=hidden.device) for _ in range(3))
         hidden_grad = torch.empty_like(rows) if wants_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         counted = (targets >= 0).sum().clamp(min=1)
         with torch.autocast(hidden.device.type, enabled=False):
             for part, logits in _logits(rows, matrix, chunk):
-                x, y = rows[part], targets[part]
-                chosen, inside = logits.argmax(1), None
-                if clusters is None:
-                    loss += F.cross_entropy(logits, y, reduction="sum", ignore_index=-1)
-                    hits += (chosen == y).sum()
-                else:
-                    inside = logits.masked_fill(clusters != clusters[y][:, None], -torch.inf)
-                    loss += (logits.logsumexp(1) - inside.logsumexp(1)).masked_fill(y < 0, 0).sum()
-                    hits += ((clusters[chosen] == clusters[y]) & (y >= 0)).sum()
+                x, left_out, y = rows[part], targets[part] < 0, targets[part].clamp(min=0)[:, None]
+                hits += ((logits.argmax(1) == y[:, 0]) & ~left_out).sum()
+                log_p = logits.log_softmax(1)
+                entropy -= log_p.gather(1, y)[:, 0].masked_fill(left_out, 0).sum()
+                beside = inside = None
+                if clusters is not None:  # the few codes beside the target
+                    beside = clusters.members[clusters.of[y[:, 0]]]
+                    inside = log_p.gather(1, beside.clamp(min=0)).masked_fill_(beside < 0, -torch.inf)
+                    own = inside.logsumexp(1, keepdim=True)
+                    of_clusters -= own[:, 0].masked_fill(left_out, 0).sum()
+                    inside -= own
                 if hidden_grad is None and weight_grad is None:
                     continue
-                p = logits.softmax(1)
-                if inside is None:
-                    p[torch.arange(len(y), device=y.device), y] -= 1
-                else:
-                    p -= inside.softmax(1)
-                p = (p.masked_fill_((y < 0)[:, None], 0) / counted).to(rows.dtype)
+                p = log_p.exp_()
+                if beside is not None and inside is not None:
+                    p *= 1 + cluster_weight
+                    p.scatter_add_(1, beside.clamp_(min=0), inside.exp_().mul_(-cluster_weight))
+                p.scatter_add_(1, y, p.new_full((), -1).expand_as(y))
+                p = (p.masked_fill_(left_out[:, None], 0) / counted).to(rows.dtype)
                 if hidden_grad is not None:
                     torch.mm(p, matrix, out=hidden_grad[part])
                 if weight_grad is not None:
                     weight_grad += p.T @ x
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.dtypes = hidden.dtype, weight.dtype
-        share = hits / counted
-        ctx.mark_non_differentiable(share)
-        return loss / counted, share
+        entropy, of_clusters, share = entropy / counted, of_clusters / counted, hits / counted
+        ctx.mark_non_differentiable(entropy, share, of_clusters)
+        return entropy + cluster_weight * of_clusters, entropy, share, of_clusters
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -101,4 +147,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad is None else (grad * grads[0].to(grad.dtype)).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None

@@ -16,7 +16,7 @@ from fqgan.base.errors import UserError
 from fqgan.base.inputs import Numbers, as_codes, as_count, as_kind, as_labels
 from fqgan.config import GeneratorConfig, SamplingConfig
 from fqgan.generator.carrying import Carrying
-from fqgan.generator.cross_entropy import linear_cross_entropy, linear_log_likelihood
+from fqgan.generator.cross_entropy import Clusters, linear_cross_entropy, linear_log_likelihood
 from fqgan.generator.heads import HEADS, Head
 from fqgan.generator.sampler import Sampler
 from fqgan.generator.tables import INITIAL_STD, SharedRows, make_embedding, standardised
@@ -27,12 +27,14 @@ from fqgan.models.find import Source
 class GeneratorLoss(NamedTuple):
     """What a training or validation pass says, each entry one of k scalars."""
 
+    loss: list[Tensor]
+    """What is learned, with gradient: the cross-entropy, plus `cluster_weight` times that of clusters."""
     cross_entropy: list[Tensor]
-    """Nats a code, with gradient."""
+    """Nats a code."""
     accuracy: list[Tensor]
     """Share of codes whose logit is the largest."""
     clusters: list[Tensor]
-    """Nats a code's cluster, with gradient; empty where no clusters are given."""
+    """Nats a code's cluster; 0 where no clusters are given."""
 
 
 class FAR(Carrying):
@@ -105,13 +107,14 @@ class FAR(Carrying):
         codes: Numbers,
         labels: Numbers,
         orders: Tensor | None = None,
-        clusters: Sequence[Tensor] = (),
+        clusters: Sequence[Clusters] = (),
+        cluster_weight: float = 0.0,
     ) -> GeneratorLoss:
         """Cross-entropy and accuracy of each factor, teacher-forced, without ever holding all logits.
 
         Codes, labels and orders as in `forward`; on a GPU their values are not looked at, which would make it wait. In
         training mode a share `class_dropout` of the labels becomes the null class, and the masked head hides random
-        codes, of which alone the result is. `clusters`: of each factor, as in `linear_cross_entropy`.
+        codes, of which alone the result is. `clusters`: of each factor's codes, as in `linear_cross_entropy`.
         """
         codes, labels = self._inputs(codes, labels, values=False)
         if self.training and self.config.class_dropout:
@@ -123,15 +126,19 @@ class FAR(Carrying):
         vectors, learned = self.head.learned(*state) if self.training else (self.head(*state), None)
         if learned is not None:
             targets = targets.where(learned, -1)
-        result = GeneratorLoss([], [], [])  # a tuple, so that sharded training (FSDP2) finds the tensors in it
+        result = GeneratorLoss([], [], [], [])  # a tuple, so that sharded training (FSDP2) finds the tensors in it
         for i, vector in enumerate(vectors):
             weight = self.head.outputs[i].weight
-            cross_entropy, accuracy = linear_cross_entropy(vector, weight, targets[:, i])  # pyright: ignore
-            result.cross_entropy.append(cross_entropy)
-            result.accuracy.append(accuracy)
-            if clusters:
-                of_cluster, _ = linear_cross_entropy(vector, weight, targets[:, i], clusters=clusters[i])  # pyright: ignore
-                result.clusters.append(of_cluster)
+            own = clusters[i] if clusters else None
+            found = linear_cross_entropy(
+                vector,
+                weight,  # pyright: ignore[reportArgumentType]
+                targets[:, i],
+                clusters=own,
+                cluster_weight=cluster_weight,
+            )
+            for every, each in zip(result, found, strict=True):
+                every.append(each)
         return result
 
     @torch.no_grad()

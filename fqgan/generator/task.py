@@ -33,6 +33,7 @@ from fqgan.engine.speed import autocast, compile_parts
 from fqgan.engine.stops import Agreed
 from fqgan.engine.task import Phase, Task, Terms, Watch
 from fqgan.generator.clusters import code_clusters
+from fqgan.generator.cross_entropy import Clusters
 from fqgan.generator.initial import initial
 from fqgan.generator.model import FAR, GeneratorLoss
 from fqgan.generator.pictures import labelled_rows
@@ -57,18 +58,18 @@ class Batch:
 class LossFace(nn.Module):
     """A generator whose forward pass is its loss: what DDP wraps, since gradients are summed after `forward` only."""
 
-    def __init__(self, generator: nn.Module, clusters: Sequence[Tensor] = ()):
+    def __init__(self, generator: nn.Module, clusters: Sequence[Clusters] = (), cluster_weight: float = 0.0):
         super().__init__()
-        self.generator, self.clusters = generator, clusters
+        self.generator, self.clusters, self.cluster_weight = generator, clusters, cluster_weight
 
     def forward(self, codes: Tensor, labels: Tensor, orders: Tensor | None = None) -> GeneratorLoss:
         """As `FAR.loss`."""
-        return self.generator.loss(codes, labels, orders, self.clusters)  # pyright: ignore[reportCallIssue]
+        return self.generator.loss(codes, labels, orders, self.clusters, self.cluster_weight)  # pyright: ignore[reportCallIssue]
 
 
 class GeneratorTask(Task):
     """One phase: the mean over factors of the cross-entropy, and with `train.cluster_weight` of that of clusters
-    (`clusters`: of each factor's codes, (K,) int64). `vectors`: of each factor's codes, (K, D), for
+    (`clusters`: of each factor's codes). `vectors`: of each factor's codes, (K, D), for
     `model.code_vectors`."""
 
     def __init__(
@@ -78,10 +79,10 @@ class GeneratorTask(Task):
         store: TokenStore,
         validation: TokenStore | None,
         init: FAR | None = None,
-        clusters: Sequence[Tensor] = (),
+        clusters: Sequence[Clusters] = (),
         vectors: Sequence[Tensor] = (),
     ):
-        self.clusters = [each.to(world.device) for each in clusters]
+        self.clusters = [Clusters(each.of.to(world.device), each.members.to(world.device)) for each in clusters]
         self.config, self.world, self.store, self.validation = config, world, store, validation
         self.names = store.factor_names
         torch.manual_seed(config.train.seed)
@@ -102,7 +103,8 @@ class GeneratorTask(Task):
             for module in filter(None, (model, self._average)):
                 sharding.shard(module, Block, world.device, precision=config.train.precision, also=["loss"])
         optimizer = make_optimizer(model, config.optimizer)
-        self.phases = [Phase("generator", model, optimizer, self._loss, face=partial(LossFace, clusters=self.clusters))]
+        face = partial(LossFace, clusters=self.clusters, cluster_weight=config.train.cluster_weight)
+        self.phases = [Phase("generator", model, optimizer, self._loss, face=face)]
 
     def average(self) -> nn.Module:
         assert self._average is not None
@@ -112,21 +114,17 @@ class GeneratorTask(Task):
         orders = self._orders(len(batch.labels))
         with autocast(self.world.device, self.config.train.precision):
             result: GeneratorLoss = network(batch.codes, batch.labels, orders)
-        loss, terms = torch.stack(result.cross_entropy).mean(), self._by_factor(result)
-        if result.clusters:
-            of_clusters = torch.stack(result.clusters).mean()
-            loss, terms = (
-                loss + self.config.train.cluster_weight * of_clusters,
-                {"cluster_loss": of_clusters.detach(), **terms},
-            )
+        loss, terms = torch.stack(result.loss).mean(), self._by_factor(result)
+        if self.clusters:
+            terms = {"cluster_loss": torch.stack(result.clusters).mean(), **terms}
         return loss, {"loss": loss.detach(), **terms}
 
     def extra_state(self) -> dict[str, Tensor]:
-        return {f"clusters.{i}": each for i, each in enumerate(self.clusters)}
+        return {f"clusters.{i}": each.of for i, each in enumerate(self.clusters)}
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
-        for i, each in enumerate(self.clusters):
-            each.copy_(state[f"clusters.{i}"])
+        # in place: the phase's face has the same list
+        self.clusters[:] = [Clusters.grouped(state[f"clusters.{i}"]) for i in range(len(self.clusters))]
 
     def progress(self) -> float:
         """Share of the run that is over, in [0, 1)."""
@@ -147,7 +145,7 @@ class GeneratorTask(Task):
         """`<factor>_loss` in nats a code, `<factor>_accuracy`."""
         terms = {}
         for name, cross_entropy, accuracy in zip(self.names, result.cross_entropy, result.accuracy, strict=True):
-            terms |= {f"{name}_loss": cross_entropy.detach(), f"{name}_accuracy": accuracy}
+            terms |= {f"{name}_loss": cross_entropy, f"{name}_accuracy": accuracy}
         return terms
 
     def batches(self, start_step: int) -> Iterator[Batch]:
@@ -316,10 +314,11 @@ def _check_validation(store: TokenStore, validation: TokenStore, conditional: bo
         raise UserError(f"{validation.name} has other classes than {store.name}: labels would mean other things")
 
 
-def _of_codes(config: GeneratorRunConfig, store: TokenStore) -> tuple[list[Tensor], list[Tensor]]:
+def _of_codes(config: GeneratorRunConfig, store: TokenStore) -> tuple[list[Clusters], list[Tensor]]:
     """Clusters and vectors of each factor's codes, where they are needed. The tokenizer is looked at in any case."""
     tokenizer = _tokenizer_of(config, store)
-    clusters = code_clusters(tokenizer, config.train.clusters, store.name) if config.train.cluster_weight else []
+    found = code_clusters(tokenizer, config.train.clusters, store.name) if config.train.cluster_weight else []
+    clusters = [Clusters.grouped(each) for each in found]
     if not config.model.code_vectors:
         return clusters, []
     assert isinstance(tokenizer, FactorizedTokenizer), "others have no vectors, which `resolved` refuses"

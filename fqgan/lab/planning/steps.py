@@ -20,6 +20,7 @@ from fqgan.data.sources import ImageSource
 from fqgan.engine.distributed import World
 from fqgan.engine.task import Task
 from fqgan.engine.trainer import Trainer
+from fqgan.generator.cross_entropy import Clusters
 from fqgan.generator.task import Batch, GeneratorTask
 from fqgan.lab.planning.stand_in import without_content
 from fqgan.lab.planning.tracking import FLOAT, TF32, Tracker
@@ -193,12 +194,19 @@ def _trainer(config: Any, world: World, gpu: bool, tracker: Tracker) -> _Trainer
     else:
         names = [str(i) for i in range(config.model.num_factors)]
         sizes = config.model.codebook_sizes if config.train.cluster_weight else ()
-        clusters = [torch.zeros(size, dtype=torch.int64) for size in sizes]
+        counts = [*config.train.clusters] * len(sizes)
+        clusters = [_even_clusters(size, count) for size, count in zip(sizes, counts, strict=False)]
         store = SimpleNamespace(factor_names=names)
         task = _GeneratorTask(config, world, store, None, clusters=clusters)  # pyright: ignore
     trainer = _Trainer(task, None, world, steps, config.train, config.optimizer)  # pyright: ignore
     trainer.tracker = tracker
     return trainer
+
+
+def _even_clusters(size: int, count: int) -> Clusters:
+    """Of `size` codes, as far as memory goes: the largest cluster has four times as many codes as their mean."""
+    widest = min(size, -(-4 * size // count))
+    return Clusters(torch.zeros(size, dtype=torch.int64), torch.zeros(count, widest, dtype=torch.int64))
 
 
 def _start_optimizers(task: Task) -> None:
