@@ -310,6 +310,6 @@ def test_a_lever_that_the_base_has_is_left_out_and_generators_are_drawn_from_twi
     has = change(base, {"optimizer.schedule": "cosine"})
     names = [row.name for row in recipe(has, GENERATOR_LEVERS).rows]
     rows = [row.name for row in recipe(base, GENERATOR_LEVERS).rows]
-    assert names == [name for name in rows if "cosine" not in name] and "next-cooldown" in names
+    assert names == [name for name in rows if "cosine" not in name] and "next-masked" in names
     lines = {line.name: line.sampling["cfg_scale"] for line in recipe(base, GENERATOR_LEVERS).lines}
     assert lines["muon-unguided"] == (1.0,) and lines["muon-guided"] == base.sampling.cfg_scale

@@ -147,11 +147,17 @@ FAR_SMALL = child(
 )
 FAR_TINY = child(FAR_SMALL, model={"width": 128, "depth": 4, "heads": 2})
 # what gained in docs/results.md (the recipe of a generator)
-FAR_TINY_NEXT = child(FAR_TINY, model={"dropout": 0.0, "code_vectors": True}, optimizer={"kind": "muon", "lr": 3e-3})
+FAR_TINY_NEXT = child(
+    FAR_TINY,
+    model={"heads": 4, "dropout": 0.0, "code_vectors": True, "target_positions": True},
+    optimizer={"kind": "muon", "lr": 3e-3, "schedule": "cooldown", "cooldown": 0.4},
+    train={"cluster_weight": 0.3},
+)
 # For the codes of `photos-dual`: minutes on two CPU cores (LOG.md).
 FAR_PHOTOS = child(
-    FAR_TINY_NEXT,
-    model={"code_vectors": False},  # its gain is open here (LOG.md)
+    FAR_TINY,
+    model={"dropout": 0.0},  # what rows that codes share gain is open here (LOG.md)
+    optimizer={"kind": "muon", "lr": 3e-3},
     sampling={"temperature": (0.8,)},
     train={
         "steps": 1300,
