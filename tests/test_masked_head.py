@@ -148,7 +148,7 @@ def test_a_second_round_saves_what_the_first_says_of_it() -> None:
     for _ in range(150):
         codes = torch.randint(4, (32, 1, 2, 2)).expand(-1, 2, -1, -1)
         optimizer.zero_grad()
-        torch.stack(model.loss(codes, [0] * 32).cross_entropy).mean().backward()
+        torch.stack(model.loss(codes, [0] * 32).loss).mean().backward()
         optimizer.step()
     codes = torch.randint(4, (200, 1, 2, 2)).expand(-1, 2, -1, -1)
     for rounds, bits in ((2, 2.0), (1, 4.0)):
