@@ -226,7 +226,7 @@ def test_all_commands_give_what_the_cpu_gives(tmp_path: Path) -> None:
     rehearse(f"""
 import os
 os.chdir({str(tmp_path)!r})
-measure = "--workers 0 --features efficientnet-lite0:stage3@32 --kept 0"
+measure = "--workers 0 --features efficientnet-lite0:stage3@32"
 for device in ("cpu", "mps"):
     train = f"--train.device {{device}} --train.precision float32 --train.batch 4 --train.steps 2 --train.log-every 1"
     for line in (

@@ -111,7 +111,7 @@ def test_bf16_stays_close(monkeypatch: pytest.MonkeyPatch) -> None:
     for own, full in zip(logits, forced_logits(model, codes, LABELS[:3], 2.0), strict=True):
         assert own.dtype == torch.float32
         # about 0.03; how kernels round differs with the CPU, and a wrong rule is off by several tenths
-        assert 1e-4 < (own - full).norm() / full.norm() < 0.1
+        assert 1e-4 < (own - full).norm() / full.norm() < 0.06
 
 
 def test_guidance_1_is_conditional_and_runs_one_half() -> None:

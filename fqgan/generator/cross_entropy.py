@@ -65,6 +65,7 @@ def linear_cross_entropy(
         targets: (N,) int64 in [0, K); -1: a row that does not count.
         chunk: rows at a time; 0: 2^24 / K of them.
         clusters: of the K codes.
+        cluster_weight: of the clusters' cross-entropy in `loss`.
     """
     return LinearLoss(*_LinearCrossEntropy.apply(hidden, weight, targets, chunk, clusters, cluster_weight))  # pyright: ignore
 
@@ -116,19 +117,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 hits += ((logits.argmax(1) == y[:, 0]) & ~left_out).sum()
                 log_p = logits.log_softmax(1)
                 entropy -= log_p.gather(1, y)[:, 0].masked_fill(left_out, 0).sum()
-                beside = inside = None
-                if clusters is not None:  # the few codes beside the target
-                    beside = clusters.members[clusters.of[y[:, 0]]]
-                    inside = log_p.gather(1, beside.clamp(min=0)).masked_fill_(beside < 0, -torch.inf)
+                near = None
+                if clusters is not None:  # the few codes beside the target, and their probabilities among themselves
+                    members = clusters.members[clusters.of[y[:, 0]]]
+                    codes = members.clamp(min=0)
+                    inside = log_p.gather(1, codes).masked_fill_(members < 0, -torch.inf)
                     own = inside.logsumexp(1, keepdim=True)
                     of_clusters -= own[:, 0].masked_fill(left_out, 0).sum()
-                    inside -= own
+                    near = codes, (inside - own).exp_()
                 if hidden_grad is None and weight_grad is None:
                     continue
                 p = log_p.exp_()
-                if beside is not None and inside is not None:
+                if near:
+                    codes, q = near
                     p *= 1 + cluster_weight
-                    p.scatter_add_(1, beside.clamp_(min=0), inside.exp_().mul_(-cluster_weight))
+                    p.scatter_add_(1, codes, q.mul_(-cluster_weight))
                 p.scatter_add_(1, y, p.new_full((), -1).expand_as(y))
                 p = (p.masked_fill_(left_out[:, None], 0) / counted).to(rows.dtype)
                 if hidden_grad is not None:

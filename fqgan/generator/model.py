@@ -114,7 +114,8 @@ class FAR(Carrying):
 
         Codes, labels and orders as in `forward`; on a GPU their values are not looked at, which would make it wait. In
         training mode a share `class_dropout` of the labels becomes the null class, and the masked head hides random
-        codes, of which alone the result is. `clusters`: of each factor's codes, as in `linear_cross_entropy`.
+        codes, of which alone the result is. `clusters`: of each factor's codes; they and their weight as in
+        `linear_cross_entropy`.
         """
         codes, labels = self._inputs(codes, labels, values=False)
         if self.training and self.config.class_dropout:
