@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import threading
-import time
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -104,12 +103,14 @@ def address(pixels: np.ndarray) -> str:
 
 @dataclass
 class Wishes:
-    """How the server behaves. `fail`: path -> (status, body, headers) of its next answer. `asked`: (path, JSON)."""
+    """How the server behaves. `fail`: path -> (status, body, headers) of its next answer. `asked`: (path, JSON).
+
+    `go_on`: generation waits for it in the middle of the first picture."""
 
     models: list[dict]
     pictures: tuple[str, ...] = NAMES
     token: str = ""
-    pause: float = 0.0
+    go_on: threading.Event | None = None
     fail: dict[str, tuple[int, dict, dict[str, str]]] = field(default_factory=dict)
     asked: list[tuple[str, Any]] = field(default_factory=list)
 
@@ -212,7 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
                 part[row * CELL :] = 128
                 facts = {"image": image, "position": row * w, "of": h * w, "picture": address(part)}
                 self.event("progress", facts)
-                time.sleep(self.server.wishes.pause)
+                if self.server.wishes.go_on and row == h // 2:
+                    self.server.wishes.go_on.wait(60)
             facts = {"image": image, "picture": address(made), "codes": codes.tolist(), "seed": body["seed"]}
             self.event("image", facts | {"index": image, "class": chosen})
         self.event("done", {"seconds": 0.4})

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,12 +23,14 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 NONE = "the page's tests need a browser: apt-get install chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 WIDE, NARROW, PHONE = 1400, 400, 360
+PATIENCE = 30_000  # milliseconds: a machine may be slow, and only what never happens is a fault
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if BROWSER is None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(NONE)
+    api.expect.set_options(timeout=PATIENCE)
     with api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield chromium
@@ -41,7 +44,7 @@ class Visit:
         self.page, self.server, self.may_fail = page, server, may_fail
         self.faults: list[str] = []
         self.foreign: list[str] = []
-        page.set_default_timeout(6000)
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: message.type == "error" and self.faults.append(message.text))
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         local = (server.url, "data:", "blob:")
@@ -147,7 +150,8 @@ def test_a_file_is_reconstructed_and_the_page_says_that_no_link_carries_it(
 
 
 def test_pictures_grow_as_they_are_drawn_and_are_kept_varied_and_downloaded(visit: Callable[..., Visit]) -> None:
-    here = visit(Wishes(pair(), pause=0.02))
+    go_on = threading.Event()
+    here = visit(Wishes(pair(), go_on=go_on))
     page = here.go("#generate")
     search = page.get_by_role("combobox", name="Class")
     search.fill("roc")
@@ -158,6 +162,7 @@ def test_pictures_grow_as_they_are_drawn_and_are_kept_varied_and_downloaded(visi
     here.button("Draw").click()
     expect(page.locator(".status").first).to_contain_text(re.compile(r"Drawing 2 pictures, [1-9]\d? %"))
     grey = page.evaluate("document.querySelector('.card img').src.length")
+    go_on.set()
     here.drawn(2)
     assert grey > 100
     asked = here.asked("/api/generate")[0]
@@ -175,8 +180,8 @@ def test_pictures_grow_as_they_are_drawn_and_are_kept_varied_and_downloaded(visi
     assert here.asked("/api/generate")[1]["seed"] == 8
     files = []
     page.on("download", lambda file: files.append(file))
-    page.get_by_role("button", name="Download").first.click()
-    page.wait_for_timeout(500)
+    with page.expect_event("download", lambda _: len(files) == 2):
+        page.get_by_role("button", name="Download").first.click()
     named = {each.suggested_filename: each for each in files}
     assert set(named) == {"rocket-seed-7.png", "rocket-seed-7.json"}
     facts = json.loads(Path(named["rocket-seed-7.json"].path()).read_text())
