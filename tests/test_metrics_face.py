@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from test_python_face import NAN, message
+from faces import NAN, message
 from test_tokenizer import images
 
 from fqgan.lab.understanding.scores import bleu_4
