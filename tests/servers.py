@@ -6,12 +6,14 @@ import base64
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
+import pytest
 import torch
 from generators import tiny
 from PIL import Image
@@ -86,3 +88,19 @@ def png(width: int = 20, height: int = 16, format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.linear_gradient("L").resize((width, height)).convert("RGB").save(buffer, format)
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def generator(models: Path) -> FAR:
+    return fqgan.load_generator(models / "gen")
+
+
+def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.01)
+
+
+def ask(address: str, **data: Any) -> httpx.Response:
+    return httpx.post(f"{address}/api/generate", json={"model": "gen", "classes": [0], **data}, timeout=60)
