@@ -19,7 +19,7 @@ __all__ = ["home"]  # fixtures
 
 @pytest.fixture(scope="module")
 def uninterrupted(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `trained`, in a process of its own: other processes are compared with it bit for bit."""
+    """A whole run in a process of its own: other processes are compared with it bit for bit."""
     run = tmp_path_factory.mktemp("runs") / "straight"
     finish(start(command(small(home), run)))
     return run
