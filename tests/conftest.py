@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from fqgan.serve.engine import Engine
 
+# asserts that tests share say what they compared, as those of the tests do
+pytest.register_assert_rewrite("begun", "browsing", "faces", "packs", "remote_files", "reports")
 torch.set_num_threads(1)  # small networks on more threads than free cores are 10 to 100 times as slow
 
 
