@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -246,6 +247,7 @@ def _ranks(count: int) -> Iterator[None]:
         yield
         return
     from torch.distributed import device_mesh
+    from torch.distributed.fsdp._fully_shard import _fsdp_param
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     arrange = device_mesh.init_device_mesh
@@ -254,10 +256,16 @@ def _ranks(count: int) -> Iterator[None]:
         with unset_fake_temporarily():  # a mesh looks at the numbers of its ranks
             return arrange(*args, **kwargs)
 
+    def own_chunk(tensor: Tensor, num_chunks: int, dim: int) -> list[Tensor]:
+        """The first rank's part; FSDP2 makes one for each rank, and uses its own: half a minute for 512 ranks."""
+        return [tensor.narrow(dim, 0, -(-tensor.shape[dim] // num_chunks))]
+
     dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
-    device_mesh.init_device_mesh = arranged
     try:
-        yield
+        with (
+            patch.object(device_mesh, "init_device_mesh", arranged),
+            patch.object(_fsdp_param, "_chunk_with_empty", own_chunk),
+        ):
+            yield
     finally:
-        device_mesh.init_device_mesh = arrange
         dist.destroy_process_group()
