@@ -209,7 +209,7 @@ def test_tiles_lose_no_tenth_of_a_decibel_near_their_borders(tmp_path: Any) -> N
         data={"source": "photos", "workers": 0},
         loss={"perceptual": "none"},
         discriminator={"weight": 0.0},
-        train={"steps": 80, "batch": 8, "device": "cpu", "precision": "float32", "image_every": 0, "validate_every": 0},
+        train={"steps": 40, "batch": 8, "device": "cpu", "precision": "float32", "image_every": 0, "validate_every": 0},
     )
     train_tokenizer(config, tmp_path / "run")
     model = load_tokenizer(tmp_path / "run")
