@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,6 @@ from torch import Tensor, nn
 
 from fqgan.config import GeneratorConfig
 from fqgan.engine.speed import Recomputing
-
-# positions up to which plain products beat the fused kernel on a CPU, forward and backward (LOG.md)
-_SHORT = {torch.bfloat16: 192}
-_SHORTEST = 4
 
 
 @lru_cache(maxsize=16)
@@ -47,15 +43,13 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).type_as(x)
 
 
-def _attend_short(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of q (b, heads, n, hd) to k and v (b, kv_heads, n, hd) by plain products: on a CPU the fused
-    kernel, made for long sequences, takes four times as long for 65 positions in bfloat16."""
-    b, heads, n, hd = q.shape
-    q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries that share a key are rows of one product
-    scores = ((q * hd**-0.5) @ k.transpose(2, 3)).unflatten(2, (-1, n))
-    later = torch.ones(n, n, dtype=torch.bool).triu(1)
-    p = scores.masked_fill(later, -torch.inf).softmax(-1, torch.promote_types(v.dtype, torch.float32)).to(v.dtype)
-    return (p.flatten(2, 3) @ v).reshape(b, heads, n, hd)
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of q (b, heads, n, hd) to k and v (b, kv_heads, n, hd), in the type of v."""
+    attend = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=k.shape[1] < q.shape[1])
+    if not v.is_cpu or v.dtype != torch.bfloat16:
+        return attend(q, k, v)
+    with torch.autocast("cpu", enabled=False):  # there the fused kernel is up to ten times as fast in float32 (LOG.md)
+        return attend(q.float(), k.float(), v.float()).to(v.dtype)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -88,10 +82,7 @@ class Attention(nn.Module):
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         q, k, v = self.qkv(x).unflatten(-1, (sum(sizes), -1)).transpose(1, 2).split(sizes, 1)
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
-        if x.is_cpu and x.shape[1] <= _SHORT.get(q.dtype, _SHORTEST):
-            y = _attend_short(q, k, v)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv_heads < self.heads)
+        y = _attend(q, k, v)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
