@@ -50,6 +50,19 @@ def test_a_set_gives_the_same_numbers_for_any_batch_and_order(here: Path) -> Non
     assert set_scores(real, collector.compute(), network) == pytest.approx(whole, rel=1e-9)
 
 
+def test_half_of_the_samples_and_what_is_kept_have_all_classes_that_take_turns() -> None:
+    """Ten classes of ten shades in turn, as `evaluate generator` draws them: every second one knows five."""
+    count, network = 2000, pixels_network(3)
+    collector = FeatureCollector(network, range(count), count // 10, "cpu")
+    shades = 20 * (torch.arange(count) % 10)
+    collector.update(shades[:, None, None, None].expand(-1, 3, 4, 4).to(torch.uint8), torch.arange(count))
+    found = collector.compute()
+    assert found.half is not None and found.half.count == count // 2 and found.features is not None
+    error = 57.4 / (count // 2) ** 0.5  # of a mean of half of them; the deviation of ten shades is 57.4
+    assert abs(float(found.half.mean[0]) - 90) < 4 * error
+    assert set(found.features[:, 0].tolist()) == set(range(0, 200, 20))
+
+
 def test_features_that_are_not_finite_stop_the_evaluation(here: Path) -> None:
     network = pixels_network(3)
     collector = FeatureCollector(network, range(4), 4, "cpu")

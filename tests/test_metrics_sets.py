@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fqgan.base.spread import spread_evenly
 from fqgan.metrics.bank import FeatureBank
 from fqgan.metrics.frechet import FeatureStatistics, frechet_distance
 from fqgan.metrics.inception_score import InceptionScore
@@ -23,10 +24,22 @@ def cloud(count: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
 # --- features that are kept
 
 
+def test_what_is_spread_evenly_has_one_of_each_span_and_all_classes_that_take_turns() -> None:
+    """Half of the pictures, a tenth and a fifth of sets whose classes go round: each class as often as by chance."""
+    for count, limit, classes in ((50_000, 25_000, 1000), (50_000, 5_000, 10), (10_000, 2_000, 5), (999, 500, 2)):
+        chosen = spread_evenly(count, limit)
+        edges = np.arange(limit + 1) * count // limit
+        assert (chosen >= edges[:-1]).all() and (chosen < edges[1:]).all()
+        counts, expected = np.bincount(chosen % classes, minlength=classes), limit / classes
+        assert ((counts - expected) ** 2 / expected).sum() < classes + 5 * (2 * classes) ** 0.5
+        assert np.array_equal(chosen, spread_evenly(count, limit))
+    assert [*spread_evenly(4, 0)] == [*spread_evenly(4, 9)] == [0, 1, 2, 3] and not len(spread_evenly(0, 3))
+
+
 @pytest.mark.parametrize(("count", "kept"), [(10, 4), (10, 10), (10, 99), (7, 3), (5, 0)])
-def test_a_bank_keeps_evenly_spaced_features_in_order_whatever_the_batches(count: int, kept: int) -> None:
+def test_a_bank_keeps_a_feature_of_each_span_in_order_whatever_the_batches(count: int, kept: int) -> None:
     features = cloud(count, 3, 0)
-    expected = features[[i * count // min(count, kept) for i in range(min(count, kept))]]
+    expected = features[spread_evenly(count, kept)] if kept else features[:0]
     for order in (torch.arange(count), torch.randperm(count, generator=torch.Generator().manual_seed(1))):
         bank = FeatureBank(count, 3, kept)
         for part in order.split(3):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fqgan.base.errors import UserError
+from fqgan.base.spread import spread_evenly
 from fqgan.config.evaluation import LikelihoodEvaluation, Measuring
 from fqgan.data.loader import evaluation_batches
-from fqgan.data.order import evenly_spaced
+from fqgan.data.order import evenly_spread
 from fqgan.data.sources import ImageSource
 from fqgan.data.workers import Batches
 from fqgan.engine.distributed import World, all_reduce_sum
@@ -32,7 +33,7 @@ class FeatureSet:
     spatial: Gaussian | None = None
     """Of Inception's spatial features."""
     half: Gaussian | None = None
-    """`pooled` of every second image."""
+    """`pooled` of one of every two images."""
     features: Tensor | None = None
     """(n, dim) float32: those that are kept for the metrics that compare images with images."""
     score: dict[str, float] | None = None
@@ -44,13 +45,15 @@ class FeatureCollector:
 
     Args:
         indices: of all images that will come, over all ranks, rising.
-        kept: images at most whose features are kept, evenly spaced.
+        kept: images at most whose features are kept, spread evenly.
     """
 
     def __init__(self, network: FeatureNetwork, indices: Sequence[int], kept: int, device: torch.device | str):
         self.network, self.device = network, device
         self._indices = torch.tensor(indices, dtype=torch.int64)
         count = len(indices)
+        self._in_half = torch.zeros(count, dtype=torch.bool, device=device)
+        self._in_half[torch.tensor(spread_evenly(count, (count + 1) // 2), device=device)] = True
         self._pooled, self._half = FeatureStatistics(network.dim, device), FeatureStatistics(network.dim, device)
         self._spatial = FeatureStatistics(network.spatial_dim, device) if network.spatial_dim else None
         self._bank = FeatureBank(count, network.dim, kept, device)
@@ -64,7 +67,7 @@ class FeatureCollector:
         positions = torch.searchsorted(self._indices, indices.cpu()).to(self.device)
         self._broken += (~torch.isfinite(found.pooled).all(1)).sum()
         self._pooled.update(found.pooled)
-        self._half.update(found.pooled[positions % 2 == 0])
+        self._half.update(found.pooled[self._in_half[positions]])
         self._bank.update(found.pooled, positions)
         if self._spatial is not None and found.spatial is not None:
             self._spatial.update(found.spatial)
@@ -124,7 +127,7 @@ class CentreCrops:
 
     def indices(self, source: ImageSource) -> list[int]:
         """All images that are read, over all ranks."""
-        return evenly_spaced(len(source), self.settings.limit)
+        return evenly_spread(len(source), self.settings.limit)
 
     def batches(self, source: ImageSource, world: World) -> Batches[tuple[Tensor, Tensor, Tensor]]:
         """This rank's share of them, as `centre_crops`."""

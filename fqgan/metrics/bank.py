@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from fqgan.base.inputs import Numbers, as_indices, as_rows
+from fqgan.base.spread import spread_evenly
 from fqgan.metrics.sums import AllReduce
 
 
 class FeatureBank:
-    """The features of `kept` evenly spaced images of a set, at most; every rank may add any of them, in any order.
+    """The features of `kept` images of a set, at most, spread evenly; every rank may add any of them, in any order.
 
     Rows are addressed by the image's position, and what other ranks hold is zero here: sums over ranks are exact, and
     the result does not depend on batches or ranks. Memory: kept * dim * 4 bytes.
@@ -22,6 +23,7 @@ class FeatureBank:
 
     def __init__(self, count: int, dim: int, kept: int, device: torch.device | str = "cpu"):
         self._count, self._kept = count, min(count, kept)
+        self._places = torch.tensor(spread_evenly(count, self._kept), device=device)
         self._rows = torch.zeros(self._kept, dim, device=device)
         self._filled = torch.zeros(self._kept, dtype=torch.int64, device=device)
 
@@ -33,9 +35,8 @@ class FeatureBank:
         device, rule = self._rows.device, f"lie in [0, {self._count})"
         features = as_rows(features, "features", self._rows.shape[1], device)
         positions = as_indices(positions, "positions", rule, self._count, device, length=len(features), values=False)
-        # row r keeps the image at r * count // kept
-        rows = (positions * self._kept + self._count - 1) // self._count
-        chosen = rows * self._count // self._kept == positions
+        rows = torch.searchsorted(self._places, positions).clamp(max=self._kept - 1)
+        chosen = self._places[rows] == positions
         self._rows[rows[chosen]] = features[chosen].float()
         self._filled[rows[chosen]] = 1
 
