@@ -260,11 +260,13 @@ def write_world(mine: str) -> None:
     link("runs/first", *(f"runs/{name}" for name in ("dual", "mine", "large", "dual-ds16", "quickstart/tokenizer")))
     link("runs/far", *(f"runs/{name}" for name in ("other", "far-base", "far-large", "flat", "quickstart/generator")))
     link("runs/far", "runs/a", "runs/b", "runs/mine-far")
-    link("runs/classifier", "runs/classifier-6")
+    link("runs/classifier", "runs/classifier-6", "runs/classifier-64")
+    link("runs/first", *(f"runs/recipe-64/rows/{name}/seed-0" for name in ("paper", "next")))
     link("stores/photos", "stores/imagenet", "stores/imagenet-val", "stores/held-out", "stores/dual", "stores/flat")
     link("stores/photos", "stores/mine", "codes/dual", "codes/dual-test")
     link("codes/triple", "codes/triple-test", "stores/triple")
     link("stores/photos", *(f"stores/{name}-{seed}" for name in ("paper", "next") for seed in range(3)))
+    link("stores/photos", "stores/64-paper", "stores/64-next")
     link("samples/all/samples.npz", "samples.npz", "VIRTUAL_imagenet256_labeled.npz")
     for name in ("vqgan-2k", "factorized", "disentangled", "represented", "both", "represented-0.02"):
         for seed in range(3):
@@ -297,7 +299,8 @@ def _write_pictures() -> None:
         draw_picture(Path(name), 100 + i)
     for split in ("train", "validation"):
         run(f"data pack imagenet --split {split} --size 64 --workers 0 --out imagenet-256")
-    link("imagenet-256", "cifar10")
+    link("imagenet-256", "cifar10", "imagenette-64")
+    link("imagenet", "imagenette")
     write_captioned(Path("flickr8k"), train=8, test=4)
     Path("tars").mkdir()
     with tarfile.open("tars/train-0000.tar", "w") as tar:
