@@ -176,7 +176,7 @@ def test_evaluation_limit_and_ranks(limit: int, world: int) -> None:
         for rank in range(world)
     ]  # fmt: skip
     everything = [i for share in shares for i in share]
-    assert everything == spread_evenly(10, limit).tolist()
+    assert everything == spread_evenly(10, limit)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 

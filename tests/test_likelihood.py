@@ -170,7 +170,7 @@ def test_classes_that_the_generator_does_not_know_may_be_left_aside(home: Path, 
 def test_some_images_are_spread_over_the_data(home: Path) -> None:
     result = likelihood("generator", "--data", "store", "--images", 3)
     assert result["images"] == 3
-    assert sorted(entry["index"] for entry in result["worst"]) == spread_evenly(12, 3).tolist()
+    assert sorted(entry["index"] for entry in result["worst"]) == spread_evenly(12, 3)
 
 
 def test_images_have_the_likelihood_of_their_extracted_codes(home: Path) -> None:

@@ -27,7 +27,7 @@ def cloud(count: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
 def test_what_is_spread_evenly_has_one_of_each_span_and_all_classes_that_take_turns() -> None:
     """Half of the pictures, a tenth and a fifth of sets whose classes go round: each class as often as by chance."""
     for count, limit, classes in ((50_000, 25_000, 1000), (50_000, 5_000, 10), (10_000, 2_000, 5), (999, 500, 2)):
-        chosen = spread_evenly(count, limit)
+        chosen = np.array(spread_evenly(count, limit))
         edges = np.arange(limit + 1) * count // limit
         assert (chosen >= edges[:-1]).all() and (chosen < edges[1:]).all()
         counts, expected = np.bincount(chosen % classes, minlength=classes), limit / classes

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from fqgan.base.errors import TooSmallError, UnreadableError, UserError
+from fqgan.base.spread import spread_evenly
 from fqgan.config import DataConfig
 from fqgan.config.data import Small
 from fqgan.data.decode import decode_image
-from fqgan.data.order import SampleStream, evenly_spread, sample_rng
+from fqgan.data.order import SampleStream, sample_rng
 from fqgan.data.sources import ImageSource
 from fqgan.data.tokens import TokenStore
 from fqgan.data.transforms import (
@@ -249,7 +250,7 @@ def evaluation_batches(
     picture at most and may be empty. A picture that cannot be read is left out, named in a warning and counted in
     `Batches.unreadable`. `UserError` for pictures that are too small.
     """
-    indices = evenly_spread(len(source), limit, rank, world)
+    indices = spread_evenly(len(source), limit, rank, world)
     keys = (indices[start : start + batch] for start in range(0, len(indices), batch))
     return load(EvaluationSet(source, size).read_or_skip, keys, workers, False)
 

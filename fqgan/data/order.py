@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fqgan.base.errors import UserError
-from fqgan.base.spread import spread_evenly
 
 # Keeps this use of (seed, epoch) apart from others. It must not be 0: SeedSequence pads short keys with zeros.
 _ORDER_TAG = 0x04DE4
@@ -68,13 +67,6 @@ def sample_rng(seed: int, sample: tuple[int, int], tag: int) -> np.random.Genera
     """Random numbers of one sample (epoch, index) for one purpose, whatever rank or worker draws them. `tag` keeps
     purposes apart; it must not be 0."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *sample, tag])))
-
-
-def evenly_spread(count: int, limit: int, rank: int = 0, world: int = 1) -> list[int]:
-    """A rank's share of `spread_evenly`'s indices: consecutive ones, in order; shares differ by one at most and may be
-    empty."""
-    chosen = spread_evenly(count, limit)
-    return chosen[len(chosen) * rank // world : len(chosen) * (rank + 1) // world].tolist()
 
 
 class SampleStream:

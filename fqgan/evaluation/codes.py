@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fqgan.base.errors import UserError
+from fqgan.base.spread import spread_evenly
 from fqgan.config import SourceOptions
 from fqgan.config.evaluation import LikelihoodEvaluation
 from fqgan.data.loader import EvaluationSet
-from fqgan.data.order import evenly_spread
 from fqgan.data.sources import ImageSource, announce, open_source
 from fqgan.data.sources.base import listed
 from fqgan.data.tokens import TokenStore, is_store
@@ -52,7 +52,7 @@ class Codes(ABC):
     @property
     def indices(self) -> list[int]:
         """The images that are taken, over all ranks."""
-        return evenly_spread(self.count, self.settings.limit)
+        return spread_evenly(self.count, self.settings.limit)
 
     factors: list[str]
     """Their names."""
@@ -90,7 +90,7 @@ class StoredCodes(Codes):
         self._tokenizer = "" if settings.out == Path() else store.tokenizer_at(settings.tokenizer)
 
     def batches(self) -> Iterator[Coded]:
-        share = evenly_spread(self.count, self.settings.limit, self.world.rank, self.world.size)
+        share = spread_evenly(self.count, self.settings.limit, self.world.rank, self.world.size)
         for start in range(0, len(share), self.settings.batch):
             part = share[start : start + self.settings.batch]
             yield *self._take(part), torch.tensor(part)

@@ -13,7 +13,6 @@ from fqgan.base.errors import UserError
 from fqgan.base.spread import spread_evenly
 from fqgan.config.evaluation import LikelihoodEvaluation, Measuring
 from fqgan.data.loader import evaluation_batches
-from fqgan.data.order import evenly_spread
 from fqgan.data.sources import ImageSource
 from fqgan.data.workers import Batches
 from fqgan.engine.distributed import World, all_reduce_sum
@@ -53,7 +52,8 @@ class FeatureCollector:
         self._indices = torch.tensor(indices, dtype=torch.int64)
         count = len(indices)
         self._in_half = torch.zeros(count, dtype=torch.bool, device=device)
-        self._in_half[torch.tensor(spread_evenly(count, (count + 1) // 2), device=device)] = True
+        half = torch.tensor(spread_evenly(count, (count + 1) // 2), dtype=torch.int64, device=device)
+        self._in_half[half] = True
         self._pooled, self._half = FeatureStatistics(network.dim, device), FeatureStatistics(network.dim, device)
         self._spatial = FeatureStatistics(network.spatial_dim, device) if network.spatial_dim else None
         self._bank = FeatureBank(count, network.dim, kept, device)
@@ -127,7 +127,7 @@ class CentreCrops:
 
     def indices(self, source: ImageSource) -> list[int]:
         """All images that are read, over all ranks."""
-        return evenly_spread(len(source), self.settings.limit)
+        return spread_evenly(len(source), self.settings.limit)
 
     def batches(self, source: ImageSource, world: World) -> Batches[tuple[Tensor, Tensor, Tensor]]:
         """This rank's share of them, as `centre_crops`."""

@@ -253,7 +253,9 @@ def features_of_set(
     made = features_protocol(network, reading.size, source.options)
     content = {"content": from_main(lambda: content_of(source))} if hashed or cache else {}
     chosen = reading.settings
-    place = cache_path({**made, **content, "limit": chosen.limit, "kept": chosen.kept, "spread": 2}) if cache else None
+    # spread 2: one picture of each span; caches of before have pictures at equal distances
+    part = {"limit": chosen.limit, "kept": chosen.kept, "spread": 2}
+    place = cache_path({**made, **content, **part}) if cache else None
     found = cached(place, made, content, network.dim, world.device) if place and place.exists() else None
     if not agree(int(found is None)) and found:  # the ranks' machines may have caches of their own
         features, side = found

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from fqgan.base.errors import UserError
 from fqgan.base.files import making_folder
 from fqgan.base.printing import say
+from fqgan.base.spread import spread_evenly
 from fqgan.config import GeneratorRunConfig
 from fqgan.data.loader import check_ranks, token_batches
-from fqgan.data.order import evenly_spread
 from fqgan.data.tokens import TokenStore
 from fqgan.engine import sharding
 from fqgan.engine.devices import exact_device, upload
@@ -195,7 +195,7 @@ class GeneratorTask(Task):
         if store is None:
             return {}
         count = min(self.config.train.validation_images or len(store), len(store))
-        share = evenly_spread(len(store), count, world.rank, world.size)
+        share = spread_evenly(len(store), count, world.rank, world.size)
         size = micro_batch(self.config.train, world.size)
         network, terms, agreed = LossFace(model), {}, Agreed(iter(()))
         sums = torch.zeros(2 * len(self.names), dtype=torch.float64, device=exact_device(world.device))
@@ -227,8 +227,8 @@ class GeneratorTask(Task):
             return
         config = self.config
         rows = max(1, math.isqrt(config.train.sample_images))
-        count = config.model.num_classes
-        classes = [i * count // min(rows, count) for i in range(min(rows, count))] or [-1] * rows
+        shown = min(rows, config.model.num_classes)
+        classes = [i * config.model.num_classes // shown for i in range(shown)] or [-1] * rows
         columns = -(-config.train.sample_images // len(classes))
         labels = torch.tensor(classes).repeat_interleave(columns)
         assert isinstance(model, FAR)

@@ -23,7 +23,8 @@ class FeatureBank:
 
     def __init__(self, count: int, dim: int, kept: int, device: torch.device | str = "cpu"):
         self._count, self._kept = count, min(count, kept)
-        self._places = torch.tensor(spread_evenly(count, self._kept), device=device)
+        places = spread_evenly(count, self._kept) if self._kept else []
+        self._places = torch.tensor(places, dtype=torch.int64, device=device)
         self._rows = torch.zeros(self._kept, dim, device=device)
         self._filled = torch.zeros(self._kept, dtype=torch.int64, device=device)
 

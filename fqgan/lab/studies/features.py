@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fqgan.base.errors import UserError
 from fqgan.base.progress import image_bar
+from fqgan.base.spread import spread_evenly
 from fqgan.config import SourceOptions
 from fqgan.data.loader import EvaluationSet
-from fqgan.data.order import evenly_spread
 from fqgan.data.sources import ImageSource, open_source
 from fqgan.data.transforms import normalize
 from fqgan.data.workers import load
@@ -92,13 +92,13 @@ def pick(source: ImageSource, count: int, classes: Sequence[int] = ()) -> list[i
     """Indices of `count` images, evenly spread: over the source, or over each of `classes` (`count` of each). 0: all.
     `UserError` for a class without images."""
     if not classes:
-        return evenly_spread(len(source), count)
+        return spread_evenly(len(source), count)
     found: list[int] = []
     for label in classes:
         own = np.flatnonzero(source.labels == label)
         if not len(own):
             raise UserError(f"{source.name} has no image of class {name_of(source, label)}")
-        found += own[evenly_spread(len(own), count)].tolist()
+        found += own[spread_evenly(len(own), count)].tolist()
     return found
 
 

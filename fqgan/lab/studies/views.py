@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from fqgan.base.errors import UserError
+from fqgan.base.spread import spread_evenly
 from fqgan.data.loader import evaluation_batches
-from fqgan.data.order import evenly_spread
 from fqgan.data.transforms import normalize
 from fqgan.lab.studies.features import factors, images_of, load_models, size_for, stem_of
 from fqgan.lab.studies.figures import write_picture
@@ -25,7 +25,7 @@ def views(options: ViewsOptions) -> list[Path]:
     the factors without it. Returns the files, the table first. `UserError` where no picture can be read."""
     models = load_models(options)
     source = images_of(options)
-    shown = evenly_spread(len(evenly_spread(len(source), options.limit)), options.shown)
+    shown = spread_evenly(len(spread_evenly(len(source), options.limit)), options.shown)
     rows, data, files = [], [], []
     for name, tokenizer in models.items():
         k, names = tokenizer.num_factors, factors(tokenizer)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fqgan.base.files import write_text
-from fqgan.data.order import evenly_spread
+from fqgan.base.spread import spread_evenly
 from fqgan.evaluation.protocol import read_result
 from fqgan.lab.report.render import Captioned, captions_page
 from fqgan.lab.studies.results import Column, Numbers, cell, orderings_text
@@ -90,7 +90,7 @@ def _page(readings: Sequence[Reading], trials: Sequence[Trial], results: Mapping
     seed = min(trial.seed for trial in trials)
     tests = open_test_set(trials[0].settings)
     pictures = []
-    for index in evenly_spread(len(tests), SHOWN):
+    for index in spread_evenly(len(tests), SHOWN):
         captions = {}
         for each in readings:
             text, value = results[each.name, seed]["captions"][index]
