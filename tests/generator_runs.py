@@ -1,4 +1,4 @@
-"""What tests of training a generator share: two token stores, a tiny config, and its command line."""
+"""What tests of training a generator share: two token stores, and a tiny config."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import STEPS
+from runs import TRAINING
 from stores import make_store
 
-from fqgan.base import schema
 from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.config.presets import child, get_generator
 from fqgan.tokenizer.model import FactorizedTokenizer
@@ -34,26 +33,7 @@ def small(home: Path, **changes: Any) -> GeneratorRunConfig:
         get_generator("far-tiny"),
         model={"width": 32, "depth": 2, "heads": 2, "mlp_multiple": 16},
         optimizer={"warmup_steps": 2, "schedule": "constant", "clip": 0.1},
-        train={
-            "batch": 8,
-            "micro_batch": 4,
-            "steps": STEPS,
-            "ema_decay": 0.9,
-            "log_every": 1,
-            "validate_every": 3,
-            "image_every": 0,
-            "checkpoint_every": 3,
-            "keep_last": 3,
-            "sample_images": 3,
-            "precision": "float32",
-            "device": "cpu",
-        },
+        train={**TRAINING, "validate_every": 3, "image_every": 0, "sample_images": 3},
     )
     config = replace(config, data=str(home / "store"), validation=str(home / "held-out"))
     return child(config, **changes)
-
-
-def command(config: GeneratorRunConfig, run: Path, *options: str) -> list[str]:
-    file = run.with_suffix(".config.json")
-    schema.save(config, file)
-    return ["train-generator", "far-tiny", "--config", str(file), "--run", str(run), *options]

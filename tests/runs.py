@@ -6,15 +6,38 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from processes import finish, start, wait_for
 from safetensors.torch import load_file
 
+from fqgan.base import schema
+from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
 from fqgan.engine.run import read_stats
 
 STEPS = 6
+TRAINING: dict[str, Any] = {
+    "batch": 8,
+    "micro_batch": 4,
+    "steps": STEPS,
+    "ema_decay": 0.9,
+    "log_every": 1,
+    "checkpoint_every": 3,
+    "keep_last": 3,
+    "precision": "float32",
+    "device": "cpu",
+}
+"""Accumulation and a moving average, and checkpoints at half time and at the end."""
+
+
+def command(config: TokenizerRunConfig | GeneratorRunConfig, run: Path, *options: str) -> list[str]:
+    """The training of a config, which the command reads from a file beside the run."""
+    file = run.with_suffix(".config.json")
+    schema.save(config, file)
+    verb = "train-tokenizer photos-dual" if isinstance(config, TokenizerRunConfig) else "train-generator far-tiny"
+    return [*verb.split(), "--config", str(file), "--run", str(run), *options]
 
 
 def contents(run: Path, step: int) -> dict[str, torch.Tensor]:

@@ -15,15 +15,16 @@ from PIL import Image
 from processes import IN_FLOAT64, finish, on_two_ranks, start
 from runs import (
     STEPS,
+    TRAINING,
     assert_alike,
     assert_same,
+    command,
     contents,
     killed_and_resumed,
     lines,
     stopped_by,
 )
 
-from fqgan.base import schema
 from fqgan.config import FactorConfig, TokenizerRunConfig
 from fqgan.config.presets import child
 
@@ -67,24 +68,8 @@ def everything(pictures: Path) -> TokenizerRunConfig:
         latent={"perturb_share": 0.3, "perturb_neighbours": 4, "mask_share": 0.5},
         discriminator={"start": 2, "channels": 32, "layers": 2},
         optimizer={"warmup_steps": 2, "schedule": "cosine"},
-        train={
-            "batch": 8,
-            "micro_batch": 4,
-            "steps": STEPS,
-            "ema_decay": 0.9,
-            "log_every": 1,
-            "checkpoint_every": 3,
-            "keep_last": 3,
-            "precision": "float32",
-            "device": "cpu",
-        },
+        train=TRAINING,
     )
-
-
-def command(config: TokenizerRunConfig, run: Path, *options: str) -> list[str]:
-    file = run.with_suffix(".config.json")
-    schema.save(config, file)
-    return ["train-tokenizer", "photos-dual", "--config", str(file), "--run", str(run), *options]
 
 
 @pytest.fixture(scope="module")

@@ -5,32 +5,30 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from generator_runs import home, small
 from generators import tiny as tiny_generator
 from processes import on_two_ranks
 from rehearsal import counted
-from runs import lines
-from stores import make_store
+from runs import command, contents, lines
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fqgan.base import schema
-from fqgan.config import GeneratorRunConfig, TokenizerRunConfig
-from fqgan.config.presets import child, get_generator
-from fqgan.engine.checkpoint import load_tensors
+from fqgan.config import GeneratorRunConfig
+from fqgan.config.presets import child
 from fqgan.engine.sharding import shard, sharded_parts
 from fqgan.engine.speed import compile_parts
 from fqgan.generator.model import FAR
 from fqgan.generator.task import LossFace
 from fqgan.generator.transformer import Block
-from fqgan.tokenizer.model import FactorizedTokenizer
+
+__all__ = ["home"]  # fixtures
 
 
 @pytest.fixture
@@ -108,46 +106,18 @@ def test_sharded_blocks_share_what_is_compiled_once(two_ranks: None, recompute: 
 
 
 @pytest.fixture
-def config(tiny: TokenizerRunConfig, tmp_path: Path) -> GeneratorRunConfig:
-    torch.manual_seed(0)
-    tokenizer = FactorizedTokenizer(tiny.model).eval()
-    make_store(tmp_path / "store", tokenizer)
-    make_store(tmp_path / "held-out", tokenizer, images=7, seed=5)
-    shape = {"width": 32, "depth": 2, "heads": 2, "mlp_multiple": 16, "class_dropout": 0.0, "qk_norm": True}
-    return child(
-        replace(get_generator("far-tiny"), data=str(tmp_path / "store"), validation=str(tmp_path / "held-out")),
-        model=shape,
-        optimizer={"warmup_steps": 2, "schedule": "constant", "lr": 1e-3},
-        train={
-            "batch": 8,
-            "micro_batch": 2,
-            "steps": 6,
-            "ema_decay": 0.9,
-            "log_every": 1,
-            "validate_every": 3,
-            "image_every": 0,
-            "checkpoint_every": 3,
-            "keep_last": 3,
-            "precision": "bf16",
-            "device": "cpu",
-        },
+def config(home: Path) -> GeneratorRunConfig:
+    return small(
+        home,
+        model={"class_dropout": 0.0, "qk_norm": True},
+        optimizer={"lr": 1e-3, "clip": 1.0},
+        train={"micro_batch": 2, "precision": "bf16"},
     )
 
 
 def trained(config: GeneratorRunConfig, run: Path) -> list[dict[str, float]]:
-    file = run.with_suffix(".config.json")
-    schema.save(config, file)
-    on_two_ranks(["train-generator", "far-tiny", "--config", str(file), "--run", str(run)])
+    on_two_ranks(command(config, run))
     return lines(run)
-
-
-def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    return {
-        f"{file.stem}/{name}": each
-        for file in sorted(folder.glob("*.safetensors"))
-        for name, each in load_tensors(file).items()
-    }
 
 
 @pytest.mark.slow
@@ -162,13 +132,13 @@ def test_sharded_bf16_trains_as_ddp_and_resumes_exactly(config: GeneratorRunConf
             assert abs(two[name] - one[name]) < 0.02 * learned, (name, one["step"])
         close = 0.01 if one["step"] <= 2 else 0.1  # roundings of bf16 go their own ways from then on
         assert two["generator_gradient_norm"] == pytest.approx(one["generator_gradient_norm"], rel=close)
-    straight = weights(tmp_path / "fsdp", 6)
+    straight = contents(tmp_path / "fsdp", 6)
     assert {each.dtype for each in straight.values() if each.is_floating_point()} <= {torch.float32, torch.float64}
     assert any(
         (each != each.bfloat16().float()).any() for name, each in straight.items() if name.startswith("generator/")
     )
     shutil.rmtree(tmp_path / "fsdp" / "checkpoints" / "step-00000006")
     again = trained(child(config, train={"fsdp": True}), tmp_path / "fsdp")
-    resumed = weights(tmp_path / "fsdp", 6)
+    resumed = contents(tmp_path / "fsdp", 6)
     assert [name for name in straight if not torch.equal(straight[name], resumed[name])] == []
     assert again == sharded

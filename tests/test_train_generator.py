@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from generator_runs import command, home, small
-from runs import STEPS, assert_alike, contents, lines
+from generator_runs import home, small
+from runs import STEPS, assert_alike, command, contents, lines
 from stores import CLASSES, make_store
 from torch import Tensor
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from generator_runs import command, home, small
+from generator_runs import home, small
 from processes import IN_FLOAT64, finish, on_two_ranks, start
-from runs import STEPS, assert_alike, assert_same, contents, killed_and_resumed, lines, stopped_by
+from runs import STEPS, assert_alike, assert_same, command, contents, killed_and_resumed, lines, stopped_by
 
 from fqgan.config.presets import child
 
