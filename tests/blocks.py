@@ -189,6 +189,7 @@ NOT_RUN = {
     "hf:": "needs the hub; tests/test_hub.py has one on this machine",
     "openssl": "makes a token for a server",
     "train20k.parquet": "a part of CIFAR-10 that one page alone speaks of",
+    "train10k.parquet": "half of that part",
     "stores/redrawn": "a chain of commands; tests/test_redrawn.py and tests/test_posttraining.py run it",
     "runs/post": "the same",
     "--lm microsoft/phi-2": "needs the weights of Phi-2; tests/test_understanding.py has a small Phi",
@@ -261,7 +262,11 @@ def write_world(mine: str) -> None:
     link("runs/far", *(f"runs/{name}" for name in ("other", "far-base", "far-large", "flat", "quickstart/generator")))
     link("runs/far", "runs/a", "runs/b", "runs/mine-far")
     link("runs/classifier", "runs/classifier-6", "runs/classifier-64")
-    link("runs/first", *(f"runs/recipe-64/rows/{name}/seed-0" for name in ("paper", "next")))
+    link(
+        "runs/first",
+        *(f"runs/recipe-64/rows/{name}/seed-0" for name in ("paper", "next")),
+        "runs/recipe/rows/next/seed-1",
+    )
     link("stores/photos", "stores/imagenet", "stores/imagenet-val", "stores/held-out", "stores/dual", "stores/flat")
     link("stores/photos", "stores/mine", "codes/dual", "codes/dual-test")
     link("codes/triple", "codes/triple-test", "stores/triple")
