@@ -68,11 +68,11 @@ def test_features_that_are_all_the_same_give_finite_gradients() -> None:
 
 
 def test_many_positions_are_sampled() -> None:
-    """512 of 4096: of a copy it is still 1, of independent features near 0 (0.02 by chance)."""
+    """512 of 4096: of a copy it is still 1, of independent features near 0."""
     torch.manual_seed(0)
     a, b = torch.randn(4, 3, 32, 32), torch.randn(4, 2, 32, 32)
     assert independence_loss([a, a]).item() == pytest.approx(1, abs=1e-3)
-    assert independence_loss([a, b]) < 0.04
+    assert independence_loss([a, b]) < 0.02
 
 
 def information(a: Tensor, b: Tensor, bins: int = 8) -> float:
