@@ -44,7 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     far = presets.child(
         presets.FAR_PHOTOS,
         model={"width": 16, "depth": 1, "heads": 2, "mlp_multiple": 16},
-        train={"batch": 4, "precision": "float32", "steps": 2, "device": "cpu", "sample_images": 2},
+        train={"batch": 4, "precision": "float32", "steps": 2, "device": "cpu", "sample_images": 2, "clusters": (4,)},
     )
     monkeypatch.setitem(presets.GENERATOR_PRESETS, "far-photos", far)
     monkeypatch.setattr(photos, "TRAIN_CROPS", 2)

@@ -155,12 +155,10 @@ FAR_TINY_NEXT = child(
 )
 # For the codes of `photos-dual`: minutes on two CPU cores (LOG.md).
 FAR_PHOTOS = child(
-    FAR_TINY,
-    model={"dropout": 0.0},  # what rows that codes share gain is open here (LOG.md)
-    optimizer={"kind": "muon", "lr": 3e-3},
+    FAR_TINY_NEXT,
     sampling={"temperature": (0.8,)},
     train={
-        "steps": 1300,
+        "steps": 1100,
         "log_every": 25,
         "image_every": 400,
         "validate_every": 100,
