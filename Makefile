@@ -11,12 +11,15 @@ CONSTRAINTS := $(wildcard constraints/py$(VERSION).txt)
 # options of the measurements on a GPU; a dry run without one: make gpu GPU='--device cpu --small'
 GPU ?=
 
-.PHONY: quickstart test lint gpu docs notebooks clean
+.PHONY: quickstart test test-all lint gpu docs notebooks clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/fqgan quickstart $(QUICKSTART)
 
 test: lint
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow'
+
+test-all: lint
 	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(VENV)/installed

@@ -129,7 +129,6 @@ def test_kills_at_random_moments_change_nothing(folder: Path, tmp_path: Path) ->
     assert sums(tmp_path / "killed") == sums(tmp_path / "straight")
 
 
-@pytest.mark.slow
 def test_two_ranks_write_what_one_writes(folder: Path, tmp_path: Path) -> None:
     assert main(command(folder, tmp_path / "one")) == 0
     on_two_ranks(command(folder, tmp_path / "two"))

@@ -174,7 +174,6 @@ def test_folders_without_given_codes_stay_as_they_were(folder: Path, tmp_path: P
     assert "was begun with other settings (given: '' -> '" in line
 
 
-@pytest.mark.slow
 def test_two_ranks_write_what_one_writes(folder: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "given.npz", codes=some_codes(3).numpy(), mask=MASKS["region"].numpy())
     assert main(command(folder, tmp_path / "one", "--given", tmp_path / "given.npz")) == 0

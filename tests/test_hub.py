@@ -42,7 +42,6 @@ def python(code: str, cache: Path, port: int = 1, **env: str) -> subprocess.Comp
     return subprocess.CompletedProcess(code, process.returncode, output, errors.read_text())
 
 
-@pytest.mark.slow
 def test_a_model_travels(
     server: ThreadingHTTPServer, exported: Path, tokenizer: FactorizedTokenizer, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def fid(a: Tensor, b: Tensor) -> float:
     return frechet_distance(*(each.compute() for each in statistics))
 
 
+@pytest.mark.slow
 def test_fid_of_the_same_images_equals_torch_fidelity_and_torchmetrics(weights: Path, network: Inception) -> None:
     """At the 64-dimensional tap, with more images than dimensions."""
     metric_fid = pytest.importorskip("torch_fidelity.metric_fid")

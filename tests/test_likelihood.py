@@ -244,7 +244,6 @@ def test_classes_that_decide_the_codes_are_found_by_likelihood(
     assert "zero-shot class, top 1" in found.table()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("data", ["store", "pictures"])
 def test_two_ranks_share_the_work(home: Path, data: str) -> None:
     write_classes(home / "pictures", 7)
@@ -258,7 +257,6 @@ def test_two_ranks_share_the_work(home: Path, data: str) -> None:
     assert Path("both/images.csv").read_text() == Path("out/images.csv").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("data", ["store", "pictures"])
 def test_on_a_device_without_float64_the_numbers_are_those_of_the_cpu(home: Path, data: str) -> None:
     """The device of tests/metal.py, which refuses to meet tensors of the CPU."""

@@ -126,6 +126,7 @@ def test_sharded_weights_are_an_eighth_on_each_of_eight_gpus() -> None:
     assert weights < gathered < 2.1 * weights  # forward, and again backward, but for the last block
 
 
+@pytest.mark.slow
 def test_activations_grow_with_the_micro_batch_and_shrink_when_they_are_computed_again() -> None:
     config = tokenizer("photos-dual", train={"precision": "bf16"})
     small, step = (steps.follow_one(config, each) for each in (4, 8))
@@ -137,6 +138,7 @@ def test_activations_grow_with_the_micro_batch_and_shrink_when_they_are_computed
     assert again.work[:, 0].sum() > step.work[:, 0].sum()
 
 
+@pytest.mark.slow
 def test_the_plan_chooses_the_largest_micro_batch_that_fits() -> None:
     config = generator("far-small", batch=64, precision="bf16")
     made = plan(config, PlanSettings(gpu="2.2:100:1000"))
@@ -174,6 +176,7 @@ def test_more_gpus_than_the_network_serves_are_named(capsys: pytest.CaptureFixtu
     assert "far-tiny on 512 x H100 SXM" in told
 
 
+@pytest.mark.slow
 def test_a_checkpoint_takes_the_planned_place(tmp_path: Path) -> None:
     options = ["--data.source", "photos", "--train.batch", "1", "--train.precision", "float32", "--data.workers", "0"]
     small = [

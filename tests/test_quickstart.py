@@ -51,6 +51,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "VALIDATION_CROPS", 1)
 
 
+@pytest.mark.slow
 def test_quickstart_trains_evaluates_and_reports(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,6 +206,7 @@ def on_a_gpu(loader: str, *batch: tuple[tuple[int, ...], torch.dtype]) -> Iterat
             yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tokenizers_whole_step_stays_on_a_gpu(kind: str, base: TokenizerRunConfig) -> None:
     config = everything(base, kind)

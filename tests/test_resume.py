@@ -28,7 +28,6 @@ from runs import (
 from fqgan.config import FactorConfig, TokenizerRunConfig
 from fqgan.config.presets import child
 
-pytestmark = pytest.mark.slow
 QUANTIZER_OPTIONS = {"gradient": "rotation", "ema_decay": 0.9, "restart_after": 1, "kmeans_iterations": 2}
 
 
@@ -148,6 +147,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 def test_exact_resume_with_the_gan_variants(pictures: Path, tmp_path: Path) -> None:
     """Every second step has R1, LeCam has its averages, and the weight is still rising when the first process ends."""
     gan = {**VARIANTS, "start": 1, "warmup_steps": 4}
@@ -170,8 +170,11 @@ def test_exact_resume_with_the_gan_variants(pictures: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("gan", "quantizer", "lanes"),
-    [({"norm": "group"}, {}, 1), (VARIANTS, {}, 1), ({"norm": "group"}, QUANTIZER_OPTIONS, 2)],
-    ids=["plain", "gan variants", "quantizer options and lanes"],
+    [
+        pytest.param({"norm": "group"}, {}, 1, id="plain"),
+        pytest.param(VARIANTS, {}, 1, id="gan variants", marks=pytest.mark.slow),
+        pytest.param({"norm": "group"}, QUANTIZER_OPTIONS, 2, id="quantizer options and lanes", marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_equal_one_process(
     pictures: Path, tmp_path: Path, gan: dict[str, Any], quantizer: dict[str, Any], lanes: int

@@ -92,7 +92,6 @@ def test_llamagens_numbers(llamagen: FAR, golden: dict[str, np.ndarray]) -> None
     assert loss.item() == pytest.approx(golden["loss"].item(), rel=1e-5)
 
 
-@pytest.mark.slow
 def test_llamagen_decodes_greedily_with_guidance(llamagen: FAR, golden: dict[str, np.ndarray]) -> None:
     """The first sixteen positions."""
     sampler = llamagen.sampler(2, cfg_scale=4.0, top_k=1)

@@ -120,7 +120,6 @@ def test_numbers_depend_on_no_batch_and_no_rank(tokenizer: FactorizedTokenizer) 
     assert measured("--seed", 1)["metrics"]["psnr any 0.5"] != pytest.approx(expected["psnr any 0.5"], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_two_ranks_measure_what_one_does(tokenizer: FactorizedTokenizer) -> None:
     expected = measured()["metrics"]
     on_two_ranks(["evaluate", "codes", "tok", "--data", "data", *FAST, "--device", "cpu", "--out", "two.json"])

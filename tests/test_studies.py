@@ -48,6 +48,7 @@ def study_of(base: TokenizerRunConfig, tmp_path: Path) -> Callable[..., list[str
     return call
 
 
+@pytest.mark.slow
 def test_a_study_is_trained_measured_judged_and_reused(
     study_of: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_study_is_trained_measured_judged_and_reused(
     assert table(out) == rows and (out / "figure.pdf").read_bytes() == pictures
 
 
+@pytest.mark.slow
 def test_a_killed_study_ends_with_the_same_numbers(study_of: Callable[..., list[str]], tmp_path: Path) -> None:
     """Of rows that are measured on the way; rows that are not: tests/test_studies_generators.py."""
     options = ("--seeds", 1, "--only", "k2", "k3")
@@ -164,6 +166,7 @@ def test_rows_of_other_data_lengths_or_protocols_are_not_compared(
     assert "was not measured as" in line and "(size: 30, not 32)" in line
 
 
+@pytest.mark.slow
 def test_scaling_reads_several_lengths_from_one_run(
     study_of: Callable[..., list[str]], tmp_path: Path, refused: Refused
 ) -> None:

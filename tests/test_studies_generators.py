@@ -121,6 +121,7 @@ def test_rows_of_ones_own_are_sampled_as_their_parent_is(home: Path, capsys: pyt
     assert main([*argv, "--measure.num", "5"]) == 0 and not left.exists()
 
 
+@pytest.mark.slow
 def test_curves_measure_two_tokenizers_on_the_way(
     home: Path, capsys: pytest.CaptureFixture[str], refused: Refused
 ) -> None:

@@ -25,14 +25,12 @@ def uninterrupted(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.slow
 def test_kill_at_a_random_moment(uninterrupted: Path, home: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     killed_and_resumed(command(small(home), run), run, after="step-00000003")
     assert_same(run, uninterrupted)
 
 
-@pytest.mark.slow
 def test_sigterm_saves_then_stops(uninterrupted: Path, home: Path, tmp_path: Path) -> None:
     run, config = tmp_path / "stopped", small(home, train={"checkpoint_every": 100})
     stopped_by(signal.SIGTERM, command(config, run), run)
@@ -55,7 +53,6 @@ run()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_bad_validation_codes_of_one_rank_stop_all_of_them_saved(home: Path, tmp_path: Path, fsdp: bool) -> None:
     run = tmp_path / "run"
@@ -66,7 +63,6 @@ def test_bad_validation_codes_of_one_rank_stop_all_of_them_saved(home: Path, tmp
     assert "at step 3" in on_two_ranks(command(config, run))
 
 
-@pytest.mark.slow
 def test_ranks_and_sharding_change_nothing_but_rounding(home: Path, tmp_path: Path) -> None:
     """One process, two ranks with DDP, two with FSDP2: with accumulation, clipping and a moving average. A checkpoint
     of the sharded run goes on in one process, to the same end."""

@@ -69,7 +69,6 @@ def trained(data: str, run: str, *options: str) -> FAR:
     return fqgan.load_generator(run)
 
 
-@pytest.mark.slow
 def test_a_folder_of_pictures_without_classes_end_to_end(
     pictures: Path, tiny: TokenizerRunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
