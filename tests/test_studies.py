@@ -107,6 +107,21 @@ def test_a_study_is_trained_measured_judged_and_reused(
     assert table(out) == rows and (out / "figure.pdf").read_bytes() == pictures
 
 
+def test_machines_share_a_study_by_its_seeds(
+    study_of: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--only", "vqgan", "--seeds")
+    for seed in (0, 1):
+        assert main(study_of("ablation", *options, 1, "--first-seed", seed, out=f"machine-{seed}")) == 0
+    (alone,) = table(tmp_path / "machine-1")
+    shutil.copytree(tmp_path / "machine-1/rows", tmp_path / "machine-0/rows", dirs_exist_ok=True)
+    capsys.readouterr()
+    assert main(study_of("ablation", *options, 2, out="machine-0")) == 0
+    assert "training to" not in capsys.readouterr().out
+    first, second = table(tmp_path / "machine-0")
+    assert (first["seed"], second) == ("0", alone) and alone["seed"] == "1" and first["psnr"] != second["psnr"]
+
+
 @pytest.mark.slow
 def test_a_killed_study_ends_with_the_same_numbers(study_of: Callable[..., list[str]], tmp_path: Path) -> None:
     """Of rows that are measured on the way; rows that are not: tests/test_studies_generators.py."""

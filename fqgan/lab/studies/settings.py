@@ -303,7 +303,10 @@ class StudyOptions:
     config: str = ""
     """A config.json, such as another run's, whose values replace those of the preset."""
     seeds: int = 3
-    """Number of seeds of every row, counted from 0."""
+    """Number of seeds of every row."""
+    first_seed: int = 0
+    """The first of these seeds. Machines that train other seeds of a study can bring their `rows` into one folder,
+    which `--seeds` of all of them then reads."""
     rows: Path = Path()
     """JSON file with more rows: {"rows": [{"name": ..., "parent": ..., "changes": {"dotted.key": value}}]}."""
     only: tuple[str, ...] = ()
@@ -318,7 +321,7 @@ class StudyOptions:
             raise UserError("--out is missing: the folder of this study, such as --out runs/ablation")
         check_output(self.out, folder=True)
         at_least(1, seeds=self.seeds)
-        at_least(0, processes=self.processes)
+        at_least(0, processes=self.processes, **{"first-seed": self.first_seed})
         measure = self.measure
         at_least(1, **{"measure.batch": measure.batch, "measure.num": measure.num})
         at_least(0, **{f"measure.{key}": getattr(measure, key) for key in ("limit", "kept", "workers")})

@@ -84,7 +84,7 @@ def _jobs(study: Study, settings: Mapping[str, Any], options: StudyOptions, prot
             tuple(line for line in study.lines if line.row == row.name),
             protocol,
         )
-        for seed in range(options.seeds)
+        for seed in range(options.first_seed, options.first_seed + options.seeds)
         for row in study.rows
         if study.fractions(row.name)
     ]
