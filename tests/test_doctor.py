@@ -114,6 +114,7 @@ def test_pixels_that_differ_are_found_and_named(
     assert all("pixels" in line for line in wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "wrong"),
     [

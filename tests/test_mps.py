@@ -122,6 +122,7 @@ def test_a_missing_operator_is_named(text: str) -> None:
     assert not missing_operator(NotImplementedError("no such head")) and not missing_operator(RuntimeError(text))
 
 
+@pytest.mark.slow
 def test_the_rehearsal_sees_what_a_mac_would_refuse() -> None:
     rehearse("""
 import pytest

@@ -70,6 +70,7 @@ def test_the_planned_peak_is_the_measured_one(config: Any, micro_batch: int) -> 
     assert planned.peak == pytest.approx(measured_peak(config, micro_batch), rel=0.08)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [tokenizer(discriminator={"weight": 0.5}), generator(k=3)])
 def test_the_planned_arithmetic_is_that_of_real_steps(config: Any) -> None:
     planned = steps.follow_one(config, 2, gpu=False)
@@ -168,6 +169,7 @@ def test_collectives_cross_machines_at_the_networks_speed() -> None:
     assert collective("sum", [10**9], 1, gpus=2, node=1, link=450, network=50).seconds > inside.seconds
 
 
+@pytest.mark.slow
 def test_more_gpus_than_the_network_serves_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["plan", "far-tiny", "--gpus", "512", "--train.batch", "512", "--network", "0.01", "--data", "cifar10"]
     assert main(options) == 0

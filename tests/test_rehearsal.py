@@ -36,6 +36,7 @@ from fqgan.tokenizer.task import Batch, TokenizerTask
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow
 PAPER = ["dual-ds16", "triple-ds8", "vqgan-ds16-32k"]
 
 
@@ -72,7 +73,6 @@ def losses(task: TokenizerTask, batch: Batch) -> Iterator[Tensor]:
         yield loss
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER)
 def test_a_tokenizer_trains_and_encodes_on_a_gpu(name: str, source: ImageSource) -> None:
     """Losses with autocast and all that follows an update but for the update, then codes of a frozen model in bf16."""
@@ -89,7 +89,6 @@ def test_a_tokenizer_trains_and_encodes_on_a_gpu(name: str, source: ImageSource)
             assert pictures.shape == batch.images.shape
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["triple-ds16"])
 def test_a_tokenizer_goes_backward(name: str, source: ImageSource) -> None:
     """On fake tensors of the CPU: every parameter gets a gradient of its own type."""

@@ -22,6 +22,7 @@ from fqgan.tokenizer.branch import FeaturePredictionHead
 from fqgan.tokenizer.model import FactorizedTokenizer
 from fqgan.tokenizer.speed import compile_tokenizer, recompute_activations
 
+pytestmark = pytest.mark.slow
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TINY = {"width": 32, "heads": 2, "head_depth": 3, "mlp_multiple": 16, "codebook_sizes": (32, 32), "grid": (12, 12)}
 
@@ -51,7 +52,6 @@ def look(generator: FAR, images: int) -> None:
         generator.eval().loss(codes, labels)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_all_blocks_of_a_generator_share_what_is_compiled_once(recompute: bool) -> None:
     """Those of the backbone, and those of the head; another time without dropout, and for a last batch of another size,
@@ -85,7 +85,6 @@ def all_parts(model: FactorizedTokenizer, images: Tensor) -> None:
     torch.stack(terms).sum().backward()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("recompute", "layout"), [("none", torch.contiguous_format), ("all", torch.channels_last)])
 def test_the_parts_of_a_tokenizer_are_compiled_for_training_evaluation_and_a_last_batch(
     recompute: str, layout: torch.memory_format
@@ -124,7 +123,6 @@ def look_at(model: FactorizedTokenizer, images: Tensor) -> None:
         model.eval()(images)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["triple-ds16"])
 def test_a_tokenizer_of_the_paper_is_compiled_in_one_piece_on_a_gpu(name: str) -> None:
     config = presets.get(name)
@@ -154,7 +152,6 @@ def test_a_generator_of_the_paper_is_compiled_in_one_piece_on_a_gpu() -> None:
     assert all("scaled_dot_product_attention" in graph.code for graph in graphs)
 
 
-@pytest.mark.slow
 def test_a_sampler_compiles_a_block_once_for_each_length_whatever_the_position_and_the_layer() -> None:
     """Positions 0 to 143 read 64, 128 or 144 places, and the first 72 are guided."""
     with counted() as graphs, rehearsed(), torch.no_grad():

@@ -44,6 +44,7 @@ HOME = f"{Path(fqgan.__file__).parent}{os.sep}"  # a clone may lie in a folder o
 
 pytest.importorskip("timm")
 
+pytestmark = pytest.mark.slow
 KINDS = ["adam", "muon"]
 GPU = World(0, 1, torch.device("cuda", 0))
 PICTURES = "fqgan.data.picture_task.training_batches"
@@ -206,7 +207,6 @@ def on_a_gpu(loader: str, *batch: tuple[tuple[int, ...], torch.dtype]) -> Iterat
             yield
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tokenizers_whole_step_stays_on_a_gpu(kind: str, base: TokenizerRunConfig) -> None:
     config = everything(base, kind)

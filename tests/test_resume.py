@@ -168,13 +168,11 @@ def test_exact_resume_with_the_gan_variants(pictures: Path, tmp_path: Path) -> N
     assert contents(straight, STEPS)["discriminator/logit_means"].abs().min() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gan", "quantizer", "lanes"),
-    [
-        pytest.param({"norm": "group"}, {}, 1, id="plain"),
-        pytest.param(VARIANTS, {}, 1, id="gan variants", marks=pytest.mark.slow),
-        pytest.param({"norm": "group"}, QUANTIZER_OPTIONS, 2, id="quantizer options and lanes", marks=pytest.mark.slow),
-    ],
+    [({"norm": "group"}, {}, 1), (VARIANTS, {}, 1), ({"norm": "group"}, QUANTIZER_OPTIONS, 2)],
+    ids=["plain", "gan variants", "quantizer options and lanes"],
 )
 def test_two_ranks_equal_one_process(
     pictures: Path, tmp_path: Path, gan: dict[str, Any], quantizer: dict[str, Any], lanes: int

@@ -56,6 +56,7 @@ def call(home: Path, name: str, *rest: object, out: str = "out") -> list[str]:
     return [str(a) for a in (*argv, "--measure.data", home / "real", *MEASURE, "--out", home / out, *rest)]
 
 
+@pytest.mark.slow
 def test_heads_differ_in_the_head_alone_and_each_is_sampled_twice(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_killed_study_ends_with_the_same_numbers(home: Path) -> None:
     assert [line["step"] for line in read_stats(home / "out/rows/linear/seed-0")] == list(range(1, 7))
 
 
+@pytest.mark.slow
 def test_rows_of_ones_own_are_sampled_as_their_parent_is(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"name": "wide", "parent": "ar", "label": "wider", "changes": {"model.mlp_multiple": 32}}]
     (home / "rows.json").write_text(json.dumps({"rows": rows}))
