@@ -251,7 +251,6 @@ def test_wandb_goes_on_with_its_run(pictures: Path, tmp_path: Path) -> None:
     assert ids[0] == ids[1] and re.fullmatch("[a-z0-9]{8}", ids[0])
 
 
-@pytest.mark.slow
 def test_wandb_itself_takes_up_its_run(pictures: Path, tmp_path: Path) -> None:
     """Offline, where it keeps a folder of each start, named after the run."""
     pytest.importorskip("wandb")
