@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _CHUNK_ELEMENTS = 1 << 24  # logits at a time: 64 MiB in float32
+_CHUNK_ELEMENTS_CPU = 1 << 18  # there they stay in a core's cache,
+_CHUNK_ROWS_CPU = 256  # but a product of few rows is slow
+_SMALLEST = torch.finfo(torch.float32).tiny  # probability of a cluster
 
 
 @dataclass
@@ -63,7 +66,7 @@ def linear_cross_entropy(
         hidden: (N, d).
         weight: (K, d).
         targets: (N,) int64 in [0, K); -1: a row that does not count.
-        chunk: rows at a time; 0: 2^24 / K of them.
+        chunk: rows at a time; 0: 2^24 / K of them, on a CPU 2^18 / K or 256.
         clusters: of the K codes.
         cluster_weight: of the clusters' cross-entropy in `loss`.
     """
@@ -87,7 +90,10 @@ def _as_computed(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _logits(rows: Tensor, matrix: Tensor, chunk: int) -> Iterator[tuple[slice, Tensor]]:
     """Some rows after others: which, and their logits in float32."""
-    chunk = chunk or max(1, _CHUNK_ELEMENTS // len(matrix))
+    if not chunk:
+        on_cpu = rows.device.type == "cpu"
+        elements, least = (_CHUNK_ELEMENTS_CPU, _CHUNK_ROWS_CPU) if on_cpu else (_CHUNK_ELEMENTS, 1)
+        chunk = max(least, elements // len(matrix))
     for start in range(0, len(rows), chunk):
         part = slice(start, start + chunk)
         yield part, (rows[part] @ matrix.T).float()
@@ -107,38 +113,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # what needs a gradient is asked of the context: gradients are off in here
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         rows, matrix = _as_computed(hidden, weight)
+        left_out, targets = targets < 0, targets.clamp(min=0)[:, None]
+        counted_rows = rows.masked_fill(left_out[:, None], 0)
+        counted = (~left_out).sum().clamp(min=1)
         entropy, hits, of_clusters = (torch.zeros((), device=hidden.device) for _ in range(3))
         hidden_grad = torch.empty_like(rows) if wants_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        counted = (targets >= 0).sum().clamp(min=1)
+        # gradients are made in units of this, which is one product in the end and not one for each logit
+        unit = 1 + cluster_weight if clusters is not None else 1.0
         with torch.autocast(hidden.device.type, enabled=False):
             for part, logits in _logits(rows, matrix, chunk):
-                x, left_out, y = rows[part], targets[part] < 0, targets[part].clamp(min=0)[:, None]
-                hits += ((logits.argmax(1) == y[:, 0]) & ~left_out).sum()
-                log_p = logits.log_softmax(1)
-                entropy -= log_p.gather(1, y)[:, 0].masked_fill(left_out, 0).sum()
-                near = None
-                if clusters is not None:  # the few codes beside the target, and their probabilities among themselves
+                y = targets[part]
+                top, best = logits.max(1, keepdim=True)
+                hits += ((best == y)[:, 0] & ~left_out[part]).sum()
+                p = logits.softmax(1)
+                log_sum = top - p.gather(1, best).log()  # the largest has 1 / sum of exp(logit - top)
+                entropy += (log_sum - logits.gather(1, y))[:, 0].masked_fill(left_out[part], 0).sum()
+                if clusters is not None:  # the few codes beside the target, and their probabilities
                     members = clusters.members[clusters.of[y[:, 0]]]
                     codes = members.clamp(min=0)
-                    inside = log_p.gather(1, codes).masked_fill_(members < 0, -torch.inf)
-                    own = inside.logsumexp(1, keepdim=True)
-                    of_clusters -= own[:, 0].masked_fill(left_out, 0).sum()
-                    near = codes, (inside - own).exp_()
+                    inside = p.gather(1, codes).masked_fill_(members < 0, 0)
+                    own = inside.sum(1, keepdim=True).clamp_(min=_SMALLEST)
+                    of_clusters -= own.log()[:, 0].masked_fill(left_out[part], 0).sum()
+                    p.scatter_add_(1, codes, inside.mul_(-cluster_weight / unit / own))
                 if hidden_grad is None and weight_grad is None:
                     continue
-                p = log_p.exp_()
-                if near:
-                    codes, q = near
-                    p *= 1 + cluster_weight
-                    p.scatter_add_(1, codes, q.mul_(-cluster_weight))
-                p.scatter_add_(1, y, p.new_full((), -1).expand_as(y))
-                p = (p.masked_fill_(left_out[:, None], 0) / counted).to(rows.dtype)
+                p = p.scatter_add_(1, y, p.new_full((), -1 / unit).expand_as(y)).to(rows.dtype)
                 if hidden_grad is not None:
                     torch.mm(p, matrix, out=hidden_grad[part])
                 if weight_grad is not None:
-                    weight_grad += p.T @ x
-        ctx.save_for_backward(hidden_grad, weight_grad)
+                    weight_grad += p.T @ counted_rows[part]
+        if hidden_grad is not None:
+            hidden_grad.masked_fill_(left_out[:, None], 0)
+        ctx.save_for_backward(hidden_grad, weight_grad, unit / counted)
         ctx.dtypes = hidden.dtype, weight.dtype
         entropy, of_clusters, share = entropy / counted, of_clusters / counted, hits / counted
         ctx.mark_non_differentiable(entropy, share, of_clusters)
@@ -146,8 +153,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *made, scale = ctx.saved_tensors
+        scale = scale * grads[0]
         scaled = (
-            None if grad is None else (grad * grads[0].to(grad.dtype)).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if grad is None else (grad.to(scale.dtype) * scale).to(dtype)
+            for grad, dtype in zip(made, ctx.dtypes, strict=True)
         )
         return *scaled, None, None, None, None
