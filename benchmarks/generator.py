@@ -1,11 +1,13 @@
-"""A generator's training step: tokens/s, model FLOP utilisation and memory, ours against the plain loss.
+"""A generator's training step: tokens/s, model FLOP utilisation and memory, ours against the plain loss or a preset
+against another one.
 
-python benchmarks/generator.py [--preset far-small] [--batch 8] [--grid 16] [--codebook 16384] [--factors 2]
-    [--precision bf16] [--steps 5] [--rounds 3] [--compile] [--recompute]
+python benchmarks/generator.py [--preset far-small] [--against PRESET] [--batch 8] [--grid 16] [--codebook 16384]
+    [--factors 2] [--precision bf16] [--steps 5] [--rounds 3] [--compile] [--recompute]
 
-A step is forward, backward, clipping, fused AdamW and the moving average, on random codes. "ours" is the training task;
-"plain" is the same model whose k matrices of logits are made whole and given to F.cross_entropy. Rounds alternate, the
-best counts. A token is a position with its k codes.
+A step is forward, backward, clipping, the preset's optimizer and the moving average, on random codes, vectors and
+clusters. "ours" is the training task; "plain" is the same model whose k matrices of logits are made whole and given
+to F.cross_entropy; with --against another preset's step stands in its place. Rounds alternate, the best counts. A token
+is a position with its k codes.
 
 FLOPs of an image's forward pass, two for each multiply-add (n positions, k factors, width d, l blocks of p weights, l'
 blocks in the head, K_i codes):
@@ -36,8 +38,11 @@ from fqgan.config.presets import child
 from fqgan.engine.distributed import pick_device
 from fqgan.engine.optim import Ema, make_optimizer
 from fqgan.engine.speed import autocast, compile_parts, keep_freed_memory
+from fqgan.generator.cross_entropy import Clusters
 from fqgan.generator.model import FAR
 from fqgan.generator.transformer import Block
+
+_CODE_DIM = 4  # of the vectors that codes share rows by
 
 
 def forward_flops(config: GeneratorConfig) -> float:
@@ -72,14 +77,27 @@ def best(run: Callable[[], Any], times: int, device: torch.device) -> float:
     return min(seconds[1:])
 
 
-class Step:
-    """One optimizer step of a fresh model."""
+def clusters_of(vectors: Tensor, count: int) -> Clusters:
+    """Of codes with these vectors, each in the cluster of the nearest of `count` of them."""
+    return Clusters.grouped(torch.cdist(vectors, vectors[:count]).argmin(1))
 
-    def __init__(self, arguments: argparse.Namespace, device: torch.device, plain: bool):
-        config = child(presets.get_generator(arguments.preset), optimizer={"lr": 1e-4})
+
+class Step:
+    """One optimizer step of a fresh model of a preset."""
+
+    def __init__(self, arguments: argparse.Namespace, device: torch.device, preset: str, plain: bool = False):
+        config = child(presets.get_generator(preset), optimizer={"lr": 1e-4})
         sizes, grid = (arguments.codebook,) * arguments.factors, (arguments.grid, arguments.grid)
+        dims = (_CODE_DIM,) * arguments.factors
         with device:  # a GPU draws hundreds of millions of weights at once
-            self.model = FAR(config.model.resolved(sizes, grid, 1000)).train()
+            self.model = FAR(config.model.resolved(sizes, grid, 1000, dims)).train()
+            vectors = [torch.randn(size, _CODE_DIM) for size in sizes]
+        if config.model.code_vectors:
+            self.model.set_code_vectors(vectors)
+        self.clusters, self.cluster_weight = [], config.train.cluster_weight
+        if self.cluster_weight:
+            counts = [*config.train.clusters] * arguments.factors
+            self.clusters = [clusters_of(each, count) for each, count in zip(vectors, counts, strict=False)]
         for block in self.model.modules():
             if isinstance(block, Block):
                 block.recompute = arguments.recompute
@@ -100,7 +118,10 @@ class Step:
     def loss(self) -> Tensor:
         with autocast(self.device, self.precision):
             if not self.plain:
-                return torch.stack(self.model.loss(self.codes, self.labels).loss).mean()
+                found = self.model.loss(
+                    self.codes, self.labels, clusters=self.clusters, cluster_weight=self.cluster_weight
+                )
+                return torch.stack(found.loss).mean()
             targets = self.codes.flatten(2).unbind(1)
             logits = self.model(self.codes, self.labels)
             pairs = zip(logits, targets, strict=True)
@@ -117,6 +138,7 @@ class Step:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="far-small")
+    parser.add_argument("--against", default="", help="another preset, in place of the plain loss")
     for name, value in (("batch", 8), ("grid", 16), ("codebook", 16384), ("factors", 2), ("steps", 5), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--precision", default="bf16", choices=("bf16", "float32"))
@@ -125,33 +147,39 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--recompute", action="store_true")
     arguments = parser.parse_args()
+    if arguments.against == arguments.preset:
+        parser.error("--against names the same preset")
     keep_freed_memory()
     device = pick_device(arguments.device)
     dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
     peak = arguments.peak * 1e12 or matmul_rate(device, dtype)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     print(f"{name}; {arguments.precision}, peak {peak / 1e12:.3g} TFLOP/s; {arguments}")
+    preset, other = arguments.preset, arguments.against
+    contestants = {preset: (preset,), other: (other,)} if other else {"ours": (preset,), "plain": (preset, True)}
     seconds: dict[str, float] = {}
     memory: dict[str, float] = {}
+    flops: dict[str, float] = {}
     for _ in range(arguments.rounds):
-        for kind in ("ours", "plain"):
+        for kind, what in contestants.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            step = Step(arguments, device, kind == "plain")
+            step = Step(arguments, device, *what)
             seconds[kind] = min(seconds.get(kind, float("inf")), best(step, arguments.steps, device))
             if device.type == "cuda":
                 memory[kind] = torch.cuda.max_memory_allocated() / 2**30
-            else:  # the process's peak only grows: ours comes first
+            else:  # the process's peak only grows: the first is right
                 memory.setdefault(kind, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-            flops, positions = 3 * forward_flops(step.model.config), arguments.grid**2
+            flops[kind], positions = 3 * forward_flops(step.model.config), arguments.grid**2
             del step
     for kind, each in seconds.items():
         rate = arguments.batch / each
         print(
-            f"{kind:<6}{each * 1e3:9.1f} ms a step  {rate * positions:10.0f} tokens/s  {rate:8.2f} images/s  "
-            f"{rate * flops / peak:6.1%} of the peak  {memory[kind]:6.2f} GiB"
+            f"{kind:<14}{each * 1e3:9.1f} ms a step  {rate * positions:10.0f} tokens/s  {rate:8.2f} images/s  "
+            f"{rate * flops[kind] / peak:6.1%} of the peak  {memory[kind]:6.2f} GiB"
         )
-    print(f"plain / ours: {seconds['plain'] / seconds['ours']:.2f} in time")
+    first, second = contestants
+    print(f"{second} / {first}: {seconds[second] / seconds[first]:.2f} in time")
 
 
 if __name__ == "__main__":

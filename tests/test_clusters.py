@@ -70,6 +70,16 @@ def test_a_clusters_probability_is_the_sum_of_its_codes(chunk: int) -> None:
         torch.testing.assert_close(own.double(), plain.double(), atol=1e-6, rtol=1e-6)  # pyright: ignore
 
 
+def test_a_cluster_without_any_probability_left_has_a_finite_loss() -> None:
+    """200 nats below the others; float32 ends at 87."""
+    x, weight = torch.ones(1, 1, requires_grad=True), torch.tensor([[-200.0], [-200.0], [0.0]])
+    found = linear_cross_entropy(x, weight, torch.tensor([0]), 0, Clusters.grouped(torch.tensor([0, 0, 1])), 0.5)
+    found.loss.backward()
+    assert found.cross_entropy == 200
+    assert 80 < found.clusters < 200
+    assert x.grad is not None and x.grad.item() == pytest.approx(200)
+
+
 def test_the_generators_loss_has_that_of_each_factors_clusters(in_float64: None) -> None:
     model = tiny()
     codes = torch.randint(5, (2, 3, 3, 4))

@@ -152,19 +152,19 @@ def test_adaln_starts_at_nothing_and_is_dits(in_float64: None) -> None:
     torch.testing.assert_close(block(x, rotary, condition), y)
 
 
-@pytest.mark.parametrize("positions", [12, 3])
-def test_a_block_is_transformers_llama_layer(positions: int) -> None:
-    """Given our rotary rows, in its order of channels."""
+@pytest.mark.parametrize(("positions", "kv_heads"), [(12, 2), (12, 4), (3, 2), (2, 4)])
+def test_a_block_is_transformers_llama_layer(positions: int, kv_heads: int) -> None:
+    """Given our rotary rows, in its order of channels; values and gradients."""
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
     from transformers import LlamaConfig
 
-    config = replace(TINY, kv_heads=2)
-    block = tiny(kv_heads=2).blocks[0]
+    config = replace(TINY, kv_heads=kv_heads)
+    block = tiny(kv_heads=kv_heads).blocks[0]
     theirs = LlamaConfig(
         hidden_size=32,
         intermediate_size=config.mlp_width,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=kv_heads,
         rms_norm_eps=config.norm_eps,
         attn_implementation="eager",
     )
@@ -175,12 +175,12 @@ def test_a_block_is_transformers_llama_layer(positions: int) -> None:
     def reordered(weight: Tensor, heads: int) -> Tensor:
         return weight.unflatten(0, (heads, 8))[:, order].flatten(0, 1)
 
-    q, k, v = block.attention.qkv.weight.split([32, 16, 16])
+    q, k, v = block.attention.qkv.weight.split([32, 8 * kv_heads, 8 * kv_heads])
     gate, up = block.gate_up.weight.chunk(2)
     layer.load_state_dict(
         {
             "self_attn.q_proj.weight": reordered(q, 4),
-            "self_attn.k_proj.weight": reordered(k, 2),
+            "self_attn.k_proj.weight": reordered(k, kv_heads),
             "self_attn.v_proj.weight": v,
             "self_attn.o_proj.weight": block.attention.out.weight,
             "mlp.gate_proj.weight": gate,
@@ -190,19 +190,25 @@ def test_a_block_is_transformers_llama_layer(positions: int) -> None:
             "post_attention_layernorm.weight": block.mlp_norm.weight,
         }
     )
-    x, table = torch.randn(2, positions, 32), rotary_table((3, 4), 8, 10_000.0, False, CPU)[:positions]
+    x, table = (
+        torch.randn(2, positions, 32, requires_grad=True),
+        rotary_table((3, 4), 8, 10_000.0, False, CPU)[:positions],
+    )
     cos, sin = (part.repeat(1, 2)[None] for part in table.unbind(-1))
     mask = torch.full((positions, positions), -torch.inf).triu(1)[None, None]
     expected = layer(x, attention_mask=mask, position_embeddings=(cos, sin))
     expected = expected[0] if isinstance(expected, tuple) else expected
-    torch.testing.assert_close(block(x, table), expected, atol=1e-5, rtol=1e-5)
+    own, upstream = block(x, table), torch.randn(2, positions, 32)
+    torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
+    gradients = (torch.autograd.grad(y, x, upstream)[0] for y in (own, expected))
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("positions", [2, 65, 257])
-def test_attention_is_the_same_in_both_precisions(positions: int) -> None:
-    """On a CPU bfloat16 goes by plain products up to a length, float32 by torch's kernel; values and gradients."""
+@pytest.mark.parametrize(("positions", "kv_heads"), [(2, 2), (2, 4), (65, 2), (257, 2)])
+def test_attention_is_the_same_in_both_precisions(positions: int, kv_heads: int) -> None:
+    """Values and gradients."""
     torch.manual_seed(0)
-    attention = tiny(kv_heads=2).blocks[0].attention
+    attention = tiny(kv_heads=kv_heads).blocks[0].attention
     table = rotary_table((16, 16), 8, 10_000.0, False, CPU)[:positions]
     x, upstream = torch.randn(2, 2, positions, 32)
     outcomes = []

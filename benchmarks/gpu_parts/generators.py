@@ -32,7 +32,6 @@ def training(bench: Bench, preset: str, variant: str, size: int) -> Row:
     """Steps at a size, or the largest below it that fits; 0: at the largest of all. A token is a position."""
     small = bench.small
     arguments = argparse.Namespace(
-        preset=preset,
         batch=2,
         grid=4 if small else 16,
         codebook=64 if small else 16384,
@@ -43,7 +42,7 @@ def training(bench: Bench, preset: str, variant: str, size: int) -> Row:
     )
     if size:
         arguments.batch = size
-    step = Step(arguments, bench.device, plain=False)
+    step = Step(arguments, bench.device, preset)
 
     def run(count: int) -> None:
         step.resize(count)
