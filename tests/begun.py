@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
 from test_bad_input import TRAIN
 
+from fqgan.base import schema
 from fqgan.cli import main
+from fqgan.config import TokenizerRunConfig
 
 
 def train(*options: object) -> int:
@@ -15,6 +19,12 @@ def train(*options: object) -> int:
 
 
 @pytest.fixture
-def run(here: Path) -> Path:
-    assert train("--train.steps", "1", "--train.keep-last", "1") == 0
-    return here / "run"
+def run(here: Path, tiny: TokenizerRunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of one that was trained once."""
+    once = tmp_path_factory.getbasetemp() / "begun"
+    if not once.exists():
+        once.mkdir()
+        schema.save(tiny, once / "tiny.json")
+        with contextlib.chdir(once):
+            assert train("--train.steps", "1", "--train.keep-last", "1") == 0
+    return shutil.copytree(once / "run", here / "run")

@@ -192,6 +192,7 @@ def test_the_index_of_a_card_has_what_was_measured_and_on_what(
     assert "model-index" not in model_card(config, 1000, {"fingerprint": "abc"}, {})
 
 
+@pytest.mark.slow
 def test_another_process_has_the_same_codes(tokenizer: FactorizedTokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "saved")
     torch.save(images(), tmp_path / "images.pt")

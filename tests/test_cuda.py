@@ -1,7 +1,7 @@
 """What a GPU computes, against a CPU or against the plain way there: `pytest -m cuda`, skipped where there is none.
 
-Each test runs on the CPU, too, where both sides are the CPU's: that proves little, but it keeps the tests' own code
-working until the next GPU.
+Each test runs on the CPU, too (`make test-all`), where both sides are the CPU's: that proves little, but it keeps the
+tests' own code working until the next GPU.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Kind = Literal["tokenizer", "generator"]
 CUDA = [pytest.mark.cuda, pytest.mark.skipif(not HERE, reason="no CUDA device")]
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=CUDA)])
+@pytest.fixture(params=[pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=CUDA)])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Float32 means float32 on it: convolutions on a GPU round to TF32 by default."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):

@@ -181,7 +181,15 @@ run()
 """
 
 
-@pytest.mark.parametrize("shell", [">&-", ">/dev/full", "| head -c 0", "2>&-", "<&- >&- 2>&-"])
+# each starts Python anew
+@pytest.mark.parametrize(
+    "shell",
+    [
+        ">/dev/full",
+        "<&- >&- 2>&-",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (">&-", "| head -c 0", "2>&-")),
+    ],
+)
 def test_closed_and_full_streams_end_nothing(shell: str, pictures: Path) -> None:
     command = f"set -o pipefail; '{sys.executable}' -c '{STREAMS}' '{pictures}' {shell}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

@@ -176,6 +176,7 @@ def test_both_players_see_changed_images(tiny: TokenizerRunConfig, monkeypatch: 
 # --- training
 
 
+@pytest.mark.slow
 def test_training_resumes_to_the_bit_and_keeps_the_backbones_name_alone(
     tiny: TokenizerRunConfig, tmp_path: Path
 ) -> None:

@@ -140,9 +140,9 @@ def test_the_second_half_ends_with_the_guided_positions() -> None:
 @pytest.mark.parametrize("head", HEADS[1:])
 @pytest.mark.parametrize("settings", [{}, {"cfg_scale": 1.0}, {"temperature": 0}, {"top_k": 4, "top_p": 0.9}])
 def test_an_image_depends_on_its_label_seed_and_index_alone(head: str, settings: dict, products: str) -> None:
-    model = tiny(head=head)
+    model = tiny(head=head, grid=(2, 3))
     whole = model.generate(LABELS, seed=7, **settings)
-    assert whole.shape == (8, 3, 3, 4)
+    assert whole.shape == (8, 3, 2, 3)
     for batch in (1, 3, 8):
         sampler = model.sampler(batch, **settings)
         assert torch.equal(sampler(LABELS, 7), whole)
@@ -156,10 +156,9 @@ def test_an_image_depends_on_its_label_seed_and_index_alone(head: str, settings:
     assert torch.equal(own[1], model.generate([LABELS[0]], seed=9, **settings)[0])
 
 
-@pytest.mark.parametrize("head", HEADS[1:])
-@pytest.mark.parametrize("grid", [(3, 4), (7, 10)])
+@pytest.mark.parametrize(("head", "grid"), [("mlp", (3, 4)), ("ar", (3, 4)), ("masked", (3, 4)), ("ar", (6, 11))])
 def test_static_shapes_give_the_same_codes(head: str, grid: tuple[int, int], products: str) -> None:
-    """70 positions: more than one length to read."""
+    """66 positions: more than one length to read."""
     model = tiny(head=head, grid=grid, depth=1, head_depth=1)
     settings = {"cfg_scale": [2.0, 1.0, 3.0], "cfg_schedule": "linear", "cfg_interval": (0.0, 0.8)}
     expected = model.sampler(4, **settings)(LABELS[:7], 2)

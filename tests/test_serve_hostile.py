@@ -70,6 +70,7 @@ VALUES = strategies.recursive(
 FIELDS = ["classes", "num", "seed", "cfg_scale", "top_k", "codes", "keep", "region", "mask", "mix", "picture", "size"]
 
 
+@pytest.mark.slow
 @options(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     strategies.sampled_from(["generate", "edit", "decode", "encode", "likelihood", "reconstruct"]),
@@ -264,6 +265,7 @@ def test_pages_of_other_origins_call_only_where_asked(client: httpx.Client, mode
         assert httpx.get(f"{address}/api/models", headers={"origin": "https://other.org"}).status_code == 403
 
 
+@pytest.mark.slow
 def test_many_hostile_requests_leave_no_objects_behind(client: httpx.Client) -> None:
     def count() -> int:
         gc.collect()

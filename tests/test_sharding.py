@@ -86,6 +86,7 @@ def test_bf16_halves_what_is_gathered_and_sums_in_float32(two_ranks: None) -> No
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_sharded_blocks_share_what_is_compiled_once(two_ranks: None, recompute: bool) -> None:
     """Those of the backbone, and those of the head: the hooks that gather weights break no graph."""

@@ -151,6 +151,7 @@ def test_a_saved_phi_is_loaded_trained_and_writes_the_table(
     assert (out / "rows" / "network" / "seed-0" / "measured.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_exactly(study: Callable[..., list[str]], tmp_path: Path) -> None:
     chosen = ("--seeds", 1, "--only", "continuous-1", "blind")
     process = start(study(*chosen, out="killed"))
@@ -165,6 +166,7 @@ def test_a_killed_study_goes_on_exactly(study: Callable[..., list[str]], tmp_pat
     assert (tmp_path / "killed" / "table.csv").read_text() == (tmp_path / "whole" / "table.csv").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_read_of_a_picture_is_in_its_caption(study: Callable[..., list[str]], tmp_path: Path) -> None:
     """With a small language model trained on the captions: the colour of a square, which a blind row cannot know."""
     small = ["--language.model.width", 32, "--language.model.heads", 2, "--language.model.min-count", 1]
