@@ -66,7 +66,7 @@ def linear_cross_entropy(
         hidden: (N, d).
         weight: (K, d).
         targets: (N,) int64 in [0, K); -1: a row that does not count.
-        chunk: rows at a time; 0: 2^24 / K of them, on a CPU 2^18 / K or 256.
+        chunk: rows at a time; 0: 2^24 / K of them, on a CPU 2^18 / K and at least 256.
         clusters: of the K codes.
         cluster_weight: of the clusters' cross-entropy in `loss`.
     """
