@@ -40,7 +40,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	@# bytecode is made of what is imported, not of all: a third of the installation's time
+	@# bytecode is made of what is imported, not of all: that took a quarter of the installation's time
 	$(BIN)/pip install --disable-pip-version-check --no-compile -q $(addprefix -c ,$(CONSTRAINTS)) -e '.[dev]'
 	touch $@
 

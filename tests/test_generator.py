@@ -190,10 +190,8 @@ def test_a_block_is_transformers_llama_layer(positions: int, kv_heads: int) -> N
             "post_attention_layernorm.weight": block.mlp_norm.weight,
         }
     )
-    x, table = (
-        torch.randn(2, positions, 32, requires_grad=True),
-        rotary_table((3, 4), 8, 10_000.0, False, CPU)[:positions],
-    )
+    x = torch.randn(2, positions, 32, requires_grad=True)
+    table = rotary_table((3, 4), 8, 10_000.0, False, CPU)[:positions]
     cos, sin = (part.repeat(1, 2)[None] for part in table.unbind(-1))
     mask = torch.full((positions, positions), -torch.inf).triu(1)[None, None]
     expected = layer(x, attention_mask=mask, position_embeddings=(cos, sin))

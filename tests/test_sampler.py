@@ -156,7 +156,8 @@ def test_an_image_depends_on_its_label_seed_and_index_alone(head: str, settings:
     assert torch.equal(own[1], model.generate([LABELS[0]], seed=9, **settings)[0])
 
 
-@pytest.mark.parametrize(("head", "grid"), [("mlp", (3, 4)), ("ar", (3, 4)), ("masked", (3, 4)), ("ar", (6, 11))])
+@pytest.mark.parametrize("head", HEADS[1:])
+@pytest.mark.parametrize("grid", [(3, 4), (6, 11)])
 def test_static_shapes_give_the_same_codes(head: str, grid: tuple[int, int], products: str) -> None:
     """66 positions: more than one length to read."""
     model = tiny(head=head, grid=grid, depth=1, head_depth=1)
