@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from noise import Noise, batches
@@ -126,6 +127,22 @@ def test_turns_are_even_and_change_nothing_else() -> None:
         (quarters,) = [k for k in range(4) if torch.equal(image, plain.rot90(k, (1, 2)))]
         counts[quarters] += 1
     assert min(counts) >= 30
+
+
+def test_jitter_is_one_line_per_channel_and_changes_nothing_else() -> None:
+    source = Noise([20])
+    jittered = TrainingSet(source, DataConfig(jitter=0.1), 32, seed=0)
+    plain = TrainingSet(source, DataConfig(), 32, seed=0)
+    found = []
+    for index in range(20):
+        for now, before in zip(jittered[0, index][0].float(), plain[0, index][0].float(), strict=True):
+            inside = (now > 0) & (now < 255)
+            slope, shift = np.polyfit(before[inside], now[inside], 1)
+            # rounding moves a value by half, and the middle grey of gain 1 stays where it is
+            assert (before[inside] * slope + shift - now[inside]).abs().max() < 1
+            assert 0.9**2 - 0.01 < slope < 1.1**2 + 0.01 and abs(shift) < 0.1 * 127.5 + 1
+            found.append(slope)
+    assert np.std(found) > 0.03
 
 
 def test_small_pictures_are_enlarged_skipped_or_refused() -> None:

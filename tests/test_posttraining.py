@@ -154,6 +154,7 @@ def test_what_contradicts_itself_is_refused(tiny: TokenizerRunConfig, changes: d
     [
         ({"quantizer": {"restart_after": 5}}, "quantizer.restart_after changes codes, and train.only decoder leaves"),
         ({"data": {"flip": True}, "latent": {"codes": "store"}}, "latent.codes are those of centre crops"),
+        ({"data": {"jitter": 0.1}, "latent": {"codes": "store"}}, "latent.codes are those of centre crops"),
     ],
 )
 def test_what_would_change_codes_is_refused(tiny: TokenizerRunConfig, changes: dict, message: str) -> None:

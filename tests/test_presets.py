@@ -76,6 +76,19 @@ def test_the_factors_and_teachers_of_the_paper() -> None:
     assert all(teachers[name] == [""] for name in PAPER if name.startswith("vqgan"))
 
 
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("cifar10-")])
+def test_the_recipes_of_published_numbers_are_pinned(name: str) -> None:
+    """The tables of CIFAR-10 in docs/results.md are of these settings, whatever the photographs' presets learn."""
+    config = get(name)
+    optimizer, loss, data = config.optimizer, config.loss, config.data
+    assert (optimizer.kind, optimizer.lr, optimizer.schedule, optimizer.warmup_steps) == ("muon", 3e-3, "cosine", 50)
+    assert (loss.perceptual_weight, loss.entropy_weight) == (0.3, 0.003)
+    assert (loss.disentangle_weight, loss.representation_weight) == (0.02, 0.02)
+    assert (data.crop_min, data.flip, data.turn, data.jitter) == (1.0, True, False, 0.0)
+    assert (config.train.epochs, config.train.steps) == (20, 0)
+    assert config.train.batch == (32 if name.endswith("-next") else 64)
+
+
 def test_the_offline_triple_has_the_papers_levels() -> None:
     """Differs from photos-dual by a middle factor alone, with another teacher; nothing in it needs a download."""
     dual, triple = get("photos-dual"), get("photos-triple")

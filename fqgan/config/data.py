@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from fqgan.base.schema import without
 from fqgan.config.ranges import setting
 
 Small = Literal["enlarge", "skip", "refuse"]
@@ -66,6 +65,8 @@ class DataConfig(SourceOptions):
     """Mirror half of the images, chosen at random."""
     turn: bool = False
     """Turn images by a random multiple of 90 degrees. Suits pictures without an upright side, and very small sets."""
+    jitter: float = setting(0.0, below=1)
+    """Largest share by which contrast and the gains of the colour channels change at random. Suits very small sets."""
     max_unreadable: float = setting(0.01, below=1, changeable=True)
     """Share of pictures that may be unreadable. A warning names each of them, and another picture takes its place. The
     run ends if there are more (and more than ten). 0: the run ends at the first one."""
@@ -81,8 +82,8 @@ class DataConfig(SourceOptions):
 
     @classmethod
     def from_older(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Version 0.1 had `upscale`, a bool, and refused small pictures without it; and `jitter`."""
-        return without(small_of_upscale(data), jitter=0.0)
+        """Version 0.1 had `upscale`, a bool, and refused small pictures without it."""
+        return small_of_upscale(data)
 
 
 def small_of_upscale(data: dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ VQGAN_DS8 = child(VQGAN_DS16, model=DS8)
 
 # Small models for small images: codes of fewer dimensions for fewer codes, a stem that spares full resolution, and a
 # teacher and a perceptual distance that ship in a package. Tuned for minutes on two CPU cores (LOG.md).
-PHOTOS_DUAL = child(
+SMALL_DUAL = child(
     DUAL_DS16,
     model={
         "image_size": 64,
@@ -65,7 +65,7 @@ PHOTOS_DUAL = child(
             FactorConfig("semantic", 1024, 4, adapter_depth=1, teacher="efficientnet-lite0@64"),
         ),
     },
-    data={"source": "photos", "crop_min": 0.6, "turn": True, "workers": 1},
+    data={"crop_min": 1.0, "workers": 1},
     loss={
         "perceptual": "efficientnet-lite0",
         "perceptual_weight": 0.3,
@@ -86,6 +86,13 @@ PHOTOS_DUAL = child(
         "checkpoint_every": 310,
     },
 )
+# what generalises from ten photographs (docs/results.md, the quickstart)
+PHOTOS_DUAL = child(
+    SMALL_DUAL,
+    data={"source": "photos", "crop_min": 0.7, "turn": True, "jitter": 0.1},
+    loss={"perceptual_weight": 0.15},
+    optimizer={"schedule": "cooldown", "cooldown": 0.4},
+)
 PHOTOS_DUAL_128 = child(PHOTOS_DUAL, model={"image_size": 128})
 # Three levels as the paper's triple, offline: the middle factor learns a map halfway up the network whose end the
 # semantic factor learns. Both teachers and the perceptual distance share one pass over the images.
@@ -100,18 +107,11 @@ PHOTOS_TRIPLE = child(
     },
 )
 PHOTOS_VQGAN = child(PHOTOS_DUAL, model={"factors": (FactorConfig("visual", 2048, 4, adapter_depth=0),)})
-CIFAR10_DUAL = child(
-    PHOTOS_DUAL,
-    model={"image_size": 32, "stem": 2},
-    data={"source": "", "crop_min": 1.0, "turn": False},
-    train={"batch": 64, "steps": 0, "epochs": 20.0},
-)
+CIFAR10_DUAL = child(SMALL_DUAL, model={"image_size": 32, "stem": 2}, train={"batch": 64, "steps": 0, "epochs": 20.0})
 # More updates, paid for by a teacher that shares the perceptual distance's pass (docs/results.md)
 CIFAR10_DUAL_NEXT = child(
     CIFAR10_DUAL,
-    model={
-        "factors": (PHOTOS_DUAL.model.factors[0], but(PHOTOS_DUAL.model.factors[1], teacher="efficientnet-lite0@32"))
-    },
+    model={"factors": (SMALL_DUAL.model.factors[0], but(SMALL_DUAL.model.factors[1], teacher="efficientnet-lite0@32"))},
     train={"batch": 32},
 )
 CIFAR10_TRIPLE = child(CIFAR10_DUAL, model={"factors": PHOTOS_TRIPLE.model.factors})

@@ -280,6 +280,6 @@ class TokenizerRunConfig:
         if option := next((name for name in options if getattr(self.quantizer, name)), ""):
             raise UserError(f"quantizer.{option} changes codes, and train.only decoder leaves them alone: set it to 0")
         data = self.data
-        if self.latent.codes and (data.crop_min < 1 or data.crop_max < 1 or data.flip or data.turn):
-            options = "--data.crop-min 1 --data.crop-max 1 --data.no-flip --data.no-turn"
+        if self.latent.codes and (data.crop_min < 1 or data.crop_max < 1 or data.flip or data.turn or data.jitter):
+            options = "--data.crop-min 1 --data.crop-max 1 --data.no-flip --data.no-turn --data.jitter 0"
             raise UserError(f"latent.codes are those of centre crops, which training must take too: {options}")

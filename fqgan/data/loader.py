@@ -26,6 +26,7 @@ from fqgan.data.transforms import (
     crops,
     fits,
     flip,
+    jitter,
     normalize,
     random_crop,
     resize_shorter,
@@ -106,7 +107,7 @@ class TrainingSet:
             image = flip(image)
         if self.config.turn:
             image = turn(image, int(rng.integers(4)))
-        return image
+        return jitter(image, rng, self.config.jitter) if self.config.jitter else image
 
 
 class EvaluationSet:

@@ -87,6 +87,15 @@ def turn(image: Image.Image, quarters: int) -> Image.Image:
     return image.transpose(_TURNS[quarters - 1]) if quarters else image
 
 
+def jitter(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+    """Change an RGB picture's light and colours a little: a value v in [0, 1] of channel c becomes
+    contrast * (gain_c * v - 1/2) + 1/2, clipped, with the four factors drawn from [1 - strength, 1 + strength]."""
+    contrast, *gains = rng.uniform(1 - strength, 1 + strength, 4)
+    values = np.arange(256) / 255
+    table = np.concatenate([contrast * (gain * values - 0.5) + 0.5 for gain in gains])
+    return image.point((table * 255).round().clip(0, 255).astype(int).tolist())
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB picture -> contiguous uint8 (3, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
