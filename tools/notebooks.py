@@ -1,6 +1,7 @@
 """The notebooks of docs/notebooks: `python tools/notebooks.py [NAME ...]` runs them and keeps what they print and draw.
 
-They run in a folder of their own, `runs/notebooks`, from top to bottom. The site shows them as pages.
+They run from top to bottom in a folder of their own, `runs/notebooks`, which is emptied first. The site shows them as
+pages.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,9 @@ def page(path: Path) -> tuple[str, dict[str, bytes]]:
 if __name__ == "__main__":
     import nbformat
 
-    for name in sys.argv[1:] or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")):
-        file = NOTEBOOKS / f"{name}.ipynb"
-        nbformat.write(executed(file, HOME / "runs" / "notebooks"), file)
+    folder = HOME / "runs" / "notebooks"
+    shutil.rmtree(folder, ignore_errors=True)  # runs of other settings would be refused, and finished ones not shown
+    for name in sys.argv[1:] or sorted((path.stem for path in NOTEBOOKS.glob("*.ipynb")), key="tour".__ne__):
+        file = NOTEBOOKS / f"{name}.ipynb"  # the tour first: others go on with its tokenizer
+        nbformat.write(executed(file, folder), file)
         print(file)
