@@ -78,7 +78,8 @@ if __name__ == "__main__":
 
     folder = HOME / "runs" / "notebooks"
     shutil.rmtree(folder, ignore_errors=True)  # runs of other settings would be refused, and finished ones not shown
-    for name in sys.argv[1:] or sorted((path.stem for path in NOTEBOOKS.glob("*.ipynb")), key="tour".__ne__):
-        file = NOTEBOOKS / f"{name}.ipynb"  # the tour first: others go on with its tokenizer
+    names = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    for name in sys.argv[1:] or sorted(names, key="tour".__ne__):  # the tour first: others go on with its tokenizer
+        file = NOTEBOOKS / f"{name}.ipynb"
         nbformat.write(executed(file, folder), file)
         print(file)
